@@ -1,0 +1,10 @@
+#![doc = include_str!("../README.md")]
+
+mod http;
+mod metrics;
+mod routes;
+mod view;
+
+pub use http::{Listener, serve};
+pub use metrics::{Kind, METRICS, Metric, recorder};
+pub use view::{Status, View};

@@ -1,0 +1,310 @@
+//! The metrics: one table of what there is, and one scrape from a snapshot to the recorder.
+//!
+//! What always holds: whatever is published stands in `METRICS`; counters come from totals that only grow; what is no
+//! longer there (a tenant that was removed) is not in the next answer.
+
+use std::{collections::BTreeMap, sync::atomic::Ordering::Relaxed, time::Duration};
+
+use metrics::{Label, SetRecorderError, counter, describe_counter, describe_gauge, gauge};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
+use metrics_util::MetricKindMask;
+use tenantry_proxy::{
+    directory::{PoolView, Snapshot},
+    pool::{slot::SlotState, stats::Stats},
+    session::state::SessionState,
+};
+
+use crate::view::Status;
+
+/// A series that a scrape did not renew is of something that is gone, and its last value would be a lie. Each scrape
+/// renews all others before it renders, so this need only be shorter than the time between two scrapes.
+const FORGET_AFTER: Duration = Duration::from_millis(50);
+
+/// How a metric moves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Counter,
+    Gauge,
+}
+
+/// One row of the table.
+#[derive(Debug, Clone, Copy)]
+pub struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    /// Names, separated by a comma and a space.
+    pub labels: &'static str,
+    pub help: &'static str,
+}
+
+const fn count(name: &'static str, labels: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Counter, labels, help }
+}
+
+const fn level(name: &'static str, labels: &'static str, help: &'static str) -> Metric {
+    Metric { name, kind: Kind::Gauge, labels, help }
+}
+
+const POOL: &str = "tenant, role";
+
+/// All that `/metrics` shows.
+pub const METRICS: [Metric; 31] = [
+    level("tenantry_build_info", "version", "1; the version is in the label"),
+    level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
+    level("tenantry_draining", "", "1 after the process was asked to stop"),
+    level("tenantry_clients", "", "Client connections, those still logging in included"),
+    count("tenantry_refusals_total", "sqlstate", "Errors that clients saw before they had a tenant, by SQLSTATE"),
+    level("tenantry_client_connections", "tenant, role, state", "Client connections by the state of their session"),
+    level("tenantry_server_connections", "tenant, role, server, state", "Server connections by state"),
+    level("tenantry_server_permits", "server", "Connections that count against the server's cap, closing ones included"),
+    level("tenantry_server_cap", "server", "Most connections that may be held on the server"),
+    level("tenantry_waiting_clients", POOL, "Clients in the queue for a server connection"),
+    level("tenantry_oldest_wait_seconds", POOL, "How long the first client of the queue has waited; 0 without a queue"),
+    level("tenantry_pinned_leases", POOL, "Server connections kept beyond their transaction now"),
+    count("tenantry_pins_total", "tenant, role, reason", "Times a server connection was kept beyond its transaction, by reason"),
+    count("tenantry_transactions_total", POOL, "Transactions that ended"),
+    count("tenantry_queries_total", POOL, "Queries: simple ones, and executions of the extended protocol"),
+    count("tenantry_received_bytes_total", POOL, "Bytes from clients"),
+    count("tenantry_sent_bytes_total", POOL, "Bytes to clients"),
+    count("tenantry_waits_total", POOL, "Times a client had to queue for a server connection"),
+    count("tenantry_wait_seconds_total", POOL, "Time that clients queued, summed up, in whole seconds"),
+    count("tenantry_wait_timeouts_total", POOL, "Waits that query_wait_timeout ended"),
+    count("tenantry_errors_total", "tenant, role, sqlstate", "Errors that clients saw and Tenantry counted, by SQLSTATE"),
+    count("tenantry_logins_total", POOL, "Clients that logged in"),
+    count("tenantry_cancels_total", POOL, "Cancel requests passed on to the server"),
+    count("tenantry_server_connects_total", POOL, "Server connections opened"),
+    count("tenantry_server_connect_failures_total", POOL, "Server connections that could not be opened"),
+    count("tenantry_server_closes_total", POOL, "Server connections closed while lent"),
+    count("tenantry_prepared_parses_total", POOL, "Prepared statements sent to the server"),
+    count("tenantry_prepared_parses_saved_total", POOL, "Prepared statements that the server connection already had"),
+    count("tenantry_settings_replays_total", POOL, "Times a client's settings were replayed on a server connection"),
+    level("tenantry_pool_size", POOL, "Most server connections of the pool"),
+    level("tenantry_max_pinned", POOL, "Most pinned leases of the pool"),
+];
+
+/// A counter's name and where its total is.
+type Total = (&'static str, fn(&Stats) -> u64);
+
+/// The pool's totals that are published as they are.
+const POOL_COUNTERS: [Total; 15] = [
+    ("tenantry_transactions_total", |s| s.transactions.load(Relaxed)),
+    ("tenantry_queries_total", |s| s.queries.load(Relaxed)),
+    ("tenantry_received_bytes_total", |s| s.received_bytes.load(Relaxed)),
+    ("tenantry_sent_bytes_total", |s| s.sent_bytes.load(Relaxed)),
+    ("tenantry_waits_total", |s| s.waits.load(Relaxed)),
+    ("tenantry_wait_seconds_total", |s| s.wait_micros.load(Relaxed) / 1_000_000),
+    ("tenantry_wait_timeouts_total", |s| s.wait_timeouts.load(Relaxed)),
+    ("tenantry_logins_total", |s| s.logins.load(Relaxed)),
+    ("tenantry_cancels_total", |s| s.cancels.load(Relaxed)),
+    ("tenantry_server_connects_total", |s| s.server_connects.load(Relaxed)),
+    ("tenantry_server_connect_failures_total", |s| s.server_connect_failures.load(Relaxed)),
+    ("tenantry_server_closes_total", |s| s.server_closes.load(Relaxed)),
+    ("tenantry_prepared_parses_total", |s| s.parses.load(Relaxed)),
+    ("tenantry_prepared_parses_saved_total", |s| s.parses_saved.load(Relaxed)),
+    ("tenantry_settings_replays_total", |s| s.replays.load(Relaxed)),
+];
+
+/// Installs the process's recorder; called once, by `main`.
+///
+/// # Errors
+/// There is a recorder already.
+pub fn recorder() -> Result<PrometheusHandle, SetRecorderError<PrometheusRecorder>> {
+    let recorder = build();
+    let handle = recorder.handle();
+    metrics::set_global_recorder(recorder)?;
+    Ok(handle)
+}
+
+fn build() -> PrometheusRecorder {
+    let recorder =
+        PrometheusBuilder::new().idle_timeout(MetricKindMask::ALL, Some(FORGET_AFTER)).build_recorder();
+    metrics::with_local_recorder(&recorder, || {
+        for metric in METRICS {
+            match metric.kind {
+                Kind::Counter => describe_counter!(metric.name, metric.help),
+                Kind::Gauge => describe_gauge!(metric.name, metric.help),
+            }
+        }
+    });
+    recorder
+}
+
+/// One scrape's worth: everything that is there is set anew.
+pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, status: &Status) {
+    gauge!("tenantry_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
+    gauge!("tenantry_settings_stale").set(f64::from(u8::from(status.settings_stale())));
+    gauge!("tenantry_draining").set(f64::from(u8::from(status.draining())));
+    for server in &snapshot.servers {
+        gauge!("tenantry_server_permits", "server" => server.name.clone()).set(f64::from(server.held));
+        gauge!("tenantry_server_cap", "server" => server.name.clone()).set(f64::from(server.cap));
+    }
+    gauge!("tenantry_clients").set(f64::from(snapshot.clients));
+    for (sqlstate, n) in refusals {
+        counter!("tenantry_refusals_total", "sqlstate" => sqlstate.clone()).absolute(*n);
+    }
+    for ((tenant, role), counts) in sessions(snapshot) {
+        let labels = pool_labels(tenant, role);
+        for (state, n) in SessionState::ALL.iter().zip(counts) {
+            gauge!("tenantry_client_connections", with(&labels, "state", state.as_str())).set(number(n));
+        }
+    }
+    for pool in &snapshot.pools {
+        publish_pool(pool);
+    }
+}
+
+/// Sessions by (tenant, role) and state; a pool whose last client left counts zero rather than vanishing.
+fn sessions(snapshot: &Snapshot) -> BTreeMap<(&str, &str), [u64; SessionState::ALL.len()]> {
+    let pools = snapshot.pools.iter().map(|view| (view.snapshot.tenant.as_str(), view.snapshot.role.as_str()));
+    let mut counts: BTreeMap<_, _> = pools.map(|key| (key, [0; SessionState::ALL.len()])).collect();
+    counts.extend(snapshot.sessions.iter().map(|((tenant, role), n)| ((tenant.as_str(), role.as_str()), *n)));
+    counts
+}
+
+fn publish_pool(view: &PoolView) {
+    let (snapshot, pool) = (&view.snapshot, &view.pool);
+    let labels = pool_labels(snapshot.tenant.as_str(), &snapshot.role);
+    let on_server = with(&labels, "server", &snapshot.server);
+    for (state, n) in SlotState::ALL.iter().zip(snapshot.counts) {
+        gauge!("tenantry_server_connections", with(&on_server, "state", state.as_str())).set(f64::from(n));
+    }
+    gauge!("tenantry_waiting_clients", labels.clone()).set(number(snapshot.waiting));
+    gauge!("tenantry_oldest_wait_seconds", labels.clone()).set(snapshot.oldest_wait.as_secs_f64());
+    gauge!("tenantry_pinned_leases", labels.clone()).set(f64::from(pool.pinned()));
+    let settings = pool.settings();
+    gauge!("tenantry_pool_size", labels.clone()).set(f64::from(settings.pool.pool_size));
+    gauge!("tenantry_max_pinned", labels.clone()).set(f64::from(settings.pool.max_pinned));
+    for (name, total) in POOL_COUNTERS {
+        counter!(name, labels.clone()).absolute(total(&pool.stats));
+    }
+    for (sqlstate, n) in pool.stats.errors() {
+        counter!("tenantry_errors_total", with(&labels, "sqlstate", &sqlstate)).absolute(n);
+    }
+    let pins = pool.stats.pins.lock().clone();
+    for (reason, n) in pins {
+        counter!("tenantry_pins_total", with(&labels, "reason", reason)).absolute(n);
+    }
+}
+
+fn pool_labels(tenant: &str, role: &str) -> Vec<Label> {
+    vec![Label::new("tenant", tenant.to_owned()), Label::new("role", role.to_owned())]
+}
+
+fn with(labels: &[Label], key: &'static str, value: &str) -> Vec<Label> {
+    labels.iter().cloned().chain([Label::new(key, value.to_owned())]).collect()
+}
+
+/// Gauges are floating point; nothing counted here comes near the limit.
+fn number(n: impl TryInto<u32>) -> f64 {
+    f64::from(n.try_into().unwrap_or(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use tenantry_config::TenantId;
+    use tenantry_proxy::{
+        directory::ServerSnapshot,
+        pool::{PoolSettings, server::Server},
+        server::credentials::Credentials,
+    };
+
+    use super::*;
+
+    fn row(metric: &Metric) -> String {
+        let kind = if metric.kind == Kind::Counter { "counter" } else { "gauge" };
+        format!("| `{}` | {kind} | {} | {} |", metric.name, metric.labels, metric.help)
+    }
+
+    #[test]
+    fn the_readme_has_exactly_these_metrics() {
+        let rows: Vec<String> = METRICS.iter().map(row).collect();
+        let told: Vec<&str> =
+            include_str!("../README.md").lines().filter(|line| line.starts_with("| `tenantry_")).collect();
+        assert_eq!(told, rows, "write these rows into README.md:\n{}\n", rows.join("\n"));
+    }
+
+    #[test]
+    fn names_end_as_prometheus_wants() {
+        for metric in METRICS {
+            assert_eq!(metric.name.ends_with("_total"), metric.kind == Kind::Counter, "{}", metric.name);
+        }
+    }
+
+    fn snapshot() -> Snapshot {
+        let settings = tenantry_config::Server {
+            host: "127.0.0.1".to_owned(),
+            tls: tenantry_config::ServerTls {
+                mode: tenantry_config::ServerTlsMode::Disable,
+                ..tenantry_config::ServerTls::default()
+            },
+            ..tenantry_config::Server::default()
+        };
+        let server = Server::start("main", &settings).unwrap();
+        let tenant = TenantId::parse("acme").unwrap();
+        let defaults = tenantry_config::Pool::default();
+        let pool = PoolSettings { mode: defaults.pool_mode, pool: defaults };
+        let pool = server.add_pool(&tenant, "acme", "app", pool, Credentials::None);
+        pool.stats.transactions.store(7, Relaxed);
+        pool.stats.error("53300");
+        pool.stats.pins.lock().insert("listen", 2);
+        let view = PoolView { snapshot: server.snapshot(&pool), pool };
+        Snapshot {
+            servers: vec![ServerSnapshot { name: "main".to_owned(), held: 3, cap: 80 }],
+            pools: vec![view],
+            sessions: [((tenant, "app".to_owned()), [0, 0, 5, 0, 0, 0, 0, 0])].into(),
+            clients: 6,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_scrape_shows_every_metric_with_its_help_and_labels() {
+        let recorder = build();
+        let text = metrics::with_local_recorder(&recorder, || {
+            publish(&snapshot(), &[("28P01".to_owned(), 4)].into(), &Status::default());
+            recorder.handle().render()
+        });
+        for metric in METRICS {
+            assert!(text.contains(&format!("# HELP {} {}\n", metric.name, metric.help)), "{}:\n{text}", metric.name);
+            let line = text.lines().find(|l| l.split(['{', ' ']).next() == Some(metric.name)).expect(metric.name);
+            let labels: BTreeSet<&str> = line
+                .split_once('{')
+                .map(|(_, rest)| rest.split(',').filter_map(|l| l.split_once('=')).map(|(k, _)| k).collect())
+                .unwrap_or_default();
+            let told: BTreeSet<&str> = metric.labels.split(", ").filter(|l| !l.is_empty()).collect();
+            assert_eq!(labels, told, "{line}");
+        }
+        for line in [
+            "tenantry_transactions_total{tenant=\"acme\",role=\"app\"} 7",
+            "tenantry_errors_total{tenant=\"acme\",role=\"app\",sqlstate=\"53300\"} 1",
+            "tenantry_client_connections{tenant=\"acme\",role=\"app\",state=\"idle\"} 5",
+            "tenantry_server_permits{server=\"main\"} 3",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
+        }
+        let known: BTreeSet<&str> = METRICS.iter().map(|m| m.name).collect();
+        let shown: BTreeSet<&str> =
+            text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).filter_map(|l| l.split(['{', ' ']).next()).collect();
+        assert_eq!(shown, known);
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_is_not_shown() {
+        let recorder = build();
+        let scrape = |snapshot: &Snapshot| {
+            metrics::with_local_recorder(&recorder, || publish(snapshot, &BTreeMap::new(), &Status::default()));
+            recorder.handle().render()
+        };
+        let mut now = snapshot();
+        assert!(scrape(&now).contains("state=\"idle\"} 5"));
+        now.sessions.clear();
+        assert!(scrape(&now).contains("tenantry_client_connections{tenant=\"acme\",role=\"app\",state=\"idle\"} 0"));
+        now.pools.clear();
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while scrape(&now).contains("acme") {
+            assert!(tokio::time::Instant::now() < deadline, "still there:\n{}", scrape(&now));
+            tokio::time::sleep(FORGET_AFTER).await;
+        }
+    }
+}

@@ -1,0 +1,23 @@
+#![doc = include_str!("../README.md")]
+
+mod check;
+mod keys;
+mod layers;
+mod load;
+mod name;
+mod problem;
+mod reference;
+mod secret;
+mod settings;
+mod value;
+
+pub use layers::Overrides;
+pub use load::load;
+pub use name::{NameError, TenantId};
+pub use problem::{Problem, Problems};
+pub use reference::reference;
+pub use secret::{Secret, SecretError};
+pub use settings::*;
+
+#[cfg(test)]
+mod tests;

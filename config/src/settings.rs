@@ -1,0 +1,391 @@
+//! What may be set, and the one default of each setting.
+//!
+//! Plain data: no socket, no task, no clock. `impl Default` is the only place where a default is written; the
+//! reference (`config/reference.toml`) is rendered from it and from the comments below. Times are `Duration`; `None` means "no limit".
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    num::NonZeroU32,
+    path::PathBuf,
+    time::Duration,
+};
+
+use documented::{Documented, DocumentedFields};
+
+use crate::{Secret, TenantId};
+
+/// Everything Tenantry is told at start or reload.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    /// `[listen]`.
+    pub listen: Listen,
+    /// `[auth]`.
+    pub auth: Auth,
+    /// `[pool]`: what a tenant gets unless it says otherwise.
+    pub pool: Pool,
+    /// `[admin]`.
+    pub admin: Admin,
+    /// `[log]`.
+    pub log: Log,
+    /// PostgreSQL servers by name.
+    pub servers: BTreeMap<String, Server>,
+    /// Tenants by name: the name is the database name that clients ask for.
+    pub tenants: BTreeMap<TenantId, Tenant>,
+    /// `[tenants."*"]`: serves any database name that no tenant has, on one server.
+    pub any_tenant: Option<Tenant>,
+    /// Roles that may log in to every tenant (`[[roles]]`); a tenant's own roles come first.
+    pub roles: Vec<Role>,
+}
+
+/// `[listen]`: where clients connect and what they may do before login.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct Listen {
+    /// TCP addresses, `host:port` or `[v6]:port`.
+    pub addresses: Vec<SocketAddr>,
+    /// Directory of the Unix socket `.s.PGSQL.<port of the first address>`; absent: no Unix socket.
+    pub unix_socket_dir: Option<PathBuf>,
+    /// Permission bits of the Unix socket, octal in the file ("0777").
+    pub unix_socket_mode: u32,
+    /// Most client connections over all tenants.
+    pub max_client_conn: u32,
+    /// From accept to the end of login, TLS included.
+    pub client_login_timeout: Duration,
+    /// Largest memory one client may make us hold for one message that must be looked at whole (a named Parse).
+    pub max_message_size: usize,
+    /// `[listen.tls]`.
+    pub tls: ClientTls,
+}
+
+/// `[listen.tls]`: encryption towards clients.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct ClientTls {
+    /// `disable`: TLS is refused; `allow`: the client chooses; `require`: plain TCP logins are refused (Unix sockets may stay plain).
+    pub mode: ClientTlsMode,
+    /// PEM chain and key. Without them a self-signed certificate is made at first start in `state_dir`.
+    pub cert_file: Option<PathBuf>,
+    /// PEM key of `cert_file`.
+    pub key_file: Option<PathBuf>,
+    /// Where the self-signed certificate is kept (`tenantry.crt`, `tenantry.key`).
+    pub state_dir: PathBuf,
+}
+
+/// `disable`: TLS is refused; `allow`: the client chooses; `require`: plain TCP logins are refused (Unix sockets may stay plain).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ClientTlsMode {
+    /// TLS is refused.
+    Disable,
+    /// The client chooses.
+    Allow,
+    /// Plain TCP logins are refused.
+    Require,
+}
+
+/// `[auth]`: how clients prove who they are.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct Auth {
+    /// `scram-sha-256`, `md5`, `password` (only ever asked for over TLS or a Unix socket) or `trust`.
+    pub auth_type: AuthType,
+    /// PBKDF2 rounds of verifiers that Tenantry makes itself.
+    pub scram_iterations: NonZeroU32,
+}
+
+/// How a client proves who it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuthType {
+    /// SCRAM-SHA-256, with -PLUS offered over TLS.
+    ScramSha256,
+    /// PostgreSQL's md5 challenge; for old clients.
+    Md5,
+    /// Cleartext password, only ever asked for over TLS or a Unix socket.
+    Password,
+    /// No proof at all.
+    Trust,
+}
+
+/// For how long a client holds a server connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PoolMode {
+    /// A server connection is lent for one transaction.
+    Transaction,
+    /// A server connection is lent until the client leaves.
+    Session,
+    /// A server connection is lent for one statement; transactions of several statements are refused.
+    Statement,
+}
+
+/// `[pool]`: what every tenant gets unless it says otherwise. PgBouncer's names where the meaning is PgBouncer's.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct Pool {
+    /// When a server connection goes back to the pool: after each `transaction`, `session` or `statement`.
+    pub pool_mode: PoolMode,
+    /// Most server connections of one (tenant, role).
+    pub pool_size: u32,
+    /// Server connections kept open even if idle; needs a stored password or one login since start.
+    pub min_pool_size: u32,
+    /// Most clients that wait at once in one (tenant, role); the next one gets 53300.
+    pub max_waiters: u32,
+    /// A client that waited this long gets 53300 and stays connected.
+    pub query_wait_timeout: Duration,
+    /// Idle connections are used oldest first (false: newest first).
+    pub server_round_robin: bool,
+    /// A server connection this old is closed at rest; shortened by up to 20 % at random for each connection.
+    pub server_lifetime: Duration,
+    /// A server connection idle this long is closed, down to `min_pool_size`.
+    pub server_idle_timeout: Duration,
+    /// From dial to the end of the server login.
+    pub server_connect_timeout: Duration,
+    /// An idle connection is checked in the background this often.
+    pub server_check_delay: Duration,
+    /// Most protocol-level prepared statements kept on one server connection.
+    pub max_prepared_statements: u32,
+    /// Longest wait between a request and its answer, then cancel and 57014. "off": no limit.
+    pub query_timeout: Option<Duration>,
+    /// A transaction idle this long is ended with 25P03. "off": no limit.
+    pub idle_transaction_timeout: Option<Duration>,
+    /// A transaction open this long is ended with 25P04. "off": no limit.
+    pub transaction_timeout: Option<Duration>,
+    /// A client silent this long outside a transaction is sent away with 57P05. "off": no limit.
+    pub client_idle_timeout: Option<Duration>,
+    /// How long a vanished client's server connection may take to come to rest before it is closed.
+    pub rollback_timeout: Duration,
+    /// Most leases of one (tenant, role) that may outlive their transaction.
+    pub max_pinned: u32,
+}
+
+/// `[admin]`: the HTTP listener.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct Admin {
+    /// IP address and port; `""` means no listener.
+    pub address: Option<SocketAddr>,
+}
+
+/// `[log]`: what is logged, and how.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct Log {
+    /// `tracing` filter, e.g. `info` or `tenantry=debug`.
+    pub filter: String,
+    /// `text` or `json`.
+    pub format: LogFormat,
+}
+
+/// Shape of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// `[servers.NAME]`: a PostgreSQL server. NAME is 1 to 63 of a-z, 0-9, _ and -, and starts with a-z or _.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct Server {
+    /// Host name, IP address, or the directory of a Unix socket (starts with `/`).
+    pub host: String,
+    /// TCP port, or the number in the name of the Unix socket.
+    pub port: u16,
+    /// Most connections Tenantry holds on this server over all tenants.
+    pub cap: u32,
+    /// Most dials under way at once (storm guard).
+    pub max_connecting: u32,
+    /// First wait after a failed dial, doubled up to 4 times this.
+    pub server_login_retry: Duration,
+    /// `[servers.NAME.tls]`.
+    pub tls: ServerTls,
+    /// Unacknowledged data and keepalive limit on the link (`TCP_USER_TIMEOUT`).
+    pub tcp_user_timeout: Duration,
+    /// Most cancel requests under way at once.
+    pub max_cancels: u32,
+}
+
+/// `[servers.NAME.tls]`, or `tls = { mode = "...", ca_file = "..." }`: encryption towards the server.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct ServerTls {
+    /// `disable`, `prefer`, `require`, `verify-ca` or `verify-full`; when absent, `disable` for Unix sockets and loopback addresses.
+    pub mode: ServerTlsMode,
+    /// PEM roots; without it the system's.
+    pub ca_file: Option<PathBuf>,
+    /// Direct TLS (ALPN `postgresql`), PostgreSQL 17 and newer.
+    pub direct: bool,
+}
+
+/// libpq's sslmode words. `Require` encrypts without looking at the certificate unless `ca_file` is set (then as verify-ca).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ServerTlsMode {
+    /// No TLS.
+    Disable,
+    /// TLS if the server has it.
+    Prefer,
+    /// TLS; the certificate is looked at only if `ca_file` is set.
+    Require,
+    /// TLS, and the certificate is signed by a known authority.
+    VerifyCa,
+    /// As `VerifyCa`, and the certificate is for this host.
+    VerifyFull,
+}
+
+/// `[tenants.NAME]`: a database name that clients ask for, 1 to 63 of a-z, 0-9, _ and -, starting with a-z or _.
+#[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
+pub struct Tenant {
+    /// Name of a `[servers.*]`; may be left out when there is exactly one.
+    pub server: String,
+    /// Database on the server; default: the tenant's name.
+    pub database: Option<String>,
+    /// `[pool]` with this tenant's own values laid over it (written flat in `[tenants.NAME]`).
+    pub pool: Pool,
+    /// Most client connections of this tenant; "off": only the limit over all tenants.
+    pub max_client_conn: Option<u32>,
+    /// Roles that may log in to this tenant, besides those of all tenants.
+    pub roles: Vec<Role>,
+}
+
+/// A role that may log in (`[[tenants.NAME.roles]]` or `[[roles]]`).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Role {
+    /// The name that clients log in with.
+    pub name: String,
+    /// How the role proves itself, to Tenantry and to the server.
+    pub secret: RoleSecret,
+    /// Overrides the tenant's.
+    pub pool_mode: Option<PoolMode>,
+    /// Overrides the tenant's.
+    pub pool_size: Option<u32>,
+}
+
+/// Exactly one of the keys `password`, `password_file`, `password_env`, or none (only good for `auth_type = "trust"` on both sides).
+/// The value may be plain, `md5<32 hex>` or `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`, as in `pg_authid`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum RoleSecret {
+    /// No secret known.
+    None,
+    /// The password itself.
+    Plain(Secret),
+    /// `md5` and the hash of password and role name.
+    Md5(Secret),
+    /// A SCRAM-SHA-256 verifier.
+    Scram(Secret),
+}
+
+/// The defaults; no server and no tenant, so not yet enough to serve.
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: Listen::default(),
+            auth: Auth::default(),
+            pool: Pool::default(),
+            admin: Admin::default(),
+            log: Log::default(),
+            servers: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+            any_tenant: None,
+            roles: Vec::new(),
+        }
+    }
+}
+
+impl Default for Listen {
+    fn default() -> Self {
+        Self {
+            addresses: vec![local(6432)],
+            unix_socket_dir: None,
+            // As PgBouncer: the password is the lock, not the file mode.
+            unix_socket_mode: 0o777,
+            max_client_conn: 10_000,
+            client_login_timeout: Duration::from_secs(60),
+            max_message_size: 16 << 20,
+            tls: ClientTls::default(),
+        }
+    }
+}
+
+impl Default for ClientTls {
+    fn default() -> Self {
+        Self {
+            mode: ClientTlsMode::Allow,
+            cert_file: None,
+            key_file: None,
+            state_dir: PathBuf::from("/var/lib/tenantry"),
+        }
+    }
+}
+
+impl Default for Auth {
+    fn default() -> Self {
+        Self { auth_type: AuthType::ScramSha256, scram_iterations: POSTGRES_SCRAM_ITERATIONS }
+    }
+}
+
+/// PostgreSQL's `scram_iterations`.
+const POSTGRES_SCRAM_ITERATIONS: NonZeroU32 = NonZeroU32::MIN.saturating_add(4095);
+
+impl Default for Pool {
+    fn default() -> Self {
+        Self {
+            pool_mode: PoolMode::Transaction,
+            pool_size: 20,
+            min_pool_size: 0,
+            max_waiters: 1_000,
+            query_wait_timeout: Duration::from_secs(2 * 60),
+            server_round_robin: false,
+            server_lifetime: Duration::from_secs(60 * 60),
+            server_idle_timeout: Duration::from_secs(10 * 60),
+            server_connect_timeout: Duration::from_secs(15),
+            server_check_delay: Duration::from_secs(30),
+            max_prepared_statements: 200,
+            query_timeout: None,
+            idle_transaction_timeout: None,
+            transaction_timeout: None,
+            client_idle_timeout: None,
+            rollback_timeout: Duration::from_secs(5),
+            max_pinned: 10,
+        }
+    }
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { address: Some(local(9930)) }
+    }
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { filter: "info".to_owned(), format: LogFormat::Text }
+    }
+}
+
+/// A server without a host, which only the settings can give.
+impl Default for Server {
+    fn default() -> Self {
+        Self {
+            host: String::new(),
+            port: 5432,
+            cap: 80,
+            max_connecting: 4,
+            server_login_retry: Duration::from_millis(50),
+            tls: ServerTls::default(),
+            tcp_user_timeout: Duration::from_secs(15),
+            max_cancels: 16,
+        }
+    }
+}
+
+/// For a server that is not local; the loader takes `Disable` for one that is.
+impl Default for ServerTls {
+    fn default() -> Self {
+        Self { mode: ServerTlsMode::VerifyFull, ca_file: None, direct: false }
+    }
+}
+
+/// A tenant with the default pool; the server's name, if empty, is filled in by the loader.
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { server: String::new(), database: None, pool: Pool::default(), max_client_conn: None, roles: Vec::new() }
+    }
+}
+
+/// Only this machine, until the settings say otherwise.
+fn local(port: u16) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+}

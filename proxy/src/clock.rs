@@ -1,0 +1,33 @@
+//! Monotonic time in whole milliseconds since the process started.
+//!
+//! Deadlines never read the wall clock: it jumps. Pure files get a `Millis` as an argument and read no clock at all.
+
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+/// A moment: milliseconds since the process started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+pub struct Millis(pub u64);
+
+impl Millis {
+    /// This moment. Costs one clock read: call it once per wake-up, not per message.
+    #[must_use]
+    pub fn now() -> Self {
+        // The one place that reads the clock; the first call fixes the origin.
+        static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
+        Self(u64::try_from(ORIGIN.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    #[must_use]
+    pub fn plus(self, d: Duration) -> Self {
+        Self(self.0.saturating_add(u64::try_from(d.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    /// How long ago `earlier` was; zero if it lies ahead.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}

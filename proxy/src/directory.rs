@@ -1,0 +1,421 @@
+//! The live map: database name → tenant → server. The one door of the data plane for everybody outside.
+//!
+//! Lookups read an atomic snapshot; a reload swaps it whole, or not at all. Sessions that are under way keep what they
+//! hold: a changed tenant's pools live on where they still fit.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tenantry_config::{ClientTlsMode, Settings, TenantId};
+use tenantry_wire::error::ErrorResponse;
+use tokio::sync::{Notify, Semaphore};
+use tokio_util::task::TaskTracker;
+
+use crate::{
+    clock::Millis,
+    listen::{self, Listener},
+    net::tls::{Acceptor, TlsError},
+    pool::{
+        Pool,
+        server::{PoolSnapshot, Server},
+        stats::Stats,
+    },
+    session::{
+        errors,
+        registry::{EndReason, Registry},
+        state::SessionState,
+    },
+    tenant::{RoleEntry, Tenant},
+};
+
+/// Why the data plane does not start, or does not take new settings.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("cannot listen on {place}: {source}")]
+    Listen { place: String, source: std::io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("tenant {tenant}: no server named {server}")]
+    NoServer { tenant: String, server: String },
+}
+
+/// Most tenants that `[tenants."*"]` may bring to life at once.
+const MAX_ANY_TENANTS: usize = 10_000;
+/// How often deadlines of sessions are looked at.
+const SWEEP: Duration = Duration::from_millis(100);
+
+/// The data plane of one process.
+#[derive(Debug)]
+pub struct Directory {
+    routes: ArcSwap<Routes>,
+    any: Mutex<HashMap<String, Arc<Tenant>>>,
+    registry: Arc<Registry>,
+    acceptor: Option<Acceptor>,
+    addresses: Vec<SocketAddr>,
+    unix_socket: Option<PathBuf>,
+    clients: Arc<AtomicU32>,
+    /// Errors that clients saw before they had a tenant.
+    pub refusals: Stats,
+    draining: AtomicBool,
+    stop: Notify,
+    stopped: AtomicBool,
+    mock_seed: [u8; 32],
+    hashing: Semaphore,
+    tasks: TaskTracker,
+    reload: Mutex<()>,
+}
+
+#[derive(Debug)]
+struct Routes {
+    settings: Settings,
+    servers: BTreeMap<String, Arc<Server>>,
+    tenants: BTreeMap<TenantId, Arc<Tenant>>,
+    shared_roles: BTreeMap<String, Arc<RoleEntry>>,
+}
+
+/// What the data plane looks like at one moment.
+#[derive(Debug, Clone)]
+pub struct Snapshot {
+    pub servers: Vec<ServerSnapshot>,
+    pub pools: Vec<PoolView>,
+    /// Sessions by (tenant, role) and state.
+    pub sessions: HashMap<(TenantId, String), [u64; SessionState::ALL.len()]>,
+    /// Client connections, those still logging in included.
+    pub clients: u32,
+}
+
+/// A server's permits.
+#[derive(Debug, Clone)]
+pub struct ServerSnapshot {
+    pub name: String,
+    pub held: u32,
+    pub cap: u32,
+}
+
+/// A pool and its counters.
+#[derive(Debug, Clone)]
+pub struct PoolView {
+    pub snapshot: PoolSnapshot,
+    pub pool: Arc<Pool>,
+}
+
+/// One client connection; counted out when dropped.
+#[derive(Debug)]
+pub struct ClientGuard(Arc<AtomicU32>);
+
+impl Drop for ClientGuard {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Directory {
+    /// Binds the listeners and serves. Must be called within a tokio runtime.
+    pub async fn start(settings: Settings) -> Result<Arc<Self>, StartError> {
+        let acceptor = load_acceptor(&settings).await?;
+        let mut listeners = Vec::new();
+        for address in &settings.listen.addresses {
+            listeners.push(listen::tcp(*address)?);
+        }
+        let addresses: Vec<_> = listeners.iter().filter_map(Listener::address).collect();
+        let port = addresses.first().map_or(6432, SocketAddr::port);
+        let unix_socket = settings.listen.unix_socket_dir.as_ref().map(|dir| dir.join(format!(".s.PGSQL.{port}")));
+        if let Some(path) = &unix_socket {
+            listeners.push(listen::unix(path, settings.listen.unix_socket_mode)?);
+        }
+        let routes = Routes::build(settings, None)?;
+        routes.tenants.values().for_each(|t| t.prewarm());
+        let directory = Arc::new(Self {
+            routes: ArcSwap::from_pointee(routes),
+            any: Mutex::default(),
+            registry: Arc::default(),
+            acceptor,
+            addresses,
+            unix_socket,
+            clients: Arc::default(),
+            refusals: Stats::default(),
+            draining: AtomicBool::new(false),
+            stop: Notify::new(),
+            stopped: AtomicBool::new(false),
+            mock_seed: rand::random(),
+            // Hashing may use one core's worth of threads at a time; the rest of the machine serves queries.
+            hashing: Semaphore::new(std::thread::available_parallelism().map_or(1, std::num::NonZero::get)),
+            tasks: TaskTracker::new(),
+            reload: Mutex::default(),
+        });
+        for listener in listeners {
+            tokio::spawn(listen::run(listener, Arc::clone(&directory)));
+        }
+        tokio::spawn(sweep(Arc::downgrade(&directory)));
+        Ok(directory)
+    }
+
+    /// Takes new settings, whole or not at all. What only a restart can change (addresses) stays as it is.
+    pub fn reload(&self, settings: Settings) -> Result<(), StartError> {
+        let _one_at_a_time = self.reload.lock();
+        let old = self.routes.load_full();
+        let tls = settings.listen.tls.clone();
+        let fresh = Routes::build(settings, Some(&old))?;
+        if let Some(acceptor) = &self.acceptor {
+            acceptor.reload(&tls)?;
+        }
+        fresh.tenants.values().for_each(|t| t.prewarm());
+        self.routes.store(Arc::new(fresh));
+        self.any.lock().clear();
+        Ok(())
+    }
+
+    /// Serving, and not about to stop.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        !self.draining.load(Relaxed)
+    }
+
+    /// The TCP addresses that were bound.
+    #[must_use]
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Stops: accepts no more, lets transactions finish, ends the rest at the deadline, closes every server connection.
+    pub async fn drain(&self, deadline: Duration) {
+        self.draining.store(true, Relaxed);
+        self.stopped.store(true, Relaxed);
+        self.stop.notify_waiters();
+        self.tasks.close();
+        self.registry.end_all(EndReason::Shutdown);
+        let finished = async {
+            while !self.registry.is_empty() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        if tokio::time::timeout(deadline, finished).await.is_err() {
+            tracing::warn!(sessions = self.registry.len(), "drain deadline passed; ending what still runs");
+            self.registry.end_all_now();
+            let _ = tokio::time::timeout(Duration::from_secs(1), self.tasks.wait()).await;
+        }
+        let routes = self.routes.load_full();
+        for server in routes.servers.values() {
+            server.close(Duration::from_secs(1)).await;
+        }
+        if let Some(path) = &self.unix_socket {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        let routes = self.routes.load_full();
+        let any: Vec<_> = self.any.lock().values().cloned().collect();
+        let pools = routes.tenants.values().chain(&any).flat_map(|t| t.pools());
+        Snapshot {
+            servers: routes
+                .servers
+                .values()
+                .map(|s| {
+                    let (held, cap) = s.permits();
+                    ServerSnapshot { name: s.name.clone(), held, cap }
+                })
+                .collect(),
+            pools: pools.map(|pool| PoolView { snapshot: pool.server.snapshot(&pool), pool }).collect(),
+            sessions: self.registry.states(),
+            clients: self.clients.load(Relaxed),
+        }
+    }
+
+    /// Every tenant of the settings, in order.
+    #[must_use]
+    pub fn tenants(&self) -> Vec<Arc<Tenant>> {
+        self.routes.load().tenants.values().cloned().collect()
+    }
+
+    // For sessions.
+
+    pub(crate) fn settings(&self) -> SettingsRef {
+        SettingsRef(self.routes.load_full())
+    }
+
+    pub(crate) fn tenant(&self, database: &str) -> Option<Arc<Tenant>> {
+        self.routes.load().tenants.get(database).cloned()
+    }
+
+    pub(crate) fn shared_role(&self, name: &str) -> Option<Arc<RoleEntry>> {
+        self.routes.load().shared_roles.get(name).cloned()
+    }
+
+    /// The tenant that `[tenants."*"]` makes for a database nobody else has.
+    pub(crate) fn any_tenant(&self, database: &str) -> Option<Arc<Tenant>> {
+        let routes = self.routes.load_full();
+        let template = routes.settings.any_tenant.as_ref()?;
+        let id = TenantId::parse(database).ok()?;
+        let server = routes.servers.get(&template.server)?;
+        let mut any = self.any.lock();
+        if let Some(tenant) = any.get(database) {
+            return Some(Arc::clone(tenant));
+        }
+        if any.len() >= MAX_ANY_TENANTS {
+            return None;
+        }
+        let settings = tenantry_config::Tenant { database: None, ..template.clone() };
+        let roles = roles_of(&template.roles, &routes.shared_roles, None);
+        let tenant = Tenant::new(id, settings, Arc::clone(server), roles, None);
+        any.insert(database.to_owned(), Arc::clone(&tenant));
+        Some(tenant)
+    }
+
+    pub(crate) fn acceptor(&self) -> Option<Acceptor> {
+        self.acceptor.clone()
+    }
+
+    pub(crate) fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    pub(crate) fn mock_seed(&self) -> &[u8; 32] {
+        &self.mock_seed
+    }
+
+    pub(crate) fn client_guard(&self) -> ClientGuard {
+        self.clients.fetch_add(1, Relaxed);
+        ClientGuard(Arc::clone(&self.clients))
+    }
+
+    /// Whether the process takes one more client (which is counted already).
+    pub(crate) fn admits_another(&self) -> Result<(), ErrorResponse> {
+        if !self.is_ready() {
+            return Err(errors::shutting_down());
+        }
+        if self.clients.load(Relaxed) > self.routes.load().settings.listen.max_client_conn {
+            return Err(errors::too_many_clients("max_client_conn"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn count_refusal(&self, error: &ErrorResponse) {
+        self.refusals.error(error.code);
+    }
+
+    /// Runs hashing work off the threads that serve queries, a bounded amount at a time.
+    pub(crate) async fn hash<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ErrorResponse> {
+        let _permit = self.hashing.acquire().await.map_err(|_| errors::shutting_down())?;
+        tokio::task::spawn_blocking(work).await.map_err(|_| errors::internal())
+    }
+
+    /// The one place where tasks of clients begin.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(work);
+    }
+
+    pub(crate) async fn stopped(&self) {
+        let notified = self.stop.notified();
+        if !self.stopped.load(Relaxed) {
+            notified.await;
+        }
+    }
+}
+
+/// The settings of one moment.
+pub(crate) struct SettingsRef(Arc<Routes>);
+
+impl std::ops::Deref for SettingsRef {
+    type Target = Settings;
+
+    fn deref(&self) -> &Settings {
+        &self.0.settings
+    }
+}
+
+impl Routes {
+    fn build(settings: Settings, old: Option<&Self>) -> Result<Self, StartError> {
+        // Everything that can fail comes first: an error leaves the old routes untouched.
+        let mut servers = BTreeMap::new();
+        let mut kept = Vec::new();
+        for (name, server) in &settings.servers {
+            match old.and_then(|o| o.servers.get(name)) {
+                Some(known) => {
+                    kept.push((Arc::clone(known), server));
+                    servers.insert(name.clone(), Arc::clone(known));
+                }
+                None => {
+                    servers.insert(name.clone(), Server::start(name, server)?);
+                }
+            }
+        }
+        let shared_roles = entries(&settings.roles, old.map(|o| &o.shared_roles));
+        let mut tenants = BTreeMap::new();
+        for (id, tenant) in &settings.tenants {
+            let Some(server) = servers.get(&tenant.server) else {
+                return Err(StartError::NoServer { tenant: id.to_string(), server: tenant.server.clone() });
+            };
+            let before = old.and_then(|o| o.tenants.get(id.as_str()));
+            let roles = roles_of(&tenant.roles, &shared_roles, before.map(|t| t.as_ref()));
+            tenants.insert(id.clone(), (tenant.clone(), Arc::clone(server), roles, before.map(Arc::clone)));
+        }
+        for (server, fresh) in kept {
+            server.reload(fresh)?;
+        }
+        let tenants = tenants
+            .into_iter()
+            .map(|(id, (tenant, server, roles, before))| {
+                (id.clone(), Tenant::new(id, tenant, server, roles, before.as_deref()))
+            })
+            .collect();
+        Ok(Self { settings, servers, tenants, shared_roles })
+    }
+}
+
+/// A tenant's own roles first, then the shared ones; entries whose secret did not change keep what was derived from it.
+fn roles_of(
+    own: &[tenantry_config::Role],
+    shared: &BTreeMap<String, Arc<RoleEntry>>,
+    before: Option<&Tenant>,
+) -> BTreeMap<String, Arc<RoleEntry>> {
+    let known = before.map(|t| t.roles().map(|r| (r.settings.name.clone(), Arc::clone(r))).collect());
+    let mut roles = shared.clone();
+    roles.extend(entries(own, known.as_ref()));
+    roles
+}
+
+fn entries(
+    roles: &[tenantry_config::Role],
+    known: Option<&BTreeMap<String, Arc<RoleEntry>>>,
+) -> BTreeMap<String, Arc<RoleEntry>> {
+    let entry = |role: &tenantry_config::Role| {
+        let same = known.and_then(|k| k.get(&role.name)).filter(|e| e.settings == *role);
+        same.cloned().unwrap_or_else(|| RoleEntry::new(role.clone()))
+    };
+    roles.iter().map(|role| (role.name.clone(), entry(role))).collect()
+}
+
+async fn load_acceptor(settings: &Settings) -> Result<Option<Acceptor>, StartError> {
+    if settings.listen.tls.mode == ClientTlsMode::Disable {
+        return Ok(None);
+    }
+    let tls = settings.listen.tls.clone();
+    // Reads files and may make a key: not on a thread that serves.
+    let loaded = tokio::task::spawn_blocking(move || Acceptor::load(&tls)).await;
+    match loaded {
+        Ok(acceptor) => Ok(Some(acceptor?)),
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+    }
+}
+
+async fn sweep(directory: Weak<Directory>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    loop {
+        ticks.tick().await;
+        let Some(directory) = directory.upgrade() else { return };
+        directory.registry.sweep(Millis::now());
+    }
+}

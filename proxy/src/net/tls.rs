@@ -1,0 +1,898 @@
+//! TLS on both sides: what we show to clients ([`Acceptor`]) and how we look at PostgreSQL ([`Connector`]).
+//!
+//! What always holds: every configuration names its crypto provider (aws-lc-rs), never the process-wide one; TLS is 1.2
+//! or newer; the other side's handshake signature is checked even where its certificate is not, so a channel binding
+//! hash always belongs to the holder of the certificate's key; a failed reload changes nothing; a certificate and its
+//! hash are swapped as one; no error holds key material.
+//!
+//! `load` and `reload` read files and may wait for a file lock: at start and on reload, or on a blocking thread.
+
+use std::{
+    fmt,
+    fs::{self, DirBuilder, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::{Duration, SystemTime},
+};
+
+use arc_swap::ArcSwap;
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error as RustlsError, RootCertStore, ServerConfig,
+    SignatureScheme,
+    client::{
+        Resumption, WebPkiServerVerifier,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
+    crypto::{
+        CryptoProvider, WebPkiSupportedAlgorithms, aws_lc_rs, verify_tls12_signature, verify_tls13_signature,
+        verify_tls13_signature_with_raw_key,
+    },
+    server::{NoServerSessionStorage, ParsedCertificate},
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_pki_types::{
+    CertificateDer, PrivateKeyDer, ServerName, SubjectPublicKeyInfoDer, UnixTime,
+    pem::{self, PemObject as _},
+};
+use sha2::{Digest as _, Sha224, Sha256, Sha384, Sha512};
+use tenantry_config::{ClientTls, ServerTls, ServerTlsMode};
+use tokio::io::{AsyncRead, AsyncWrite};
+use x509_parser::{
+    certificate::X509Certificate, prelude::FromDer as _, signature_algorithm::SignatureAlgorithm, time::ASN1Time,
+};
+
+/// The protocol name that direct TLS must agree on (PostgreSQL 17 and newer).
+pub const ALPN: &[u8] = b"postgresql";
+const SELF_SIGNED_CERT: &str = "tenantry.crt";
+const SELF_SIGNED_KEY: &str = "tenantry.key";
+const SELF_SIGNED_LOCK: &str = "tenantry.tls.lock";
+const DAY: Duration = Duration::from_secs(86_400);
+const TEN_YEARS: Duration = Duration::from_secs(86_400 * 3650);
+
+/// What is wrong with the TLS setup or a handshake, and what to do about it.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file that cannot be read.
+    #[error("cannot read {}: {source}", path.display())]
+    Read { path: PathBuf, source: io::Error },
+    /// Part of the self-signed pair that cannot be written.
+    #[error(
+        "cannot write {}: {source} (make the directory writable for the self-signed certificate, or set cert_file and \
+         key_file)", path.display()
+    )]
+    Write { path: PathBuf, source: io::Error },
+    /// A certificate file that is not PEM, or is damaged.
+    #[error("{} is not a valid PEM file: {reason}", path.display())]
+    BadPem { path: PathBuf, reason: String },
+    /// A certificate that cannot be used.
+    #[error("{} holds a certificate that cannot be used: {reason}", path.display())]
+    BadCertificate { path: PathBuf, reason: String },
+    /// A PEM file without a certificate.
+    #[error("{} holds no certificate (expected PEM: BEGIN CERTIFICATE)", path.display())]
+    NoCertificate { path: PathBuf },
+    /// A key file without a usable key. The parser's own words are left out, as they could quote the file.
+    #[error(
+        "{} holds no usable private key (expected PEM: PKCS#8, PKCS#1 or SEC1, RSA, ECDSA or Ed25519, not encrypted)",
+        path.display()
+    )]
+    BadKey { path: PathBuf },
+    /// Certificate and key of two different pairs.
+    #[error("the key in {} is not the one of the first certificate in {}", key.display(), cert.display())]
+    KeyMismatch { cert: PathBuf, key: PathBuf },
+    /// Only one of `cert_file` and `key_file`.
+    #[error("cert_file and key_file belong together: set both, or neither for a self-signed certificate")]
+    HalfPair,
+    /// The self-signed certificate is there but its key is not; nothing is overwritten.
+    #[error("{} is missing, but {} is there: put the key back, or remove the certificate to have a new pair made",
+        key.display(), cert.display())]
+    KeyGone { cert: PathBuf, key: PathBuf },
+    /// Making the self-signed certificate failed.
+    #[error("cannot make a self-signed certificate: {0}")]
+    Generate(#[from] rcgen::Error),
+    /// Verification is asked for but there is nothing to verify with.
+    #[error("no root certificates: the system has none, set ca_file")]
+    NoRoots,
+    /// `verify-full` needs a name to look for.
+    #[error("{host:?} is neither a DNS name nor an IP address: tls mode verify-full cannot check it")]
+    BadHost { host: String },
+    /// rustls refuses the configuration.
+    #[error("TLS configuration: {0}")]
+    Config(#[from] RustlsError),
+    /// The handshake with a server failed.
+    #[error("TLS handshake with {host} failed: {source}")]
+    Handshake { host: String, source: io::Error },
+    /// Direct TLS without ALPN could be anything but PostgreSQL.
+    #[error("{host} did not agree on ALPN \"postgresql\": direct TLS needs PostgreSQL 17 or newer, set direct = false")]
+    NoAlpn { host: String },
+}
+
+fn provider() -> Arc<CryptoProvider> {
+    Arc::new(aws_lc_rs::default_provider())
+}
+
+/// One certificate as clients see it. What belongs together is together: take both from one `Identity`.
+pub struct Identity {
+    /// For `tokio_rustls::TlsAcceptor`.
+    pub config: Arc<ServerConfig>,
+    /// The `tls-server-end-point` hash. `None` when RFC 5929 defines none for the certificate (Ed25519): then
+    /// SCRAM-SHA-256-PLUS must not be offered.
+    pub end_point: Option<Arc<[u8]>>,
+}
+
+/// What clients are shown. Clones share one identity: a reload is seen by all, from their next handshake on.
+#[derive(Clone)]
+pub struct Acceptor(Arc<ArcSwap<Identity>>);
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Acceptor(..)")
+    }
+}
+
+impl Acceptor {
+    /// Reads `cert_file` and `key_file`, or the self-signed pair in `state_dir`, which is made when it is not there.
+    pub fn load(settings: &ClientTls) -> Result<Self, TlsError> {
+        Ok(Self(Arc::new(ArcSwap::from_pointee(Identity::load(settings)?))))
+    }
+
+    /// Reads everything again. On an error the old certificate stays.
+    pub fn reload(&self, settings: &ClientTls) -> Result<(), TlsError> {
+        self.0.store(Arc::new(Identity::load(settings)?));
+        Ok(())
+    }
+
+    /// Certificate and hash of one moment.
+    #[must_use]
+    pub fn identity(&self) -> Arc<Identity> {
+        self.0.load_full()
+    }
+
+    /// For one handshake. Together with a hash: [`Self::identity`].
+    #[must_use]
+    pub fn config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.0.load().config)
+    }
+
+    /// The `tls-server-end-point` hash, see [`Identity::end_point`].
+    #[must_use]
+    pub fn end_point(&self) -> Option<Arc<[u8]>> {
+        self.0.load().end_point.clone()
+    }
+
+    /// The server side of a handshake, and the hash of the very certificate that it showed. No time limit of its own.
+    pub async fn accept<S>(&self, stream: S) -> io::Result<(tokio_rustls::server::TlsStream<S>, Option<Arc<[u8]>>)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let identity = self.identity();
+        let stream = tokio_rustls::TlsAcceptor::from(Arc::clone(&identity.config)).accept(stream).await?;
+        Ok((stream, identity.end_point.clone()))
+    }
+}
+
+/// Whether a client agreed on ALPN `postgresql`: a must for direct TLS.
+#[must_use]
+pub fn client_agreed_on_alpn<S>(stream: &tokio_rustls::server::TlsStream<S>) -> bool {
+    stream.get_ref().1.alpn_protocol() == Some(ALPN)
+}
+
+impl Identity {
+    fn load(settings: &ClientTls) -> Result<Self, TlsError> {
+        match (&settings.cert_file, &settings.key_file) {
+            (Some(cert), Some(key)) => Self::read(cert, key),
+            (None, None) => {
+                let (cert, key) = self_signed(&settings.state_dir)?;
+                Self::read(&cert, &key)
+            }
+            _ => Err(TlsError::HalfPair),
+        }
+    }
+
+    fn read(cert_file: &Path, key_file: &Path) -> Result<Self, TlsError> {
+        let chain = read_certificates(cert_file)?;
+        let leaf = chain.first().ok_or_else(|| TlsError::NoCertificate { path: cert_file.into() })?;
+        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| TlsError::BadCertificate {
+            path: cert_file.into(),
+            reason: error.to_string(),
+        })?;
+        let provider = provider();
+        let key = read_key(key_file)?;
+        let key = provider
+            .key_provider
+            .load_private_key(key)
+            .map_err(|_| TlsError::BadKey { path: key_file.into() })?;
+        // Not rustls' own check: that one refuses X.509 v1 certificates, which many PostgreSQL set-ups have.
+        if key.public_key().is_some_and(|public| public.as_ref() != parsed.public_key().raw) {
+            return Err(TlsError::KeyMismatch { cert: cert_file.into(), key: key_file.into() });
+        }
+        let end_point = end_point_hash(leaf).map(Arc::from);
+        let resolver = SingleCertAndKey::from(CertifiedKey::new(chain, key));
+        let mut config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(resolver));
+        // A client that sends no ALPN (before PostgreSQL 17) is served all the same.
+        config.alpn_protocols = vec![ALPN.to_vec()];
+        // libpq never resumes a session, so tickets and a session store would only be memory per idle client.
+        config.send_tls13_tickets = 0;
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        Ok(Self { config: Arc::new(config), end_point })
+    }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    fs::read(path).map_err(|source| TlsError::Read { path: path.into(), source })
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates: Result<Vec<_>, pem::Error> = CertificateDer::pem_slice_iter(&read(path)?).collect();
+    let certificates =
+        certificates.map_err(|error| TlsError::BadPem { path: path.into(), reason: error.to_string() })?;
+    if certificates.is_empty() { Err(TlsError::NoCertificate { path: path.into() }) } else { Ok(certificates) }
+}
+
+fn read_key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
+    let text = zeroize::Zeroizing::new(read(path)?);
+    PrivateKeyDer::from_pem_slice(&text).map_err(|_| TlsError::BadKey { path: path.into() })
+}
+
+/// Paths of the self-signed pair, made if it is not there.
+fn self_signed(directory: &Path) -> Result<(PathBuf, PathBuf), TlsError> {
+    let cert = directory.join(SELF_SIGNED_CERT);
+    let key = directory.join(SELF_SIGNED_KEY);
+    // The certificate is written last and never replaced: when it is there, so is its key, and no lock is needed (the
+    // directory may be read-only).
+    if !exists(&cert)? {
+        make_self_signed(directory, &cert, &key)?;
+    }
+    if !exists(&key)? {
+        return Err(TlsError::KeyGone { cert, key });
+    }
+    Ok((cert, key))
+}
+
+fn exists(path: &Path) -> Result<bool, TlsError> {
+    path.try_exists().map_err(|source| TlsError::Read { path: path.into(), source })
+}
+
+fn make_self_signed(directory: &Path, cert: &Path, key: &Path) -> Result<(), TlsError> {
+    let failed = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| TlsError::Write { path, source }
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed(directory))?;
+    let lock_path = directory.join(SELF_SIGNED_LOCK);
+    let lock = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&lock_path);
+    let lock = lock.map_err(failed(&lock_path))?;
+    // Held until `lock` is closed: of two processes that start at once, the second one finds the pair of the first.
+    lock.lock().map_err(failed(&lock_path))?;
+    if exists(cert)? {
+        return Ok(());
+    }
+    let pair = generate()?;
+    let key_text = zeroize::Zeroizing::new(pair.signing_key.serialize_pem());
+    // The key first: a crash in between leaves a key without a certificate, which the next start replaces.
+    write_atomically(key, key_text.as_bytes(), 0o600).map_err(failed(key))?;
+    write_atomically(cert, pair.cert.pem().as_bytes(), 0o644).map_err(failed(cert))?;
+    // Makes the two renames last over a power cut.
+    File::open(directory).and_then(|directory| directory.sync_all()).map_err(failed(directory))
+}
+
+/// Under the lock only: the temporary name is fixed.
+fn write_atomically(path: &Path, content: &[u8], mode: u32) -> io::Result<()> {
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".tmp");
+    // What a crash left behind could have other permissions.
+    match fs::remove_file(&temporary) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().create_new(true).write(true).mode(mode).open(&temporary)?;
+    file.write_all(content)?;
+    file.sync_all()?;
+    fs::rename(&temporary, path)
+}
+
+fn generate() -> Result<rcgen::CertifiedKey<rcgen::KeyPair>, TlsError> {
+    let mut names = vec!["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()];
+    // A host name that is no DNS name cannot be in a certificate.
+    let host = gethostname::gethostname().into_string().ok();
+    let host = host.filter(|host| ServerName::try_from(host.as_str()).is_ok() && !names.contains(host));
+    names.extend(host);
+    let mut parameters = rcgen::CertificateParams::new(names)?;
+    parameters.distinguished_name = rcgen::DistinguishedName::new();
+    parameters.distinguished_name.push(rcgen::DnType::CommonName, "Tenantry self-signed");
+    // No key usage: OpenSSL would not take it as its own issuer when a client has it as its root certificate.
+    parameters.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    let now = SystemTime::now();
+    // A day back, for clients whose clock is behind.
+    parameters.not_before = now.checked_sub(DAY).unwrap_or(now).into();
+    parameters.not_after = now.checked_add(TEN_YEARS).unwrap_or(now).into();
+    let signing_key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256)?;
+    let cert = parameters.self_signed(&signing_key)?;
+    Ok(rcgen::CertifiedKey { cert, signing_key })
+}
+
+/// RFC 5929 `tls-server-end-point`: the certificate under the hash of its own signature, SHA-256 for MD5 and SHA-1.
+/// `None` when that signature has no single hash, or one that we do not know.
+#[must_use]
+pub fn end_point_hash(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let algorithm = &parsed.signature_algorithm;
+    let hash = match SignatureAlgorithm::try_from(algorithm) {
+        // PSS names its hash in its parameters.
+        Ok(SignatureAlgorithm::RSASSA_PSS(parameters)) => parameters.hash_algorithm_oid().to_id_string(),
+        _ => algorithm.algorithm.to_id_string(),
+    };
+    match hash.as_str() {
+        // RSA: md5, sha1, sha256; ECDSA: sha1, sha256; DSA: sha1, sha256; the hashes themselves: md5, sha1, sha256.
+        "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.5" | "1.2.840.113549.1.1.11" | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2" | "1.2.840.10040.4.3" | "2.16.840.1.101.3.4.3.2" | "1.2.840.113549.2.5"
+        | "1.3.14.3.2.26" | "2.16.840.1.101.3.4.2.1" => Some(Sha256::digest(certificate).to_vec()),
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" | "2.16.840.1.101.3.4.2.2" => {
+            Some(Sha384::digest(certificate).to_vec())
+        }
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" | "2.16.840.1.101.3.4.2.3" => {
+            Some(Sha512::digest(certificate).to_vec())
+        }
+        "1.2.840.113549.1.1.14" | "1.2.840.10045.4.3.1" | "2.16.840.1.101.3.4.3.1" | "2.16.840.1.101.3.4.2.4" => {
+            Some(Sha224::digest(certificate).to_vec())
+        }
+        _ => None,
+    }
+}
+
+/// How we look at one PostgreSQL server. Cheap to clone; the roots are read once, at `load`.
+#[derive(Clone)]
+pub struct Connector {
+    connector: tokio_rustls::TlsConnector,
+    name: ServerName<'static>,
+    host: Arc<str>,
+    direct: bool,
+}
+
+impl fmt::Debug for Connector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connector").field("host", &self.host).field("direct", &self.direct).finish_non_exhaustive()
+    }
+}
+
+impl Connector {
+    /// As libpq's `sslmode`: with a `ca_file` even `require` and `prefer` check the chain (not the name). Whether TLS
+    /// is tried at all, and what happens when it fails, is the caller's: `disable` here is like `prefer`.
+    pub fn load(settings: &ServerTls, host: &str) -> Result<Self, TlsError> {
+        let check_name = settings.mode == ServerTlsMode::VerifyFull;
+        let name = match ServerName::try_from(host) {
+            Ok(name) => name.to_owned(),
+            Err(_) if check_name => return Err(TlsError::BadHost { host: host.to_owned() }),
+            // The name is not looked at; an IP address is one that rustls does not send as SNI.
+            Err(_) => ServerName::from(std::net::IpAddr::from([0, 0, 0, 0])),
+        };
+        let provider = provider();
+        let algorithms = provider.signature_verification_algorithms;
+        let verify = check_name || settings.mode == ServerTlsMode::VerifyCa || settings.ca_file.is_some();
+        let roots = if verify { Some(Roots::load(settings.ca_file.as_deref(), &provider)?) } else { None };
+        let verifier = Verifier { roots, check_name, algorithms };
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()?
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(verifier))
+            .with_no_client_auth();
+        // PostgreSQL never resumes a session.
+        config.resumption = Resumption::disabled();
+        if settings.direct {
+            config.alpn_protocols = vec![ALPN.to_vec()];
+        }
+        let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+        Ok(Self { connector, name, host: host.into(), direct: settings.direct })
+    }
+
+    /// The client side of a handshake. No time limit of its own.
+    pub async fn connect<S>(&self, stream: S) -> Result<tokio_rustls::client::TlsStream<S>, TlsError>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let stream = self
+            .connector
+            .connect(self.name.clone(), stream)
+            .await
+            .map_err(|source| TlsError::Handshake { host: self.host.to_string(), source })?;
+        if self.direct && stream.get_ref().1.alpn_protocol() != Some(ALPN) {
+            return Err(TlsError::NoAlpn { host: self.host.to_string() });
+        }
+        Ok(stream)
+    }
+}
+
+/// The `tls-server-end-point` hash of the server's certificate, for SCRAM-SHA-256-PLUS. `None`: none is defined for it.
+#[must_use]
+pub fn peer_end_point<S>(stream: &tokio_rustls::client::TlsStream<S>) -> Option<Vec<u8>> {
+    end_point_hash(stream.get_ref().1.peer_certificates()?.first()?)
+}
+
+/// Checks a server's certificate as far as the mode asks for, and its handshake signature always.
+#[derive(Debug)]
+struct Verifier {
+    /// `None`: any certificate is taken.
+    roots: Option<Roots>,
+    check_name: bool,
+    algorithms: WebPkiSupportedAlgorithms,
+}
+
+#[derive(Debug)]
+struct Roots {
+    chain: Arc<WebPkiServerVerifier>,
+    /// All of `ca_file`. A server certificate that is itself in it is trusted, as OpenSSL does: the self-signed
+    /// `server.crt` that doubles as its own root, which webpki refuses (it is marked as a CA).
+    pinned: Vec<CertificateDer<'static>>,
+}
+
+impl Roots {
+    fn load(ca_file: Option<&Path>, provider: &Arc<CryptoProvider>) -> Result<Self, TlsError> {
+        let mut store = RootCertStore::empty();
+        let mut pinned = Vec::new();
+        if let Some(path) = ca_file {
+            pinned = read_certificates(path)?;
+            for certificate in &pinned {
+                store.add(certificate.clone()).map_err(|error| TlsError::BadCertificate {
+                    path: path.into(),
+                    reason: error.to_string(),
+                })?;
+            }
+        } else {
+            // One damaged file of the system's must not take the others with it.
+            store.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+        }
+        let chain = WebPkiServerVerifier::builder_with_provider(Arc::new(store), Arc::clone(provider));
+        let chain = chain.build().map_err(|_| TlsError::NoRoots)?;
+        Ok(Self { chain, pinned })
+    }
+}
+
+impl ServerCertVerifier for Verifier {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, RustlsError> {
+        let Some(roots) = &self.roots else { return Ok(ServerCertVerified::assertion()) };
+        if roots.pinned.contains(end_entity) {
+            check_dates(end_entity, now)?;
+            if self.check_name {
+                rustls::client::verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+            }
+            return Ok(ServerCertVerified::assertion());
+        }
+        let result = roots.chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+        match result {
+            // The name is the last thing that it checks: the chain is good.
+            Err(RustlsError::InvalidCertificate(
+                CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+            )) if !self.check_name => Ok(ServerCertVerified::assertion()),
+            result => result,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        match bare_key(cert) {
+            Some(key) => verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms),
+            None => verify_tls12_signature(message, cert, dss, &self.algorithms),
+        }
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, RustlsError> {
+        match bare_key(cert) {
+            Some(key) => verify_tls13_signature_with_raw_key(message, &key, dss, &self.algorithms),
+            None => verify_tls13_signature(message, cert, dss, &self.algorithms),
+        }
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.algorithms.supported_schemes()
+    }
+}
+
+/// The public key of a certificate that webpki cannot read (X.509 v1, as PostgreSQL's documentation long made them);
+/// `None` for all others.
+fn bare_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
+    if ParsedCertificate::try_from(certificate).is_ok() {
+        return None;
+    }
+    let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+    Some(SubjectPublicKeyInfoDer::from(parsed.public_key().raw.to_vec()))
+}
+
+fn check_dates(certificate: &CertificateDer<'_>, now: UnixTime) -> Result<(), RustlsError> {
+    let (_, parsed) = X509Certificate::from_der(certificate)
+        .map_err(|_| RustlsError::InvalidCertificate(CertificateError::BadEncoding))?;
+    // A date before 1970 counts as 1970: in the past either way.
+    let at = |date: ASN1Time| {
+        let seconds = u64::try_from(date.timestamp()).unwrap_or(0);
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+    };
+    let (not_before, not_after) = (at(parsed.validity().not_before), at(parsed.validity().not_after));
+    if now < not_before {
+        return Err(RustlsError::InvalidCertificate(CertificateError::NotValidYetContext { time: now, not_before }));
+    }
+    if now > not_after {
+        return Err(RustlsError::InvalidCertificate(CertificateError::ExpiredContext { time: now, not_after }));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    use tempfile::TempDir;
+    use tenantry_config::ClientTlsMode;
+
+    use super::*;
+
+    /// Made with OpenSSL for this test: X.509 v1, and its key.
+    const V1: [&str; 2] = [
+        "-----BEGIN CERTIFICATE-----
+MIIBFzCBvQIUKM0hMbhg5BVYEgR4fPVZOWI1kaIwCgYIKoZIzj0EAwIwDTELMAkG
+A1UEAwwCZGIwIBcNMjYxMTIyMTkyODM1WhgPMjEyNjEwMjkxOTI4MzVaMA0xCzAJ
+BgNVBAMMAmRiMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEZjKKZ1B2UOh5f6/D
+2RgvAXtZqVdIfk6/lbRuc1bjkkzT+VBbYanE7mNcEHZwR3TBui8Ef9LgRnfMqBr0
+SrT93zAKBggqhkjOPQQDAgNJADBGAiEA00RnUSeb6QYF1qLtMBLMvwnhgt4azz6H
+EJaFeoT+D1UCIQD3LwQRDV0ijqkxUWxMfZC8wNTuOFIUUMXn16BSNYEd9Q==
+-----END CERTIFICATE-----",
+        "-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgne5GpcARqSlGtVBH
+D3gIL2pDjJgWecQEDlLeBSUCEkehRANCAARmMopnUHZQ6Hl/r8PZGC8Be1mpV0h+
+Tr+VtG5zVuOSTNP5UFthqcTuY1wQdnBHdMG6LwR/0uBGd8yoGvRKtP3f
+-----END PRIVATE KEY-----",
+    ];
+    /// Made with OpenSSL: signed with RSA-PSS over SHA-384.
+    const PSS: &str = "-----BEGIN CERTIFICATE-----
+MIICXjCCAZOgAwIBAgIUIQJGf3WRrz8OMIDNszqhHhuI44YwQQYJKoZIhvcNAQEK
+MDSgDzANBglghkgBZQMEAgIFAKEcMBoGCSqGSIb3DQEBCDANBglghkgBZQMEAgIF
+AKIDAgFOMAwxCjAIBgNVBAMMAXAwIBcNMjYxMTIyMTkyODM1WhgPMjEyNjEwMjkx
+OTI4MzVaMAwxCjAIBgNVBAMMAXAwgZ8wDQYJKoZIhvcNAQEBBQADgY0AMIGJAoGB
+AOWFEp614Q0AZxeP8b+qbRs5y8HS1akyep3dWAJ58PiMfdAderB7VRPPQn/xnPKZ
+8TYsQZUzyfuLg/++n45OIZi+8q9ik+J5RBdL6a+PsfGc+oxPO3clgVWmBhKZdVdi
+WBcULik0vLjfNdXo0oF8DuOhR3EuopzfqGtBrdOd5ezTAgMBAAGjUzBRMB0GA1Ud
+DgQWBBTxjENg3UAxAw6fePQu3y+p5nJ9BDAfBgNVHSMEGDAWgBTxjENg3UAxAw6f
+ePQu3y+p5nJ9BDAPBgNVHRMBAf8EBTADAQH/MEEGCSqGSIb3DQEBCjA0oA8wDQYJ
+YIZIAWUDBAICBQChHDAaBgkqhkiG9w0BAQgwDQYJYIZIAWUDBAICBQCiAwIBTgOB
+gQDBWkQcNhzz1x9n7PQYI5P/G6SXEM5irJH/m7Whd4LTAVCQaRviRYjFxt758N9t
+39RH5fRWOpLjMsHZVYKSwJ6EhpkxYSP9X/6BMIGINJmXlsKlQF6mt5zq72ys/GSl
++azcHGQr23SZ4/hMXHhikNF6CmOkjIXfltDBCY2yuv52zw==
+-----END CERTIFICATE-----";
+
+    fn settings(cert: Option<PathBuf>, key: Option<PathBuf>, state_dir: &Path) -> ClientTls {
+        ClientTls { mode: ClientTlsMode::Allow, cert_file: cert, key_file: key, state_dir: state_dir.to_owned() }
+    }
+
+    fn files(dir: &Path, name: &str, cert: &str, key: &str) -> ClientTls {
+        let (cert_file, key_file) = (dir.join(format!("{name}.crt")), dir.join(format!("{name}.key")));
+        fs::write(&cert_file, cert).unwrap();
+        fs::write(&key_file, key).unwrap();
+        settings(Some(cert_file), Some(key_file), dir)
+    }
+
+    fn server_tls(mode: ServerTlsMode, ca_file: Option<PathBuf>) -> ServerTls {
+        ServerTls { mode, ca_file, direct: false }
+    }
+
+    /// A root with what it takes to issue server certificates.
+    struct Authority {
+        file: PathBuf,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    impl Authority {
+        fn new(dir: &Path, name: &str) -> Self {
+            let key = KeyPair::generate().unwrap();
+            let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+            parameters.distinguished_name.push(rcgen::DnType::CommonName, name);
+            parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let file = dir.join(format!("{name}.pem"));
+            fs::write(&file, parameters.self_signed(&key).unwrap().pem()).unwrap();
+            Self { file, issuer: Issuer::new(parameters, key) }
+        }
+
+        fn issue(&self, dir: &Path, host: &str, from: i64, to: i64) -> Acceptor {
+            let key = KeyPair::generate().unwrap();
+            let parameters = dated(host, from, to);
+            let cert = parameters.signed_by(&key, &self.issuer).unwrap();
+            Acceptor::load(&files(dir, "issued", &cert.pem(), &key.serialize_pem())).unwrap()
+        }
+    }
+
+    /// Valid from and to so many days from now.
+    fn dated(host: &str, from: i64, to: i64) -> CertificateParams {
+        let at = |days: i64| {
+            let distance = DAY * u32::try_from(days.abs()).unwrap();
+            if days < 0 { SystemTime::now() - distance } else { SystemTime::now() + distance }
+        };
+        let mut parameters = CertificateParams::new(vec![host.to_owned()]).unwrap();
+        parameters.not_before = at(from).into();
+        parameters.not_after = at(to).into();
+        parameters
+    }
+
+    /// A handshake over memory; gives both sides' channel binding hash.
+    async fn handshake(acceptor: &Acceptor, connector: &Connector) -> Result<[Option<Vec<u8>>; 2], TlsError> {
+        let (client, server) = tokio::io::duplex(4096);
+        let both = async { tokio::join!(acceptor.accept(server), connector.connect(client)) };
+        let (server, client) = tokio::time::timeout(Duration::from_secs(20), both).await.unwrap();
+        let client = client?;
+        let (_, end_point) = server.unwrap();
+        Ok([end_point.map(|hash| hash.to_vec()), peer_end_point(&client)])
+    }
+
+    async fn try_mode(
+        acceptor: &Acceptor,
+        mode: ServerTlsMode,
+        ca_file: Option<&Path>,
+        host: &str,
+    ) -> Result<[Option<Vec<u8>>; 2], String> {
+        let connector = Connector::load(&server_tls(mode, ca_file.map(Path::to_owned)), host).unwrap();
+        handshake(acceptor, &connector).await.map_err(|error| error.to_string())
+    }
+
+    #[tokio::test]
+    async fn a_self_signed_pair_is_made_once_and_used_again() {
+        let dir = TempDir::new().unwrap();
+        let state = dir.path().join("a/b");
+        let first = Acceptor::load(&settings(None, None, &state)).unwrap();
+        let key = fs::metadata(state.join(SELF_SIGNED_KEY)).unwrap();
+        assert_eq!(key.permissions().mode() & 0o777, 0o600);
+        let again = Acceptor::load(&settings(None, None, &state)).unwrap();
+        assert!(first.end_point().is_some());
+        assert_eq!(first.end_point(), again.end_point());
+        // A client that has it as its root gets through the strictest check.
+        let cert = state.join(SELF_SIGNED_CERT);
+        for host in ["localhost", "127.0.0.1"] {
+            try_mode(&again, ServerTlsMode::VerifyFull, Some(&cert), host).await.unwrap();
+        }
+        let error = try_mode(&again, ServerTlsMode::VerifyFull, Some(&cert), "other.test").await.unwrap_err();
+        assert!(error.contains("other.test"), "{error}");
+        let left: Vec<_> = fs::read_dir(&state).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 3, "{left:?}");
+    }
+
+    #[test]
+    fn many_first_starts_at_once_end_with_one_pair() {
+        let dir = TempDir::new().unwrap();
+        let hashes: Vec<_> = std::thread::scope(|scope| {
+            let start = || Acceptor::load(&settings(None, None, dir.path())).unwrap().end_point().unwrap();
+            let threads: Vec<_> = (0..16).map(|_| scope.spawn(start)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert!(hashes.iter().all(|hash| hash == &hashes[0]));
+    }
+
+    #[test]
+    fn what_a_crash_or_an_operator_left_is_handled() {
+        let dir = TempDir::new().unwrap();
+        let settings = settings(None, None, dir.path());
+        let (cert, key) = (dir.path().join(SELF_SIGNED_CERT), dir.path().join(SELF_SIGNED_KEY));
+        // A crash between the two renames.
+        fs::write(&key, "old").unwrap();
+        fs::write(dir.path().join("tenantry.key.tmp"), "half").unwrap();
+        let made = Acceptor::load(&settings).unwrap();
+        // A certificate whose key went away: nothing is overwritten.
+        fs::remove_file(&key).unwrap();
+        let error = made.reload(&settings).unwrap_err();
+        assert!(matches!(error, TlsError::KeyGone { .. }), "{error}");
+        assert!(cert.exists() && !key.exists());
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = Acceptor::load(&super::tests::settings(None, None, &file)).unwrap_err();
+        assert!(matches!(error, TlsError::Write { .. } | TlsError::Read { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_bad_file_names_itself_and_the_old_certificate_stays() {
+        let dir = TempDir::new().unwrap();
+        let path = dir.path();
+        let [one, two] = [(); 2].map(|()| generate().unwrap());
+        let (cert, key) = (one.cert.pem(), one.signing_key.serialize_pem());
+        let acceptor = Acceptor::load(&files(path, "good", &cert, &key)).unwrap();
+        let clone = acceptor.clone();
+        let before = acceptor.end_point();
+        let broken = cert.replace("-----END", "-----EN");
+        let missing = settings(Some(path.join("good.crt")), Some(path.join("none.key")), path);
+        let half = settings(Some(path.join("good.crt")), None, path);
+        let encrypted = key.replace("PRIVATE KEY", "ENCRYPTED PRIVATE KEY");
+        for (bad, part) in [
+            (files(path, "a", "", &key), "a.crt holds no certificate"),
+            (files(path, "b", &broken, &key), "b.crt is not a valid PEM file"),
+            (files(path, "c", &cert, ""), "c.key holds no usable private key"),
+            (files(path, "d", &cert, &encrypted), "d.key holds no usable private key"),
+            (files(path, "e", &cert, &two.signing_key.serialize_pem()), "e.key is not the one of the first"),
+            (files(path, "f", &key, &key), "f.crt holds no certificate"),
+            (missing, "cannot read"),
+            (half, "belong together"),
+        ] {
+            let error = acceptor.reload(&bad).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+            assert!(!error.contains(key.lines().nth(1).unwrap()), "{error}");
+            assert_eq!(acceptor.end_point(), before);
+        }
+        acceptor.reload(&files(path, "two", &two.cert.pem(), &two.signing_key.serialize_pem())).unwrap();
+        assert_ne!(acceptor.end_point(), before);
+        assert_eq!(clone.end_point(), acceptor.end_point());
+    }
+
+    #[tokio::test]
+    async fn each_mode_checks_what_it_says() {
+        use ServerTlsMode::{Prefer, Require, VerifyCa, VerifyFull};
+        let dir = TempDir::new().unwrap();
+        let path = dir.path();
+        let (ours, other) = (Authority::new(path, "ours"), Authority::new(path, "other"));
+        let (ca, wrong) = (Some(ours.file.as_path()), Some(other.file.as_path()));
+        let good = ours.issue(path, "db.test", -1, 1);
+        for (mode, roots, host, expected) in [
+            (VerifyFull, ca, "db.test", ""),
+            (VerifyFull, ca, "other.test", "not valid for name"),
+            (VerifyFull, ca, "10.0.0.1", "not valid for name"),
+            (VerifyFull, wrong, "db.test", "UnknownIssuer"),
+            (VerifyFull, None, "db.test", "UnknownIssuer"),
+            (VerifyCa, ca, "db.test", ""),
+            (VerifyCa, ca, "other.test", ""),
+            (VerifyCa, ca, "10.0.0.1", ""),
+            (VerifyCa, ca, "not a name", ""),
+            (VerifyCa, wrong, "db.test", "UnknownIssuer"),
+            (Require, ca, "other.test", ""),
+            (Require, wrong, "db.test", "UnknownIssuer"),
+            (Prefer, wrong, "db.test", "UnknownIssuer"),
+            (Require, None, "other.test", ""),
+            (Prefer, None, "other.test", ""),
+        ] {
+            let what = format!("{mode:?} {roots:?} {host}");
+            // A machine without system roots cannot do this one.
+            if roots.is_none() && mode == VerifyFull && Connector::load(&server_tls(mode, None), host).is_err() {
+                continue;
+            }
+            match try_mode(&good, mode, roots, host).await {
+                Ok([server, client]) => {
+                    assert_eq!(expected, "", "{what}");
+                    assert!(server.is_some());
+                    assert_eq!(server, client);
+                }
+                Err(error) => assert!(!expected.is_empty() && error.contains(expected), "{what}: {error}"),
+            }
+        }
+        let error = Connector::load(&server_tls(VerifyFull, None), "not a name").unwrap_err();
+        assert!(matches!(error, TlsError::BadHost { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn dates_are_checked_wherever_the_chain_is() {
+        use ServerTlsMode::{Require, VerifyCa, VerifyFull};
+        let dir = TempDir::new().unwrap();
+        let ours = Authority::new(dir.path(), "ours");
+        for (from, to) in [(-3, -1), (1, 3)] {
+            let acceptor = ours.issue(dir.path(), "db.test", from, to);
+            let ca = Some(ours.file.as_path());
+            for mode in [VerifyFull, VerifyCa, Require] {
+                let error = try_mode(&acceptor, mode, ca, "db.test").await.unwrap_err();
+                assert!(error.contains("expired") || error.contains("not valid yet"), "{error}");
+            }
+            try_mode(&acceptor, Require, None, "db.test").await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_server_certificate_can_be_its_own_root() {
+        use ServerTlsMode::{VerifyCa, VerifyFull};
+        let dir = TempDir::new().unwrap();
+        // As `openssl req -x509` makes it: marked as a CA.
+        let make = |to: i64| {
+            let key = KeyPair::generate().unwrap();
+            let mut parameters = dated("db.test", -3, to);
+            parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+            let cert = parameters.self_signed(&key).unwrap();
+            let settings = files(dir.path(), "own", &cert.pem(), &key.serialize_pem());
+            (Acceptor::load(&settings).unwrap(), settings.cert_file.unwrap())
+        };
+        let (acceptor, root) = make(3);
+        try_mode(&acceptor, VerifyFull, Some(&root), "db.test").await.unwrap();
+        try_mode(&acceptor, VerifyCa, Some(&root), "other.test").await.unwrap();
+        let error = try_mode(&acceptor, VerifyFull, Some(&root), "other.test").await.unwrap_err();
+        assert!(error.contains("not valid for name"), "{error}");
+        let (expired, root) = make(-1);
+        let error = try_mode(&expired, VerifyCa, Some(&root), "db.test").await.unwrap_err();
+        assert!(error.contains("expired"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn an_old_v1_certificate_still_encrypts() {
+        let dir = TempDir::new().unwrap();
+        let [cert, key] = V1;
+        let acceptor = Acceptor::load(&files(dir.path(), "v1", cert, key)).unwrap();
+        let [server, client] = try_mode(&acceptor, ServerTlsMode::Require, None, "db.test").await.unwrap();
+        assert!(server.is_some());
+        assert_eq!(server, client);
+    }
+
+    #[tokio::test]
+    async fn someone_elses_certificate_is_refused_even_unverified() {
+        // Without the key's signature, a man in the middle could show the server's certificate and so pass the
+        // channel binding check.
+        let dir = TempDir::new().unwrap();
+        for cert in [generate().unwrap().cert.pem(), V1[0].to_owned()] {
+            let thief = generate().unwrap();
+            let settings = files(dir.path(), "thief", &cert, &thief.signing_key.serialize_pem());
+            let key = read_key(settings.key_file.as_deref().unwrap()).unwrap();
+            let key = provider().key_provider.load_private_key(key).unwrap();
+            let chain = read_certificates(settings.cert_file.as_deref().unwrap()).unwrap();
+            let acceptor = Acceptor::load(&super::tests::settings(None, None, dir.path())).unwrap();
+            let mut config = (*acceptor.config()).clone();
+            config.cert_resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key)));
+            acceptor.0.store(Arc::new(Identity { config: Arc::new(config), end_point: None }));
+            let error = try_mode(&acceptor, ServerTlsMode::Require, None, "db.test").await.unwrap_err();
+            assert!(error.contains("BadSignature"), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn direct_tls_needs_the_protocol_name() {
+        let dir = TempDir::new().unwrap();
+        let acceptor = Acceptor::load(&settings(None, None, dir.path())).unwrap();
+        for direct in [true, false] {
+            let tls = ServerTls { mode: ServerTlsMode::Require, ca_file: None, direct };
+            let connector = Connector::load(&tls, "localhost").unwrap();
+            let (client, server) = tokio::io::duplex(4096);
+            let (server, client) = tokio::join!(acceptor.accept(server), connector.connect(client));
+            client.unwrap();
+            assert_eq!(client_agreed_on_alpn(&server.unwrap().0), direct);
+        }
+        let mut config = (*acceptor.config()).clone();
+        config.alpn_protocols.clear();
+        acceptor.0.store(Arc::new(Identity { config: Arc::new(config), end_point: None }));
+        let tls = ServerTls { mode: ServerTlsMode::Require, ca_file: None, direct: true };
+        let error = handshake(&acceptor, &Connector::load(&tls, "localhost").unwrap()).await.unwrap_err();
+        assert!(matches!(error, TlsError::NoAlpn { .. }), "{error}");
+    }
+
+    #[test]
+    fn the_end_point_hash_is_that_of_the_signature() {
+        let hash = |algorithm| {
+            let key = KeyPair::generate_for(algorithm).unwrap();
+            let cert = CertificateParams::new(Vec::new()).unwrap().self_signed(&key).unwrap();
+            (cert.der().to_vec(), end_point_hash(cert.der()))
+        };
+        let (der, made) = hash(&rcgen::PKCS_ECDSA_P256_SHA256);
+        assert_eq!(made, Some(Sha256::digest(der).to_vec()));
+        let (der, made) = hash(&rcgen::PKCS_ECDSA_P384_SHA384);
+        assert_eq!(made, Some(Sha384::digest(der).to_vec()));
+        assert_eq!(hash(&rcgen::PKCS_ED25519).1, None);
+        let pss = CertificateDer::from_pem_slice(PSS.as_bytes()).unwrap();
+        assert_eq!(end_point_hash(&pss), Some(Sha384::digest(&pss).to_vec()));
+        assert_eq!(end_point_hash(&CertificateDer::from(vec![1, 2, 3])), None);
+    }
+
+    #[test]
+    fn a_bad_root_file_names_itself() {
+        let dir = TempDir::new().unwrap();
+        let file = dir.path().join("root.pem");
+        let load = || Connector::load(&server_tls(ServerTlsMode::VerifyCa, Some(file.clone())), "h").unwrap_err();
+        assert!(load().to_string().contains("root.pem"));
+        fs::write(&file, "nothing").unwrap();
+        assert!(matches!(load(), TlsError::NoCertificate { .. }));
+        fs::write(&file, "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
+        assert!(matches!(load(), TlsError::BadCertificate { .. }));
+    }
+}

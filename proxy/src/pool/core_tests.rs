@@ -1,0 +1,334 @@
+//! The core as a specification: one behaviour a test, then any sequence of events against the invariants.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+
+const POOL: PoolLimits = PoolLimits {
+    size: 2,
+    min_size: 0,
+    max_waiters: 3,
+    query_wait_timeout: 1_000,
+    round_robin: false,
+    lifetime: 3_600_000,
+    idle_timeout: 600_000,
+    check_delay: 30_000,
+};
+
+fn core(cap: u32) -> Core {
+    Core::new(ServerLimits { cap, max_connecting: 4, login_retry: 50 })
+}
+
+fn dials(actions: &Actions) -> Vec<SlotId> {
+    actions.iter().filter_map(|a| if let Action::Dial { slot, .. } = a { Some(*slot) } else { None }).collect()
+}
+
+/// Queues one client, dials for it and hands it over.
+fn open(core: &mut Core, pool: PoolId, now: u64) -> SlotId {
+    let mut actions = Actions::new();
+    assert!(matches!(core.checkout(pool, Millis(now), &mut actions), Checkout::Queued(_)));
+    let [slot] = dials(&actions)[..] else { panic!("one dial: {actions:?}") };
+    assert!(matches!(core.dialed(slot, Millis(now), &mut actions), Rested::Hand(_)));
+    slot
+}
+
+#[test]
+fn an_idle_connection_is_lent_at_once_newest_first() {
+    let mut core = core(10);
+    let pool = core.add_pool(POOL, true);
+    let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
+    let mut actions = Actions::new();
+    assert_eq!(core.release(a, Millis(1), &mut actions), Rested::Idle);
+    assert_eq!(core.release(b, Millis(2), &mut actions), Rested::Idle);
+    assert_eq!(core.checkout(pool, Millis(3), &mut actions), Checkout::Ready(b));
+    assert!(actions.is_empty());
+}
+
+#[test]
+fn round_robin_lends_the_oldest_first() {
+    let mut core = core(10);
+    let pool = core.add_pool(PoolLimits { round_robin: true, ..POOL }, true);
+    let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
+    let mut actions = Actions::new();
+    core.release(a, Millis(1), &mut actions);
+    core.release(b, Millis(2), &mut actions);
+    assert_eq!(core.checkout(pool, Millis(3), &mut actions), Checkout::Ready(a));
+}
+
+#[test]
+fn a_freed_connection_goes_to_the_oldest_waiter() {
+    let mut core = core(10);
+    let pool = core.add_pool(PoolLimits { size: 1, ..POOL }, true);
+    let slot = open(&mut core, pool, 0);
+    let mut actions = Actions::new();
+    let Checkout::Queued(first) = core.checkout(pool, Millis(1), &mut actions) else { panic!() };
+    let Checkout::Queued(second) = core.checkout(pool, Millis(2), &mut actions) else { panic!() };
+    assert_eq!(core.release(slot, Millis(3), &mut actions), Rested::Hand(first));
+    assert_eq!(core.release(slot, Millis(4), &mut actions), Rested::Hand(second));
+}
+
+#[test]
+fn a_waiter_is_refused_when_its_time_is_up_and_told_what_held_it() {
+    let mut core = core(10);
+    let pool = core.add_pool(PoolLimits { size: 1, ..POOL }, true);
+    open(&mut core, pool, 0);
+    let mut actions = Actions::new();
+    let Checkout::Queued(waiter) = core.checkout(pool, Millis(10), &mut actions) else { panic!() };
+    core.tick(Millis(1_009), &mut actions);
+    assert!(actions.is_empty());
+    core.tick(Millis(1_010), &mut actions);
+    let refusal = Refusal::Timeout { waited: 1_000, ahead: 0, blocked: Blocked::PoolSize };
+    assert_eq!(actions.as_slice(), [Action::Refuse { waiter, refusal }]);
+}
+
+#[test]
+fn the_queue_has_a_limit() {
+    let mut core = core(10);
+    let pool = core.add_pool(PoolLimits { size: 1, max_waiters: 1, ..POOL }, true);
+    open(&mut core, pool, 0);
+    let mut actions = Actions::new();
+    assert!(matches!(core.checkout(pool, Millis(1), &mut actions), Checkout::Queued(_)));
+    assert_eq!(core.checkout(pool, Millis(1), &mut actions), Checkout::Refused(Refusal::QueueFull { waiting: 1 }));
+}
+
+#[test]
+fn at_the_cap_another_pools_idle_connection_is_closed_and_its_permit_used_only_once_it_is_gone() {
+    let mut core = core(1);
+    let rich = core.add_pool(POOL, true);
+    let poor = core.add_pool(POOL, true);
+    let slot = open(&mut core, rich, 0);
+    let mut actions = Actions::new();
+    core.release(slot, Millis(1), &mut actions);
+    core.checkout(poor, Millis(2), &mut actions);
+    assert_eq!(actions.as_slice(), [Action::Close { slot }]);
+    assert_eq!(core.permits(), (1, 1), "PostgreSQL still counts it");
+    actions.clear();
+    core.closed(slot, Millis(3), &mut actions);
+    assert_eq!(dials(&actions).len(), 1);
+    assert_eq!(core.permits(), (1, 1));
+}
+
+#[test]
+fn at_the_cap_a_busy_pool_gives_up_its_next_free_connection_to_one_that_waited_longer() {
+    let mut core = core(1);
+    let busy = core.add_pool(POOL, true);
+    let poor = core.add_pool(POOL, true);
+    let slot = open(&mut core, busy, 0);
+    let mut actions = Actions::new();
+    core.checkout(poor, Millis(10), &mut actions);
+    core.checkout(busy, Millis(200), &mut actions);
+    assert_eq!(core.release(slot, Millis(300), &mut actions), Rested::Close);
+    core.closed(slot, Millis(301), &mut actions);
+    assert!(actions.iter().any(|a| matches!(a, Action::Dial { pool, .. } if *pool == poor)));
+}
+
+#[test]
+fn while_the_server_is_down_one_dial_at_a_time_looks_for_it_and_waiters_stay() {
+    let mut core = core(10);
+    let pool = core.add_pool(PoolLimits { size: 4, ..POOL }, true);
+    let mut actions = Actions::new();
+    core.checkout(pool, Millis(0), &mut actions);
+    core.checkout(pool, Millis(0), &mut actions);
+    for slot in dials(&actions) {
+        core.dial_failed(slot, DialFailure::ServerDown, Millis(1), &mut Actions::new());
+    }
+    assert_eq!(core.permits().0, 0);
+    assert_eq!(core.waiting(pool), 2);
+    for now in (0..900).step_by(100) {
+        actions.clear();
+        core.tick(Millis(now + 100), &mut actions);
+        let slots = dials(&actions);
+        assert!(slots.len() <= 1, "{slots:?}");
+        for slot in slots {
+            core.dial_failed(slot, DialFailure::ServerDown, Millis(now + 101), &mut Actions::new());
+        }
+    }
+    assert_eq!(core.blocked(pool, Millis(901)), Blocked::ServerDown);
+}
+
+#[test]
+fn a_login_that_can_never_succeed_tells_every_waiter_at_once() {
+    let mut core = core(10);
+    let pool = core.add_pool(POOL, true);
+    let mut actions = Actions::new();
+    core.checkout(pool, Millis(0), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!() };
+    actions.clear();
+    core.dial_failed(slot, DialFailure::Refused, Millis(1), &mut actions);
+    assert!(matches!(actions.as_slice(), [Action::Refuse { refusal: Refusal::LoginRefused, .. }]));
+}
+
+#[test]
+fn idle_connections_above_the_minimum_are_closed_after_their_time_and_old_ones_always() {
+    let mut core = core(10);
+    let pool = core.add_pool(PoolLimits { min_size: 1, idle_timeout: 1_000, lifetime: 5_000, ..POOL }, true);
+    let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
+    let mut actions = Actions::new();
+    core.release(a, Millis(0), &mut actions);
+    core.release(b, Millis(0), &mut actions);
+    core.tick(Millis(1_000), &mut actions);
+    assert_eq!(actions.len(), 1, "one stays: the minimum");
+    actions.clear();
+    core.tick(Millis(5_000), &mut actions);
+    assert!(actions.iter().any(|a| matches!(a, Action::Close { .. })), "its life is over");
+    assert!(actions.iter().any(|a| matches!(a, Action::Dial { .. })), "and the minimum is kept");
+}
+
+#[test]
+fn a_reconnect_closes_idle_connections_now_and_lent_ones_as_they_come_back() {
+    let mut core = core(10);
+    let pool = core.add_pool(POOL, true);
+    let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
+    let mut actions = Actions::new();
+    core.release(a, Millis(0), &mut actions);
+    core.reconnect(pool, Millis(1), &mut actions);
+    assert_eq!(actions.as_slice(), [Action::Close { slot: a }]);
+    assert_eq!(core.release(b, Millis(2), &mut actions), Rested::Close);
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Event {
+    Checkout(u8),
+    Release(u8),
+    Break(u8),
+    Dialed(u8),
+    DialFailed(u8, u8),
+    Closed(u8),
+    Leave(u8),
+    Checked(u8),
+    Tick(u16),
+    Cap(u8),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    prop_oneof![
+        8 => any::<u8>().prop_map(Event::Checkout),
+        6 => any::<u8>().prop_map(Event::Release),
+        2 => any::<u8>().prop_map(Event::Break),
+        6 => any::<u8>().prop_map(Event::Dialed),
+        2 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Event::DialFailed(a, b)),
+        6 => any::<u8>().prop_map(Event::Closed),
+        2 => any::<u8>().prop_map(Event::Leave),
+        3 => any::<u8>().prop_map(Event::Checked),
+        4 => (0u16..2_000).prop_map(Event::Tick),
+        1 => (0u8..5).prop_map(Event::Cap),
+    ]
+}
+
+/// The world outside the core: what the shell would hold.
+#[derive(Default)]
+struct World {
+    dialing: Vec<SlotId>,
+    lent: Vec<SlotId>,
+    checking: Vec<SlotId>,
+    closing: Vec<SlotId>,
+    waiting: BTreeMap<WaiterId, PoolId>,
+}
+
+impl World {
+    fn act(&mut self, actions: &Actions) {
+        for action in actions {
+            match *action {
+                Action::Dial { slot, .. } => self.dialing.push(slot),
+                Action::Close { slot } => self.closing.push(slot),
+                Action::Check { slot } => self.checking.push(slot),
+                Action::Refuse { waiter, .. } => assert!(self.waiting.remove(&waiter).is_some(), "refused twice"),
+            }
+        }
+    }
+
+    fn rested(&mut self, slot: SlotId, rested: Rested) {
+        match rested {
+            Rested::Hand(waiter) => {
+                assert!(self.waiting.remove(&waiter).is_some(), "handed to somebody who left");
+                self.lent.push(slot);
+            }
+            Rested::Idle => {}
+            Rested::Close => self.closing.push(slot),
+        }
+    }
+}
+
+fn pick(from: &mut Vec<SlotId>, n: u8) -> Option<SlotId> {
+    let len = from.len();
+    (len > 0).then(|| from.remove(usize::from(n) % len))
+}
+
+proptest! {
+    /// Any events in any order: permits never exceed the cap that was in force when they were taken, what the core
+    /// counts is what the world holds, and a pool with an idle slot has no waiter.
+    #[test]
+    fn invariants_hold_after_every_event(events in prop::collection::vec(event(), 1..400)) {
+        let mut core = core(3);
+        let pools: Vec<_> = (0..3).map(|n| core.add_pool(PoolLimits { min_size: n % 2, round_robin: n == 1, ..POOL }, true)).collect();
+        let mut world = World::default();
+        let mut now = Millis(0);
+        let mut most = 3;
+        for event in events {
+            let mut actions = Actions::new();
+            match event {
+                Event::Checkout(n) => {
+                    let pool = pools[usize::from(n) % pools.len()];
+                    match core.checkout(pool, now, &mut actions) {
+                        Checkout::Ready(slot) => world.lent.push(slot),
+                        Checkout::Queued(waiter) => { world.waiting.insert(waiter, pool); }
+                        Checkout::Refused(_) => {}
+                    }
+                }
+                Event::Release(n) => if let Some(slot) = pick(&mut world.lent, n) {
+                    let rested = core.release(slot, now, &mut actions);
+                    world.rested(slot, rested);
+                },
+                Event::Checked(n) => if let Some(slot) = pick(&mut world.checking, n) {
+                    let rested = core.release(slot, now, &mut actions);
+                    world.rested(slot, rested);
+                },
+                Event::Break(n) => if let Some(slot) = pick(&mut world.lent, n) {
+                    core.change(slot, SlotEvent::Close, now, &mut actions);
+                    world.closing.push(slot);
+                },
+                Event::Dialed(n) => if let Some(slot) = pick(&mut world.dialing, n) {
+                    let rested = core.dialed(slot, now, &mut actions);
+                    world.rested(slot, rested);
+                },
+                Event::DialFailed(n, how) => if let Some(slot) = pick(&mut world.dialing, n) {
+                    let failure = [DialFailure::ServerDown, DialFailure::Later, DialFailure::Refused][usize::from(how) % 3];
+                    core.dial_failed(slot, failure, now, &mut actions);
+                },
+                Event::Closed(n) => if let Some(slot) = pick(&mut world.closing, n) {
+                    core.closed(slot, now, &mut actions);
+                },
+                Event::Leave(n) => if let Some((&waiter, &pool)) = world.waiting.iter().nth(usize::from(n) % world.waiting.len().max(1)) {
+                    prop_assert!(core.leave_queue(pool, waiter));
+                    world.waiting.remove(&waiter);
+                },
+                Event::Tick(ms) => {
+                    now = Millis(now.0 + u64::from(ms));
+                    core.tick(now, &mut actions);
+                }
+                Event::Cap(cap) => {
+                    core.set_limits(ServerLimits { cap: u32::from(cap), max_connecting: 4, login_retry: 50 });
+                    most = core.permits().0.max(u32::from(cap));
+                }
+            }
+            world.act(&actions);
+            let (held, cap) = core.permits();
+            prop_assert!(held <= most.max(cap));
+            most = held.max(cap);
+            let mut counts = [0u32; SlotState::ALL.len()];
+            for pool in &pools {
+                let own = core.counts(*pool);
+                prop_assert!(own[SlotState::Idle.index()] == 0 || core.waiting(*pool) == 0, "idle slot beside a waiter");
+                counts.iter_mut().zip(own).for_each(|(sum, n)| *sum += n);
+            }
+            prop_assert_eq!(held, counts.iter().sum::<u32>(), "a permit for each slot");
+            prop_assert_eq!(counts[SlotState::Connecting.index()] as usize, world.dialing.len());
+            prop_assert_eq!(counts[SlotState::Active.index()] as usize, world.lent.len());
+            prop_assert_eq!(counts[SlotState::Closing.index()] as usize, world.closing.len());
+            prop_assert_eq!(counts[SlotState::Checking.index()] as usize, world.checking.len());
+            prop_assert_eq!(pools.iter().map(|p| core.waiting(*p)).sum::<usize>(), world.waiting.len());
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Server connections and who gets them: the pure core, and the shell that dials, hands over and closes for it.
+//!
+//! A `Server` is one PostgreSQL instance with one core, and so one lock, over all of its pools. The lock is held for the
+//! length of a decision, never across an await. A connection that becomes free travels to the oldest waiter inside the
+//! call that freed it.
+
+pub mod core;
+pub mod lease;
+pub mod server;
+pub mod slot;
+pub mod stats;
+pub mod waiters;
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, Ordering},
+};
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tenantry_config::{PoolMode, TenantId};
+
+use self::{core::PoolId, server::Server, stats::Stats};
+use crate::server::{connect::Login, credentials::Credentials, settings::Settings, statements::StatementTable};
+
+/// The server connections of one (tenant, role).
+#[derive(Debug)]
+pub struct Pool {
+    pub id: PoolId,
+    pub tenant: TenantId,
+    /// The database's name on the server.
+    pub database: String,
+    pub role: String,
+    pub server: Arc<Server>,
+    settings: ArcSwap<PoolSettings>,
+    credentials: Mutex<Credentials>,
+    /// What a fresh connection reports; known from the first login on.
+    welcome: Mutex<Option<Arc<Vec<(String, String)>>>>,
+    /// Why the last login failed for good, in PostgreSQL's words where it had any.
+    login_error: Mutex<Option<LoginError>>,
+    pub statements: StatementTable,
+    pub stats: Stats,
+    pinned: AtomicU32,
+    /// Startup settings that PostgreSQL took, and how it spells them.
+    tried: Mutex<Vec<(Settings, Settings)>>,
+}
+
+/// More kinds of startup settings than this are tried each time.
+const MAX_TRIED: usize = 32;
+
+/// The pool's part of the tenant's settings.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PoolSettings {
+    pub mode: PoolMode,
+    pub pool: tenantry_config::Pool,
+}
+
+/// Why a login to the server failed for good.
+#[derive(Debug, Clone)]
+pub enum LoginError {
+    /// The body of PostgreSQL's ErrorResponse.
+    Server(Bytes),
+    /// Our own, fit for a client.
+    Ours(String),
+}
+
+impl Pool {
+    #[must_use]
+    pub fn settings(&self) -> Arc<PoolSettings> {
+        self.settings.load_full()
+    }
+
+    #[must_use]
+    pub fn mode(&self) -> PoolMode {
+        self.settings.load().mode
+    }
+
+    /// How to log in to the server as this pool's role.
+    #[must_use]
+    pub fn login(&self) -> Login {
+        Login {
+            database: self.database.clone(),
+            role: self.role.clone(),
+            credentials: self.credentials.lock().clone(),
+            max_prepared_statements: self.settings.load().pool.max_prepared_statements,
+        }
+    }
+
+    /// A client proved these; they replace what was known, and wake a pool that had given up.
+    pub fn learn_credentials(&self, credentials: Credentials) {
+        *self.credentials.lock() = credentials;
+        self.server.credentials_known(self.id);
+    }
+
+    #[must_use]
+    pub fn welcome(&self) -> Option<Arc<Vec<(String, String)>>> {
+        self.welcome.lock().clone()
+    }
+
+    #[must_use]
+    pub fn login_error(&self) -> Option<LoginError> {
+        self.login_error.lock().clone()
+    }
+
+    /// Takes one of the tenant's `max_pinned`; false if all are taken.
+    #[must_use]
+    pub fn pin(&self) -> bool {
+        let limit = self.settings.load().pool.max_pinned;
+        self.pinned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| (n < limit).then_some(n + 1)).is_ok()
+    }
+
+    pub fn unpin(&self) {
+        let _ = self.pinned.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+    }
+
+    /// How PostgreSQL spells these startup settings, if it was asked before.
+    #[must_use]
+    pub fn tried(&self, asked: &Settings) -> Option<Settings> {
+        self.tried.lock().iter().find(|(a, _)| a == asked).map(|(_, known)| known.clone())
+    }
+
+    pub fn remember_tried(&self, asked: Settings, known: Settings) {
+        let mut tried = self.tried.lock();
+        if tried.len() < MAX_TRIED {
+            tried.push((asked, known));
+        }
+    }
+
+    #[must_use]
+    pub fn pinned(&self) -> u32 {
+        self.pinned.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.server.forget(self.id);
+    }
+}

@@ -1,0 +1,522 @@
+//! One PostgreSQL instance: the shell around the core that does what the core decides.
+//!
+//! What always holds: a connection that the core calls idle lies in `idle`; every waiter that the core knows has its
+//! handoff in `handoffs`; both change only under the one lock, together with the core.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use parking_lot::Mutex;
+use tenantry_config::TenantId;
+use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
+
+use super::{
+    LoginError, Pool, PoolSettings,
+    core::{Action, Actions, Blocked, Checkout, Core, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId},
+    lease::{Handoff, Lease, Waiting},
+    slot::{SlotEvent, SlotState},
+    stats::Stats,
+    waiters::WaiterId,
+};
+use crate::{
+    clock::Millis,
+    net::tls::{Connector, TlsError},
+    server::{
+        conn::ServerConn,
+        connect::{self, ConnectError, Endpoint},
+        credentials::Credentials,
+        statements::StatementTable,
+        upkeep,
+    },
+};
+
+/// How often time passes for the core: the resolution of its deadlines.
+const TICK: Duration = Duration::from_millis(100);
+/// An idle connection that lay this long is looked at (one peek) before it is lent: PostgreSQL may have ended it.
+const PEEK_AFTER: Duration = Duration::from_millis(50);
+
+/// A PostgreSQL instance and all of its pools.
+#[derive(Debug)]
+pub struct Server {
+    pub name: String,
+    endpoint: ArcSwap<Endpoint>,
+    inner: Mutex<Inner>,
+    cancels: Arc<Semaphore>,
+    tasks: TaskTracker,
+    me: Weak<Self>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    core: Core,
+    idle: HashMap<SlotId, (Box<ServerConn>, Millis)>,
+    handoffs: HashMap<WaiterId, Arc<Handoff>>,
+    pools: BTreeMap<PoolId, Weak<Pool>>,
+}
+
+/// What a session that asks for a connection gets.
+#[derive(Debug)]
+pub enum Asked {
+    Lease(Lease),
+    Waiting(Waiting),
+    Refused(Refusal),
+}
+
+/// What the pools of a server look like at one moment.
+#[derive(Debug, Clone)]
+pub struct PoolSnapshot {
+    pub tenant: TenantId,
+    pub role: String,
+    pub server: String,
+    pub counts: [u32; SlotState::ALL.len()],
+    pub waiting: usize,
+    pub oldest_wait: Duration,
+    pub blocked: Blocked,
+}
+
+impl Server {
+    /// Starts with nothing open; its upkeep runs until `close`. Must be called within the runtime.
+    pub fn start(name: &str, settings: &tenantry_config::Server) -> Result<Arc<Self>, TlsError> {
+        let endpoint = endpoint(settings)?;
+        let server = Arc::new_cyclic(|me| Self {
+            name: name.to_owned(),
+            endpoint: ArcSwap::from_pointee(endpoint),
+            inner: Mutex::new(Inner {
+                core: Core::new(limits(settings)),
+                idle: HashMap::new(),
+                handoffs: HashMap::new(),
+                pools: BTreeMap::new(),
+            }),
+            cancels: Arc::new(Semaphore::new(usize::try_from(settings.max_cancels).unwrap_or(1))),
+            tasks: TaskTracker::new(),
+            me: me.clone(),
+        });
+        let weak = Arc::downgrade(&server);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(TICK);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            loop {
+                ticks.tick().await;
+                let Some(server) = weak.upgrade() else { break };
+                server.tick();
+            }
+        });
+        Ok(server)
+    }
+
+    /// New limits and a new address; connections that are open stay until they come to rest.
+    pub fn reload(&self, settings: &tenantry_config::Server) -> Result<(), TlsError> {
+        let fresh = endpoint(settings)?;
+        let old = self.endpoint.load();
+        let moved = old.host != fresh.host || old.port != fresh.port || old.tls_mode != fresh.tls_mode;
+        drop(old);
+        self.endpoint.store(Arc::new(fresh));
+        let mut actions = Actions::new();
+        let now = Millis::now();
+        let mut inner = self.inner.lock();
+        inner.core.set_limits(limits(settings));
+        if moved {
+            let pools: Vec<_> = inner.pools.keys().copied().collect();
+            pools.into_iter().for_each(|id| inner.core.reconnect(id, now, &mut actions));
+        }
+        self.act(inner, actions);
+        Ok(())
+    }
+
+    #[must_use]
+    pub fn endpoint(&self) -> Arc<Endpoint> {
+        self.endpoint.load_full()
+    }
+
+    /// A pool for one (tenant, role); it lives as long as somebody holds it.
+    #[must_use]
+    pub fn add_pool(&self, tenant: &TenantId, database: &str, role: &str, settings: PoolSettings, credentials: Credentials) -> Arc<Pool> {
+        let may_prewarm = !matches!(credentials, Credentials::ScramKeys { .. });
+        let mut inner = self.inner.lock();
+        let id = inner.core.add_pool(pool_limits(&settings), may_prewarm);
+        let pool = Arc::new(Pool {
+            id,
+            tenant: tenant.clone(),
+            database: database.to_owned(),
+            role: role.to_owned(),
+            server: self.me(),
+            settings: ArcSwap::from_pointee(settings),
+            credentials: Mutex::new(credentials),
+            welcome: Mutex::new(None),
+            login_error: Mutex::new(None),
+            statements: StatementTable::default(),
+            stats: Stats::default(),
+            pinned: std::sync::atomic::AtomicU32::new(0),
+            tried: Mutex::new(Vec::new()),
+        });
+        inner.pools.insert(id, Arc::downgrade(&pool));
+        pool
+    }
+
+    /// New settings of a pool; open connections stay.
+    pub fn reload_pool(&self, pool: &Pool, settings: PoolSettings) {
+        self.inner.lock().core.set_pool_limits(pool.id, pool_limits(&settings));
+        pool.settings.store(Arc::new(settings));
+    }
+
+    /// PgBouncer's RECONNECT: connections are closed as they come to rest.
+    pub fn reconnect(&self, pool: &Pool) {
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        inner.core.reconnect(pool.id, Millis::now(), &mut actions);
+        self.act(inner, actions);
+    }
+
+    /// The pool is gone with its last holder: its connections are closed as they come to rest.
+    pub(super) fn forget(&self, pool: PoolId) {
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        inner.pools.remove(&pool);
+        inner.core.retire_pool(pool, Millis::now(), &mut actions);
+        self.act(inner, actions);
+    }
+
+    /// Asks for a connection. Never waits: an idle one is lent at once, else the session gets a place in the queue.
+    pub fn checkout(&self, pool: &Arc<Pool>, handoff: &Arc<Handoff>, now: Millis) -> Asked {
+        loop {
+            let mut actions = Actions::new();
+            let mut inner = self.inner.lock();
+            match inner.core.checkout(pool.id, now, &mut actions) {
+                Checkout::Ready(slot) => {
+                    let Some((conn, since)) = inner.idle.remove(&slot) else {
+                        debug_assert!(false, "an idle slot without its connection");
+                        continue;
+                    };
+                    drop(inner);
+                    if now.since(since) >= PEEK_AFTER && conn.stream.has_input() {
+                        // It said something while idle, most likely its last words. Never lend it unheard.
+                        self.hear_out(conn, Arc::clone(pool));
+                        continue;
+                    }
+                    return Asked::Lease(Lease::new(pool, conn));
+                }
+                Checkout::Queued(waiter) => {
+                    inner.handoffs.insert(waiter, Arc::clone(handoff));
+                    self.act(inner, actions);
+                    return Asked::Waiting(Waiting::new(pool, handoff, waiter, now));
+                }
+                Checkout::Refused(refusal) => return Asked::Refused(refusal),
+            }
+        }
+    }
+
+    pub(super) fn release(&self, conn: Box<ServerConn>, now: Millis) {
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        let rested = inner.core.release(conn.slot, now, &mut actions);
+        let close = inner.place(conn, rested, now);
+        self.act(inner, actions);
+        if let Some(conn) = close {
+            self.spawn_close(conn);
+        }
+    }
+
+    pub(super) fn change(&self, slot: SlotId, event: SlotEvent, now: Millis) {
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        inner.core.change(slot, event, now, &mut actions);
+        self.act(inner, actions);
+    }
+
+    pub(super) fn close_lent(&self, conn: Box<ServerConn>, pool: &Pool) {
+        Stats::count(&pool.stats.server_closes);
+        self.change(conn.slot, SlotEvent::Close, Millis::now());
+        self.spawn_close(conn);
+    }
+
+    pub(super) fn leave_queue(&self, pool: PoolId, waiter: WaiterId) -> bool {
+        let mut inner = self.inner.lock();
+        let left = inner.core.leave_queue(pool, waiter);
+        if left {
+            inner.handoffs.remove(&waiter);
+        }
+        left
+    }
+
+    pub(super) fn credentials_known(&self, pool: PoolId) {
+        self.inner.lock().core.credentials_known(pool);
+    }
+
+    /// Cancels what runs on a connection; the number under way at once is limited, and so is the time.
+    /// Resolves when PostgreSQL has acted on it, or could not be asked.
+    pub async fn cancel(self: Arc<Self>, key: tenantry_wire::startup::CancelKey, deadline: Duration) {
+        let endpoint = self.endpoint();
+        let work = async {
+            let _permit = self.cancels.acquire().await.ok()?;
+            connect::cancel(&endpoint, &key).await.ok()
+        };
+        if tokio::time::timeout(deadline, work).await.ok().flatten().is_none() {
+            tracing::warn!(server = %self.name, "a cancel request could not be delivered");
+        }
+    }
+
+    /// Runs work that belongs to this server's connections; `close` waits for it.
+    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        // Without a runtime there is nobody left to talk to PostgreSQL: the sockets close with the process.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            self.tasks.spawn(work);
+        }
+    }
+
+    /// Closes what is idle and waits, up to `deadline`, until PostgreSQL has closed every connection.
+    pub async fn close(&self, deadline: Duration) {
+        let mut actions = Actions::new();
+        let now = Millis::now();
+        {
+            let mut inner = self.inner.lock();
+            let pools: Vec<_> = inner.pools.keys().copied().collect();
+            pools.into_iter().for_each(|id| inner.core.reconnect(id, now, &mut actions));
+            self.act(inner, actions);
+        }
+        self.tasks.close();
+        let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
+    }
+
+    /// Permits held, and the cap.
+    #[must_use]
+    pub fn permits(&self) -> (u32, u32) {
+        self.inner.lock().core.permits()
+    }
+
+    /// Why this pool's queue does not move.
+    #[must_use]
+    pub fn blocked(&self, pool: PoolId) -> Blocked {
+        self.inner.lock().core.blocked(pool, Millis::now())
+    }
+
+    #[must_use]
+    pub fn snapshot(&self, pool: &Pool) -> PoolSnapshot {
+        let now = Millis::now();
+        let inner = self.inner.lock();
+        PoolSnapshot {
+            tenant: pool.tenant.clone(),
+            role: pool.role.clone(),
+            server: self.name.clone(),
+            counts: inner.core.counts(pool.id),
+            waiting: inner.core.waiting(pool.id),
+            oldest_wait: Duration::from_millis(inner.core.oldest_wait(pool.id, now)),
+            blocked: inner.core.blocked(pool.id, now),
+        }
+    }
+
+    fn me(&self) -> Arc<Self> {
+        // `self` is only ever reached through its Arc, so the weak reference upgrades.
+        self.me.upgrade().unwrap_or_else(|| unreachable!("a server outlives its own call"))
+    }
+
+    fn tick(&self) {
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        inner.core.tick(Millis::now(), &mut actions);
+        self.act(inner, actions);
+    }
+
+    /// Does what the core decided. Deliveries happen under the lock: who leaves the queue in vain finds its connection.
+    fn act(&self, mut inner: parking_lot::MutexGuard<'_, Inner>, actions: Actions) {
+        let mut later: smallvec::SmallVec<[Later; 2]> = smallvec::SmallVec::new();
+        for action in actions {
+            match action {
+                Action::Dial { slot, pool } => later.push(Later::Dial(slot, inner.pools.get(&pool).and_then(Weak::upgrade))),
+                Action::Close { slot } => later.extend(inner.idle.remove(&slot).map(|(conn, _)| Later::Close(conn))),
+                Action::Check { slot } => later.extend(inner.idle.remove(&slot).map(|(conn, _)| Later::Check(conn))),
+                Action::Refuse { waiter, refusal } => {
+                    if let Some(handoff) = inner.handoffs.remove(&waiter) {
+                        handoff.refuse(refusal);
+                    }
+                }
+            }
+        }
+        drop(inner);
+        for work in later {
+            match work {
+                Later::Dial(slot, Some(pool)) => self.spawn_dial(slot, pool),
+                // The pool is gone with its tenant: nobody wants this connection.
+                Later::Dial(slot, None) => self.dial_failed(slot, DialFailure::Later),
+                Later::Close(conn) => self.spawn_close(conn),
+                Later::Check(conn) => self.spawn_check(conn),
+            }
+        }
+    }
+
+    fn spawn_dial(&self, slot: SlotId, pool: Arc<Pool>) {
+        let server = self.me();
+        self.spawn(async move {
+            // A panic or a cancelled task must not keep the slot for ever.
+            let mut guard = DialGuard { server: Arc::clone(&server), slot: Some(slot) };
+            let (endpoint, login) = (server.endpoint(), pool.login());
+            let limit = pool.settings().pool.server_connect_timeout;
+            let dialed = tokio::time::timeout(limit, connect::connect(&endpoint, &login, slot)).await;
+            guard.slot = None;
+            match dialed.unwrap_or(Err(ConnectError::Timeout)) {
+                Ok(conn) => server.dialed(&pool, Box::new(conn)),
+                Err(error) => server.report_failure(&pool, slot, &error),
+            }
+        });
+    }
+
+    fn dialed(&self, pool: &Pool, conn: Box<ServerConn>) {
+        Stats::count(&pool.stats.server_connects);
+        *pool.welcome.lock() = Some(Arc::clone(&conn.baseline));
+        *pool.login_error.lock() = None;
+        let now = Millis::now();
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        let rested = inner.core.dialed(conn.slot, now, &mut actions);
+        let close = inner.place(conn, rested, now);
+        self.act(inner, actions);
+        if let Some(conn) = close {
+            self.spawn_close(conn);
+        }
+    }
+
+    fn report_failure(&self, pool: &Pool, slot: SlotId, error: &ConnectError) {
+        Stats::count(&pool.stats.server_connect_failures);
+        tracing::warn!(server = %self.name, tenant = %pool.tenant, role = %pool.role, %error, "login to the server failed");
+        let failure = error.failure();
+        let refused = match error {
+            ConnectError::Refused(body) => LoginError::Server(body.clone()),
+            ConnectError::Credentials(..) => LoginError::Ours("the server login for this role is not set up in Tenantry".to_owned()),
+            _ => LoginError::Ours("the login to the server failed".to_owned()),
+        };
+        *pool.login_error.lock() = Some(refused);
+        self.dial_failed(slot, failure);
+    }
+
+    fn dial_failed(&self, slot: SlotId, failure: DialFailure) {
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        inner.core.dial_failed(slot, failure, Millis::now(), &mut actions);
+        self.act(inner, actions);
+    }
+
+    fn spawn_close(&self, conn: Box<ServerConn>) {
+        let server = self.me();
+        let slot = conn.slot;
+        self.spawn(async move {
+            upkeep::close(conn, &server.endpoint()).await;
+            let mut actions = Actions::new();
+            let mut inner = server.inner.lock();
+            inner.core.closed(slot, Millis::now(), &mut actions);
+            server.act(inner, actions);
+        });
+    }
+
+    fn spawn_check(&self, mut conn: Box<ServerConn>) {
+        let server = self.me();
+        self.spawn(async move {
+            let absorbed = async {
+                upkeep::absorb(&mut conn).await.map_err(|_| upkeep::Unusable)?;
+                upkeep::check(&mut conn).await
+            };
+            let alive = matches!(tokio::time::timeout(CHECK_LIMIT, absorbed).await, Ok(Ok(())));
+            server.after_check(conn, alive);
+        });
+    }
+
+    /// A lent connection had something to say: listens, then puts it back or closes it.
+    fn hear_out(&self, mut conn: Box<ServerConn>, pool: Arc<Pool>) {
+        let server = self.me();
+        self.spawn(async move {
+            let heard = tokio::time::timeout(CHECK_LIMIT, upkeep::absorb(&mut conn)).await;
+            if let Ok(Err(Some(words))) = &heard {
+                tracing::info!(server = %server.name, tenant = %pool.tenant, reason = %words, "PostgreSQL ended an idle connection");
+            }
+            server.after_check(conn, matches!(heard, Ok(Ok(()))));
+        });
+    }
+
+    fn after_check(&self, conn: Box<ServerConn>, alive: bool) {
+        if alive {
+            self.release(conn, Millis::now());
+        } else {
+            self.change(conn.slot, SlotEvent::Close, Millis::now());
+            self.spawn_close(conn);
+        }
+    }
+}
+
+/// How long a background check may take before the connection is closed.
+const CHECK_LIMIT: Duration = Duration::from_secs(5);
+
+enum Later {
+    Dial(SlotId, Option<Arc<Pool>>),
+    Close(Box<ServerConn>),
+    Check(Box<ServerConn>),
+}
+
+struct DialGuard {
+    server: Arc<Server>,
+    slot: Option<SlotId>,
+}
+
+impl Drop for DialGuard {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.server.dial_failed(slot, DialFailure::Later);
+        }
+    }
+}
+
+impl Inner {
+    /// Puts a connection where the core says; gives it back if it is to be closed.
+    fn place(&mut self, conn: Box<ServerConn>, rested: Rested, now: Millis) -> Option<Box<ServerConn>> {
+        match rested {
+            Rested::Hand(waiter) => match self.handoffs.remove(&waiter) {
+                Some(handoff) => handoff.deliver(conn),
+                None => {
+                    debug_assert!(false, "a waiter without its handoff");
+                    return Some(conn);
+                }
+            },
+            Rested::Idle => {
+                self.idle.insert(conn.slot, (conn, now));
+            }
+            Rested::Close => return Some(conn),
+        }
+        None
+    }
+}
+
+fn endpoint(settings: &tenantry_config::Server) -> Result<Endpoint, TlsError> {
+    Ok(Endpoint {
+        host: settings.host.clone(),
+        port: settings.port,
+        tls_mode: settings.tls.mode,
+        direct_tls: settings.tls.direct,
+        connector: Connector::load(&settings.tls, &settings.host)?,
+        tcp_user_timeout: settings.tcp_user_timeout,
+        last_good: Mutex::new(None),
+    })
+}
+
+fn limits(settings: &tenantry_config::Server) -> ServerLimits {
+    ServerLimits { cap: settings.cap, max_connecting: settings.max_connecting, login_retry: millis(settings.server_login_retry) }
+}
+
+fn pool_limits(settings: &PoolSettings) -> PoolLimits {
+    let pool = &settings.pool;
+    PoolLimits {
+        size: pool.pool_size,
+        min_size: pool.min_pool_size,
+        max_waiters: usize::try_from(pool.max_waiters).unwrap_or(usize::MAX),
+        query_wait_timeout: millis(pool.query_wait_timeout),
+        round_robin: pool.server_round_robin,
+        lifetime: millis(pool.server_lifetime),
+        idle_timeout: millis(pool.server_idle_timeout),
+        check_delay: millis(pool.server_check_delay),
+    }
+}
+
+fn millis(d: Duration) -> u64 {
+    u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,50 @@
+//! A logged-in connection to PostgreSQL and what is known about its session there.
+
+use std::sync::Arc;
+
+use tenantry_wire::startup::CancelKey;
+
+use super::{settings::Settings, statements::Prepared};
+use crate::{net::stream::Stream, pool::core::SlotId};
+
+/// Owned by exactly one place at a time: the pool, a lease, or the task that resets, checks or closes it.
+#[derive(Debug)]
+pub struct ServerConn {
+    pub stream: Stream,
+    pub slot: SlotId,
+    /// What cancels its running query.
+    pub key: CancelKey,
+    /// What its session has set, beyond `baseline`.
+    pub label: Settings,
+    /// Reported parameters right after login.
+    pub baseline: Arc<Vec<(String, String)>>,
+    pub prepared: Prepared,
+    /// The session whose unnamed statement is on it; 0 for nobody's.
+    pub unnamed_of: u64,
+}
+
+impl ServerConn {
+    /// The value that a fresh connection reports for a parameter; `name` in any case.
+    #[must_use]
+    pub fn baseline(&self, name: &str) -> Option<&str> {
+        self.baseline.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    /// PostgreSQL reported a parameter: the label follows.
+    pub fn reported(&mut self, name: &str, value: &str) {
+        // in_hot_standby and the like are facts of the server, not settings of the session.
+        if !is_setting(name) {
+            return;
+        }
+        let differs = self.baseline(name) != Some(value);
+        self.label = self.label.with(name, differs.then_some(value));
+    }
+}
+
+/// Whether a reported parameter can be set by a session.
+#[must_use]
+pub fn is_setting(name: &str) -> bool {
+    !["server_version", "server_encoding", "is_superuser", "integer_datetimes", "in_hot_standby", "session_authorization"]
+        .iter()
+        .any(|fact| name.eq_ignore_ascii_case(fact))
+}

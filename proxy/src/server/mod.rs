@@ -1,0 +1,9 @@
+//! One connection to PostgreSQL: dialling and logging in, what is known about it, resetting and closing it.
+
+pub mod connect;
+pub mod conn;
+pub mod credentials;
+pub mod settings;
+pub mod signs;
+pub mod statements;
+pub mod upkeep;

@@ -1,0 +1,364 @@
+//! What the text of a statement gives away: may it leave state in the session, may it end a transaction?
+//!
+//! A cheap scan, one pass, that works on text in pieces. It may suspect too much, which costs one probe of PostgreSQL
+//! itself, and must not suspect too little. It never decides anything by itself: a suspicion only makes us look. Pure.
+
+use std::sync::LazyLock;
+
+use aho_corasick::{
+    Anchored,
+    automaton::Automaton,
+    dfa::DFA,
+};
+
+/// What a text showed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Signs {
+    /// Session state may have changed: ask PostgreSQL before the connection goes to anybody else.
+    pub suspect: bool,
+    /// Session state may have become less: worth asking when the session is pinned.
+    pub loosen: bool,
+    /// LOAD, or a setting whose name cannot be read: nothing that PostgreSQL tells can clear it.
+    pub opaque: bool,
+    /// COMMIT, END or PREPARE TRANSACTION: if the answer is lost, nobody knows.
+    pub commits: bool,
+    /// Settings with a dot in their name, which `pg_settings` does not show.
+    pub custom: Vec<String>,
+}
+
+impl Signs {
+    pub fn merge(&mut self, other: &Self) {
+        self.suspect |= other.suspect;
+        self.loosen |= other.loosen;
+        self.opaque |= other.opaque;
+        self.commits |= other.commits;
+        for name in &other.custom {
+            if !self.custom.contains(name) {
+                self.custom.push(name.clone());
+            }
+        }
+    }
+
+    /// Of a text that is all there.
+    #[must_use]
+    pub fn of(text: &[u8]) -> Self {
+        let mut scan = Scan::default();
+        let mut signs = Self::default();
+        scan.feed(text, &mut signs);
+        scan.finish(&mut signs);
+        signs
+    }
+}
+
+/// Substrings (blanks collapsed, any case) that raise a suspicion wherever they stand.
+const PATTERNS: [&str; 11] = [
+    "advisory_lock",
+    "with hold",
+    "create temp",
+    "create local temp",
+    "create global temp",
+    "create unlogged temp",
+    "replace temp",
+    "into temp",
+    "pg_temp",
+    "set_config",
+    "advisory_unlock",
+];
+const SET_CONFIG: usize = 9;
+const UNLOCK: usize = 10;
+
+static AUTOMATON: LazyLock<Option<DFA>> =
+    LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS).ok());
+
+/// A name longer than this is not read; the session stays pinned instead.
+const MAX_WORD: usize = 64;
+
+/// Where the scan is in the text.
+#[derive(Debug, Default)]
+pub struct Scan {
+    state: Option<aho_corasick::automaton::StateID>,
+    blank: bool,
+    at: At,
+    word: Vec<u8>,
+    /// Words of the statement so far, up to three: SET, SESSION, name.
+    words: u8,
+    verb: Verb,
+    /// Collects the first argument of `set_config(`.
+    argument: Option<Vec<u8>>,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// Before the first word of a statement, or between the words that matter.
+    #[default]
+    Gap,
+    Word,
+    Slash,
+    Dash,
+    BlockComment,
+    BlockStar,
+    LineComment,
+    /// Past the words that matter.
+    Body,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Verb {
+    #[default]
+    None,
+    Set,
+    Reset,
+    Other,
+}
+
+impl Scan {
+    /// Forgets the last text and keeps the memory.
+    pub fn reset(&mut self) {
+        let word = std::mem::take(&mut self.word);
+        *self = Self { word, ..Self::default() };
+        self.word.clear();
+    }
+
+    /// Takes the next piece of the text.
+    pub fn feed(&mut self, text: &[u8], signs: &mut Signs) {
+        let Some(dfa) = AUTOMATON.as_ref() else {
+            signs.suspect = true;
+            signs.opaque = true;
+            return;
+        };
+        let start = dfa.start_state(Anchored::No);
+        let mut state = match (self.state, start) {
+            (Some(state), _) | (None, Ok(state)) => state,
+            (None, Err(_)) => return,
+        };
+        for &raw in text {
+            let byte = if raw.is_ascii_whitespace() { b' ' } else { raw };
+            if byte != b' ' || !self.blank {
+                state = dfa.next_state(Anchored::No, state, byte);
+                if dfa.is_special(state) && dfa.is_match(state) {
+                    self.found(dfa.match_pattern(state, 0).as_usize(), signs);
+                } else if self.argument.is_some() {
+                    self.collect(raw, signs);
+                }
+            }
+            self.blank = byte == b' ';
+            if self.at != At::Body || raw == b';' {
+                self.step(raw, signs);
+            }
+        }
+        self.state = Some(state);
+    }
+
+    /// The text is over.
+    pub fn finish(&mut self, signs: &mut Signs) {
+        if self.at == At::Word {
+            self.end_word(signs);
+        }
+        if self.argument.take().is_some() {
+            signs.opaque = true;
+        }
+    }
+
+    fn found(&mut self, pattern: usize, signs: &mut Signs) {
+        match pattern {
+            UNLOCK => signs.loosen = true,
+            SET_CONFIG => {
+                signs.suspect = true;
+                self.argument = Some(Vec::new());
+            }
+            _ => signs.suspect = true,
+        }
+    }
+
+    /// After `set_config`: an opening parenthesis, a quoted name, the closing quote. Anything else cannot be read.
+    fn collect(&mut self, byte: u8, signs: &mut Signs) {
+        let Some(argument) = &mut self.argument else { return };
+        match (argument.as_slice(), byte) {
+            ([] | [b'('], b' ' | b'\n' | b'\r' | b'\t') => {}
+            ([], b'(') | ([b'('], b'\'') => argument.push(byte),
+            ([b'(', b'\'', name @ ..], b'\'') => {
+                let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+                if name.contains('.') {
+                    signs.custom.push(name);
+                }
+                self.argument = None;
+            }
+            ([b'(', b'\'', ..], b) if argument.len() < MAX_WORD => argument.push(b),
+            _ => {
+                signs.opaque = true;
+                self.argument = None;
+            }
+        }
+    }
+
+    fn step(&mut self, byte: u8, signs: &mut Signs) {
+        let word = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'"');
+        self.at = match (self.at, byte) {
+            (At::BlockComment, b'*') | (At::BlockStar, b'*') => At::BlockStar,
+            (At::BlockStar, b'/') => At::Gap,
+            (At::BlockComment | At::BlockStar, _) => At::BlockComment,
+            (At::LineComment, b'\n') => At::Gap,
+            (At::LineComment, _) => At::LineComment,
+            (At::Slash, b'*') => At::BlockComment,
+            (At::Dash, b'-') => At::LineComment,
+            (At::Word, _) if word => {
+                self.word.push(byte);
+                if self.word.len() > MAX_WORD {
+                    self.end_word(signs);
+                    At::Body
+                } else {
+                    At::Word
+                }
+            }
+            (before, b) => {
+                let past = before == At::Word && self.end_word(signs);
+                match b {
+                    b';' => {
+                        self.words = 0;
+                        self.verb = Verb::None;
+                        At::Gap
+                    }
+                    _ if past || before == At::Body => At::Body,
+                    b'/' => At::Slash,
+                    b'-' => At::Dash,
+                    b if b.is_ascii_whitespace() || b == b'(' => At::Gap,
+                    b if word => {
+                        self.word.clear();
+                        self.word.push(b);
+                        At::Word
+                    }
+                    _ => At::Body,
+                }
+            }
+        };
+    }
+
+    /// Looks at a word that is over; true if no further word of this statement matters.
+    fn end_word(&mut self, signs: &mut Signs) -> bool {
+        let word = std::mem::take(&mut self.word);
+        let is = |w: &str| word.eq_ignore_ascii_case(w.as_bytes());
+        self.words = self.words.saturating_add(1);
+        let past = match (self.verb, self.words) {
+            (Verb::None, _) => {
+                self.verb = first_word(&is, signs);
+                self.verb == Verb::Other
+            }
+            (Verb::Set, 2) if is("local") || is("transaction") || is("constraints") => true,
+            (Verb::Set, 2) if is("session") => false,
+            (Verb::Set | Verb::Reset, _) => {
+                signs.suspect = true;
+                if word.contains(&b'.') {
+                    signs.custom.push(String::from_utf8_lossy(&word).replace('"', "").to_ascii_lowercase());
+                }
+                true
+            }
+            (Verb::Other, _) => true,
+        };
+        self.word = word;
+        self.word.clear();
+        past
+    }
+}
+
+fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
+    if is("select") || is("insert") || is("update") || is("begin") || is("delete") {
+        return Verb::Other;
+    }
+    if is("set") {
+        return Verb::Set;
+    }
+    if is("reset") {
+        return Verb::Reset;
+    }
+    signs.commits |= is("commit") || is("end") || is("prepare");
+    signs.suspect |= ["listen", "load", "prepare", "do", "call", "discard"].into_iter().any(is);
+    signs.opaque |= is("load");
+    signs.loosen |= ["drop", "close", "unlisten", "deallocate", "rollback", "commit", "end"].into_iter().any(is);
+    Verb::Other
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn suspects(text: &str) -> bool {
+        Signs::of(text.as_bytes()).suspect
+    }
+
+    #[test]
+    fn everyday_statements_raise_no_suspicion() {
+        for text in [
+            "SELECT 1",
+            "UPDATE t SET a = 1 WHERE b = 'set'",
+            "INSERT INTO template VALUES (1)",
+            "BEGIN; UPDATE t SET temp = 2; COMMIT",
+            "SET LOCAL work_mem = '1MB'",
+            "SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+            "/* set */ SELECT pg_advisory_xact_lock(1)",
+            "-- set x\nselect 1;",
+            "DECLARE c CURSOR WITHOUT HOLD FOR SELECT 1",
+            "",
+            ";;;",
+        ] {
+            assert!(!suspects(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_may_leave_state_is_suspected_in_any_spelling() {
+        for text in [
+            "SET work_mem = '1MB'",
+            "  set session Search_Path to x",
+            "/* app */ SET a = 1",
+            "-- c\nSET a = 1",
+            "SELECT 1; SET a = 1",
+            "BEGIN;set a=1;COMMIT",
+            "RESET ALL",
+            "SELECT pg_try_advisory_lock(1)",
+            "SELECT  Set_Config('TimeZone', 'UTC', false)",
+            "DECLARE c CURSOR\nWITH  HOLD FOR SELECT 1",
+            "CREATE\n TEMPORARY TABLE t ()",
+            "SELECT 1 INTO TEMP t",
+            "create or replace temp view v as select 1",
+            "LISTEN x",
+            "DO $$ begin end $$",
+            "PREPARE p AS SELECT 1",
+            "DISCARD ALL",
+            "LOAD 'x'",
+        ] {
+            assert!(suspects(text), "{text}");
+        }
+    }
+
+    #[test]
+    fn pieces_give_the_same_as_the_whole() {
+        for text in ["SELECT 1; /* x */ SET app.user = '1'", "select set_config( 'App.tenant' , 'x', false)", "create   temp table x()"] {
+            let whole = Signs::of(text.as_bytes());
+            let mut scan = Scan::default();
+            let mut signs = Signs::default();
+            for byte in text.as_bytes() {
+                scan.feed(std::slice::from_ref(byte), &mut signs);
+            }
+            scan.finish(&mut signs);
+            assert_eq!(signs, whole, "{text}");
+            assert!(whole.suspect);
+        }
+    }
+
+    #[test]
+    fn custom_settings_are_named_or_opaque() {
+        assert_eq!(Signs::of(b"SET app.user = 'x'").custom, ["app.user"]);
+        assert_eq!(Signs::of(b"SET SESSION \"App\".user = 'x'").custom, ["app.user"]);
+        assert_eq!(Signs::of(b"select set_config('a.b', 'x', false)").custom, ["a.b"]);
+        assert!(Signs::of(b"select set_config('TimeZone', 'x', false)").custom.is_empty());
+        assert!(Signs::of(b"select set_config($1, $2, false)").opaque);
+        assert!(!Signs::of(b"select set_config('a.b', 'x', false)").opaque);
+        assert!(Signs::of(b"load 'x'").opaque);
+    }
+
+    #[test]
+    fn the_end_of_a_transaction_is_seen() {
+        assert!(Signs::of(b"COMMIT").commits && Signs::of(b"select 1; end").commits);
+        assert!(!Signs::of(b"ROLLBACK").commits && !Signs::of(b"SELECT 'commit'").commits);
+    }
+}

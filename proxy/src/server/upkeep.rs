@@ -1,0 +1,153 @@
+//! What is done to a server connection between sessions: reset, check, close. Each has a deadline, the caller's or its own.
+
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tenantry_wire::{
+    error::Fields,
+    frame::{self, HEADER},
+    message,
+    tag::{backend, status},
+};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use super::{
+    conn::ServerConn,
+    connect::{self, Endpoint},
+    settings::Settings,
+};
+
+/// Most bytes that a server may send in answer to upkeep before we give the connection up.
+const MAX_UPKEEP_INPUT: usize = 1024 * 1024;
+/// How long PostgreSQL may take to close its end after Terminate before its query is cancelled too.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(5);
+/// How long after that until the socket is given up. The permit is held all the while.
+const CLOSE_LIMIT: Duration = Duration::from_secs(120);
+
+/// The connection is of no more use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server connection is of no more use")]
+pub struct Unusable;
+
+/// Wipes what a session may have left: `ROLLBACK` if need be, then `DISCARD ALL`. The label is the baseline afterwards.
+pub async fn reset(conn: &mut ServerConn, in_transaction: bool) -> Result<(), Unusable> {
+    if in_transaction {
+        run(conn, "ROLLBACK").await?;
+    }
+    run(conn, "DISCARD ALL").await?;
+    conn.label = Settings::default();
+    conn.prepared.clear();
+    conn.unnamed_of = 0;
+    Ok(())
+}
+
+/// Ends the transaction and nothing else.
+pub async fn rollback(conn: &mut ServerConn) -> Result<(), Unusable> {
+    run(conn, "ROLLBACK").await
+}
+
+/// Asks for a sign of life with the cheapest request there is: a Sync.
+pub async fn check(conn: &mut ServerConn) -> Result<(), Unusable> {
+    conn.stream.write_all(message::SYNC).await.map_err(|_| Unusable)?;
+    conn.stream.flush().await.map_err(|_| Unusable)?;
+    settle(conn).await
+}
+
+async fn run(conn: &mut ServerConn, sql: &str) -> Result<(), Unusable> {
+    let mut out = BytesMut::new();
+    message::write_query(&mut out, sql).map_err(|_| Unusable)?;
+    conn.stream.write_all(&out).await.map_err(|_| Unusable)?;
+    conn.stream.flush().await.map_err(|_| Unusable)?;
+    settle(conn).await
+}
+
+/// Reads up to ReadyForQuery(idle); anything but that, an error included, makes the connection unusable.
+async fn settle(conn: &mut ServerConn) -> Result<(), Unusable> {
+    let mut input = BytesMut::new();
+    let mut seen = 0usize;
+    loop {
+        while let Some(header) = frame::server_header(&input).map_err(|_| Unusable)? {
+            if header.total() > MAX_UPKEEP_INPUT {
+                return Err(Unusable);
+            }
+            if input.len() < header.total() {
+                break;
+            }
+            let message = input.split_to(header.total());
+            let body = message.get(HEADER..).unwrap_or_default();
+            match header.tag {
+                backend::READY_FOR_QUERY => {
+                    return if body == [status::IDLE] && input.is_empty() { Ok(()) } else { Err(Unusable) };
+                }
+                backend::PARAMETER_STATUS => {
+                    if let Some((name, value)) = message::read_parameter_status(body) {
+                        conn.reported(name, value);
+                    }
+                }
+                backend::COMMAND_COMPLETE | backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => {}
+                _ => return Err(Unusable),
+            }
+        }
+        let n = conn.stream.read_buf(&mut input).await.map_err(|_| Unusable)?;
+        seen = seen.saturating_add(n);
+        if n == 0 || seen > MAX_UPKEEP_INPUT {
+            return Err(Unusable);
+        }
+    }
+}
+
+/// Takes in what came while the connection was idle: notices and parameters are absorbed; an end, an error or anything
+/// else makes it unusable. Only called when input is waiting. Gives PostgreSQL's last words, if there were any.
+pub async fn absorb(conn: &mut ServerConn) -> Result<(), Option<String>> {
+    let mut input = BytesMut::new();
+    while conn.stream.has_input() || !input.is_empty() {
+        match conn.stream.read_buf(&mut input).await {
+            Ok(n) if n > 0 && input.len() <= MAX_UPKEEP_INPUT => {}
+            _ => return Err(None),
+        }
+        while let Ok(Some(header)) = frame::server_header(&input) {
+            if input.len() < header.total() {
+                break;
+            }
+            let message = input.split_to(header.total());
+            let body = message.get(HEADER..).unwrap_or_default();
+            match header.tag {
+                backend::PARAMETER_STATUS => {
+                    if let Some((name, value)) = message::read_parameter_status(body) {
+                        conn.reported(name, value);
+                    }
+                }
+                backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => {}
+                backend::ERROR_RESPONSE => return Err(Fields::new(body).message().map(str::to_owned)),
+                _ => return Err(None),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Says Terminate and waits until PostgreSQL has closed its end; only then has it stopped counting the connection.
+pub async fn close(mut conn: Box<ServerConn>, endpoint: &Endpoint) {
+    // A server that is gone already is as closed as can be.
+    let said = tokio::time::timeout(CLOSE_PATIENCE, async {
+        conn.stream.write_all(message::TERMINATE).await?;
+        conn.stream.shutdown().await
+    });
+    if !matches!(said.await, Ok(Ok(()))) && !conn.stream.has_input() {
+        // Nobody takes our bytes: what it still runs must be told by another way.
+        let _ = tokio::time::timeout(CLOSE_PATIENCE, connect::cancel(endpoint, &conn.key)).await;
+    }
+    if tokio::time::timeout(CLOSE_PATIENCE, end_of(&mut conn)).await.is_ok() {
+        return;
+    }
+    // Terminate is only read between queries: cancel the one that runs.
+    let _ = tokio::time::timeout(CLOSE_PATIENCE, connect::cancel(endpoint, &conn.key)).await;
+    if tokio::time::timeout(CLOSE_LIMIT, end_of(&mut conn)).await.is_err() {
+        tracing::warn!(slot = conn.slot.0, "server did not close its end in time; giving the connection up");
+    }
+}
+
+async fn end_of(conn: &mut ServerConn) {
+    let mut sink = vec![0u8; 16 * 1024];
+    while matches!(conn.stream.read(&mut sink).await, Ok(n) if n > 0) {}
+}

@@ -1,0 +1,315 @@
+//! From the server to the client: what each message of the server means for the session.
+//!
+//! Whole runs are forwarded from where they were read; rows are skipped over in a tight loop. Whose a message is follows
+//! from `Owed`; one that nobody asked for ends the connection before any of it reaches the client.
+
+use std::task::Context;
+
+use bytes::BytesMut;
+use tenantry_wire::{
+    error::{Fields, sqlstate},
+    frame::{self, HEADER, Header},
+    message,
+    tag::{backend, status},
+};
+
+use super::{
+    errors,
+    owed::{Own, Verdict},
+    relay::{End, Session, Sink},
+};
+use crate::{pool::lease::Lease, server::conn::is_setting};
+
+/// Of an ErrorResponse or NoticeResponse, this much is looked at; the fields that matter come first.
+const MAX_FIELDS: usize = 4096;
+/// Longest message that is taken whole: a ParameterStatus, a row of our own probe.
+const MAX_WHOLE: usize = 64 * 1024;
+/// Longest command tag.
+const MAX_TAG: usize = 64;
+
+/// The bytes at hand, what of them is forwarded as it stands, and whether anything went another way.
+struct Run<'a> {
+    bytes: &'a [u8],
+    start: usize,
+    at: usize,
+}
+
+impl Run<'_> {
+    fn pending(&self) -> &[u8] {
+        self.bytes.get(self.start..self.at).unwrap_or_default()
+    }
+
+    fn cut(&mut self, out: &mut BytesMut, next: usize) {
+        out.extend_from_slice(self.pending());
+        self.at = self.at.saturating_add(next);
+        self.start = self.at;
+    }
+}
+
+impl Session {
+    /// Deals with the server's bytes as far as possible; says how many were dealt with. The rest must be kept.
+    pub(super) fn take_answers(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
+        let mut run = Run { bytes, start: 0, at: 0 };
+        let outcome = self.walk_answers(&mut run);
+        // What came before the bad byte, or before the server's last words, is still the client's.
+        let pending = run.pending();
+        self.tally.sent_bytes = self.tally.sent_bytes.saturating_add(u64::try_from(pending.len()).unwrap_or(0));
+        if !pending.is_empty() || !self.to_client.is_done() {
+            let sent = self.to_client.poll_send(&mut self.client, cx, pending);
+            if let std::task::Poll::Ready(Err(_)) = sent {
+                return Err(End::ClientGone);
+            }
+        }
+        outcome?;
+        Ok(run.at)
+    }
+
+    fn walk_answers(&mut self, run: &mut Run<'_>) -> Result<(), End> {
+        loop {
+            if self.answer.left > 0 {
+                if run.at >= run.bytes.len() {
+                    return Ok(());
+                }
+                let there = run.bytes.len().saturating_sub(run.at).min(self.answer.left);
+                self.answer.left = self.answer.left.saturating_sub(there);
+                match self.answer.sink {
+                    Sink::Discard => run.cut(&mut self.to_client.buf, there),
+                    Sink::Forward | Sink::Scan => run.at = run.at.saturating_add(there),
+                }
+                self.put_own(run);
+                continue;
+            }
+            let rest = run.bytes.get(run.at..).unwrap_or_default();
+            let header = frame::server_header(rest).map_err(|_| self.desync("a malformed header"))?;
+            let Some(header) = header else { return Ok(()) };
+            let body = rest.get(HEADER..rest.len().min(header.total())).unwrap_or_default();
+            let needed = needed(header, self.evidence.is_some());
+            if needed > MAX_WHOLE {
+                return Err(self.desync("a message that is too long"));
+            }
+            if body.len() < needed {
+                return Ok(());
+            }
+            self.answer(header, body, run)?;
+        }
+    }
+
+    /// One message of the server. A table of contents by type.
+    fn answer(&mut self, header: Header, body: &[u8], run: &mut Run<'_>) -> Result<(), End> {
+        match header.tag {
+            backend::ERROR_RESPONSE => self.error(header, body, run),
+            backend::NOTICE_RESPONSE => {
+                self.notice(header, body, run);
+                Ok(())
+            }
+            backend::PARAMETER_STATUS => self.parameter(header, body, run),
+            backend::NOTIFICATION_RESPONSE => {
+                self.take(header, Sink::Forward, run);
+                Ok(())
+            }
+            backend::READY_FOR_QUERY => self.ready(header, body, run),
+            tag => {
+                let verdict = self.owed.reply(tag).map_err(|u| self.desync(&u.to_string()))?;
+                match verdict {
+                    Verdict::Deliver => {
+                        if tag == backend::COMMAND_COMPLETE {
+                            self.command_complete(body);
+                        }
+                        self.take(header, Sink::Forward, run);
+                        if tag == backend::DATA_ROW && self.answer.left == 0 {
+                            let more = run.bytes.get(run.at..).unwrap_or_default();
+                            run.at = run.at.saturating_add(frame::run_of(more, backend::DATA_ROW));
+                        }
+                    }
+                    Verdict::Read if tag == backend::DATA_ROW => {
+                        if let Some(evidence) = &mut self.evidence {
+                            evidence.row(body);
+                        }
+                        self.take(header, Sink::Discard, run);
+                    }
+                    Verdict::Read | Verdict::Swallow | Verdict::Replace(_) => self.take(header, Sink::Discard, run),
+                }
+                self.put_own(run);
+                Ok(())
+            }
+        }
+    }
+
+    fn take(&mut self, header: Header, sink: Sink, run: &mut Run<'_>) {
+        match sink {
+            Sink::Discard => run.cut(&mut self.to_client.buf, HEADER),
+            Sink::Forward | Sink::Scan => run.at = run.at.saturating_add(HEADER),
+        }
+        self.answer.left = header.body;
+        self.answer.sink = sink;
+        // The loop passes the body on; a body that is here whole is taken at once, so that its end is known here.
+        let there = run.bytes.len().saturating_sub(run.at).min(header.body);
+        if there == header.body {
+            self.answer.left = 0;
+            match sink {
+                Sink::Discard => run.cut(&mut self.to_client.buf, there),
+                Sink::Forward | Sink::Scan => run.at = run.at.saturating_add(there),
+            }
+        }
+    }
+
+    fn error(&mut self, header: Header, body: &[u8], run: &mut Run<'_>) -> Result<(), End> {
+        let fields = Fields::new(body);
+        let code = fields.code().unwrap_or("XX000");
+        if fields.is_fatal() {
+            self.said_fatal = true;
+            self.pool.stats.error(code);
+            self.take(header, Sink::Forward, run);
+            return Ok(());
+        }
+        if matches!(code, sqlstate::READ_ONLY_TRANSACTION)
+            || (code == sqlstate::FEATURE_NOT_SUPPORTED && fields.message().is_some_and(|m| m.starts_with("cached plan must not change")))
+        {
+            // A demoted primary, or plans that no longer fit: this connection is of no use to the next client.
+            self.retire = true;
+        }
+        let in_probe = self.evidence.is_some();
+        match self.owed.error().map_err(|u| self.desync(&u.to_string()))? {
+            Verdict::Deliver => {
+                self.pool.stats.error(code);
+                self.take(header, Sink::Forward, run);
+            }
+            Verdict::Replace(error) => {
+                self.pool.stats.error(error.code);
+                run.cut(&mut self.to_client.buf, 0);
+                error.write(&mut self.to_client.buf);
+                self.take(header, Sink::Discard, run);
+            }
+            Verdict::Swallow | Verdict::Read if in_probe => {
+                self.evidence = None;
+                self.take(header, Sink::Discard, run);
+            }
+            Verdict::Swallow | Verdict::Read => {
+                // The client's settings could not be made: nothing may run without them.
+                return Err(End::Fatal(errors::settings_lost(fields.message().unwrap_or_default())));
+            }
+        }
+        if self.owed.has_undone() {
+            self.undo();
+        }
+        self.put_own(run);
+        Ok(())
+    }
+
+    fn notice(&mut self, header: Header, body: &[u8], run: &mut Run<'_>) {
+        let ends = matches!(Fields::new(body).code(), Some(sqlstate::CRASH_SHUTDOWN | sqlstate::ADMIN_SHUTDOWN));
+        if ends {
+            // PostgreSQL's farewell in a crash: the client gets it as the one error when the connection closes.
+            self.last_notice = Some(body.into());
+        }
+        let ours = self.evidence.is_some() || self.hold;
+        self.take(header, if ends || ours { Sink::Discard } else { Sink::Forward }, run);
+    }
+
+    fn parameter(&mut self, header: Header, body: &[u8], run: &mut Run<'_>) -> Result<(), End> {
+        let Some((name, value)) = message::read_parameter_status(body) else {
+            return Err(self.desync("a malformed parameter"));
+        };
+        let mut known = false;
+        if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+            let lower = name.to_ascii_lowercase();
+            known = self.settings.get(&lower).or_else(|| conn.baseline(name)) == Some(value);
+            conn.reported(name, value);
+            if is_setting(name) {
+                let differs = conn.baseline(name) != Some(value);
+                self.settings = self.settings.with(&lower, differs.then_some(value));
+            }
+        }
+        // While we replay, what the client knows already is no news to it.
+        let replaying = self.owed.head_is_ours();
+        self.take(header, if replaying && known { Sink::Discard } else { Sink::Forward }, run);
+        Ok(())
+    }
+
+    fn ready(&mut self, header: Header, body: &[u8], run: &mut Run<'_>) -> Result<(), End> {
+        let Some(&[transaction]) = body.first_chunk::<1>().filter(|_| header.body == 1) else {
+            return Err(self.desync("a malformed ReadyForQuery"));
+        };
+        if !matches!(transaction, status::IDLE | status::TRANSACTION | status::FAILED) {
+            return Err(self.desync("an unknown transaction status"));
+        }
+        let verdict = self.owed.reply(header.tag).map_err(|u| self.desync(&u.to_string()))?;
+        self.owed.ready(transaction);
+        match verdict {
+            Verdict::Deliver | Verdict::Replace(_) => {
+                if transaction == status::IDLE {
+                    self.tally.transactions += 1;
+                }
+                self.take(header, Sink::Forward, run);
+            }
+            Verdict::Swallow => {
+                self.hold = false;
+                self.take(header, Sink::Discard, run);
+            }
+            Verdict::Read => {
+                self.take(header, Sink::Discard, run);
+                let evidence = self.evidence.take().map(|e| *e);
+                self.conclude_probe(evidence)?;
+            }
+        }
+        self.put_own(run);
+        Ok(())
+    }
+
+    /// DISCARD ALL and DEALLOCATE ALL take every statement from the server, the shared ones too.
+    fn command_complete(&mut self, body: &[u8]) {
+        if body == b"DISCARD ALL\0" || body == b"DEALLOCATE ALL\0" {
+            self.names.clear();
+            if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+                conn.prepared.clear();
+                conn.unnamed_of = 0;
+            }
+        }
+    }
+
+    /// Puts our own replies whose turn has come behind what the server said before them.
+    fn put_own(&mut self, run: &mut Run<'_>) {
+        if self.answer.left > 0 {
+            return;
+        }
+        while let Some(own) = self.owed.next_own() {
+            run.cut(&mut self.to_client.buf, 0);
+            self.to_client.buf.extend_from_slice(own_bytes(own));
+        }
+    }
+
+    /// The same, when nothing of the server's is at hand.
+    pub(super) fn emit_own(&mut self) {
+        if self.answer.left > 0 {
+            return;
+        }
+        while let Some(own) = self.owed.next_own() {
+            self.to_client.buf.extend_from_slice(own_bytes(own));
+        }
+    }
+
+    fn desync(&mut self, what: &str) -> End {
+        tracing::warn!(tenant = %self.pool.tenant, server = %self.pool.server.name, what, "the server broke the protocol; its connection is closed");
+        self.retire = true;
+        End::Fatal(errors::server_broke_protocol())
+    }
+}
+
+fn own_bytes(own: Own) -> &'static [u8] {
+    match own {
+        Own::ParseComplete => message::PARSE_COMPLETE,
+        Own::CloseComplete => message::CLOSE_COMPLETE,
+    }
+}
+
+/// How much of a message's body must be there before it can be dealt with.
+fn needed(header: Header, probing: bool) -> usize {
+    match header.tag {
+        backend::DATA_ROW if probing => header.body,
+        backend::ERROR_RESPONSE | backend::NOTICE_RESPONSE => header.body.min(MAX_FIELDS),
+        backend::PARAMETER_STATUS => header.body,
+        backend::READY_FOR_QUERY => header.body.min(1),
+        backend::COMMAND_COMPLETE => header.body.min(MAX_TAG),
+        _ => 0,
+    }
+}

@@ -1,0 +1,273 @@
+//! Every error that Tenantry itself tells a client: SQLSTATE, severity, text, and a stable `proxy_code` in the DETAIL.
+//!
+//! No text names an address, a secret or another tenant.
+
+use tenantry_wire::{
+    error::{ErrorResponse, Fields, Severity, sqlstate},
+    frame::FrameError,
+    startup::StartupError,
+};
+
+use super::registry::EndReason;
+use crate::pool::{
+    LoginError, Pool,
+    core::{Blocked, Refusal},
+};
+
+/// No server connection for this request.
+#[must_use]
+pub fn refused(refusal: Refusal, pool: &Pool) -> ErrorResponse {
+    match refusal {
+        Refusal::Timeout { waited, blocked: Blocked::ServerDown, .. } => {
+            ErrorResponse::error(sqlstate::CANNOT_CONNECT_NOW, "the database server cannot be reached")
+                .detail(format!("proxy_code=SERVER_DOWN tenant={} waited_ms={waited}", pool.tenant))
+                .hint("Nothing was sent to the server; try again.")
+        }
+        Refusal::Timeout { waited, blocked, .. } => {
+            let settings = pool.settings();
+            ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "query_wait_timeout: no server connection became free in time")
+                .detail(format!(
+                    "proxy_code=QUERY_WAIT_TIMEOUT tenant={} waited_ms={waited} limit={} waiting={}",
+                    pool.tenant,
+                    blocked.as_str(),
+                    pool.server.snapshot(pool).waiting
+                ))
+                .hint(format!(
+                    "Held back by {} (pool_size is {}). Shorten transactions, or raise pool_size or query_wait_timeout.",
+                    blocked.as_str(),
+                    settings.pool.pool_size
+                ))
+        }
+        Refusal::QueueFull { waiting } => {
+            ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "too many clients are waiting for a server connection")
+                .detail(format!("proxy_code=MAX_WAITERS tenant={} waiting={waiting}", pool.tenant))
+                .hint("The limit is max_waiters. Retry later, shorten transactions, or raise pool_size.")
+        }
+        Refusal::LoginRefused => login_refused(pool),
+    }
+}
+
+/// The server turned the pool's login down.
+#[must_use]
+pub fn login_refused(pool: &Pool) -> ErrorResponse {
+    let detail = format!("proxy_code=SERVER_LOGIN tenant={}", pool.tenant);
+    match pool.login_error() {
+        Some(LoginError::Server(body)) => {
+            let fields = Fields::new(&body);
+            let message = fields.message().unwrap_or("the server refused the login").to_owned();
+            ErrorResponse::fatal(known_code(fields.code()), message).detail(detail)
+        }
+        Some(LoginError::Ours(message)) => {
+            ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, message).detail(detail).hint("`tenantry check` says what is wrong.")
+        }
+        None => ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, "the login to the server failed").detail(detail),
+    }
+}
+
+/// PostgreSQL's reasons to refuse a login, as our constants; anything else is a connection failure.
+fn known_code(code: Option<&str>) -> &'static str {
+    [
+        sqlstate::INVALID_PASSWORD,
+        sqlstate::INVALID_AUTHORIZATION,
+        sqlstate::INVALID_CATALOG_NAME,
+        sqlstate::TOO_MANY_CONNECTIONS,
+        sqlstate::CANNOT_CONNECT_NOW,
+        "42501",
+        "55000",
+    ]
+    .into_iter()
+    .find(|known| Some(*known) == code)
+    .unwrap_or(sqlstate::CONNECTION_FAILURE)
+}
+
+#[must_use]
+pub fn cancelled_in_queue() -> ErrorResponse {
+    ErrorResponse::error(sqlstate::QUERY_CANCELED, "canceling statement due to user request")
+        .detail("proxy_code=CANCELED_IN_QUEUE")
+        .hint("It was still waiting for a server connection; nothing was sent.")
+}
+
+#[must_use]
+pub fn ended(reason: EndReason) -> ErrorResponse {
+    let (code, message, token) = match reason {
+        EndReason::IdleTimeout => {
+            (sqlstate::IDLE_SESSION_TIMEOUT, "terminating connection due to client_idle_timeout", "CLIENT_IDLE_TIMEOUT")
+        }
+        EndReason::IdleTransactionTimeout => (
+            sqlstate::IDLE_IN_TRANSACTION_TIMEOUT,
+            "terminating connection due to idle_transaction_timeout",
+            "IDLE_TRANSACTION_TIMEOUT",
+        ),
+        EndReason::TransactionTimeout => {
+            (sqlstate::TRANSACTION_TIMEOUT, "terminating connection due to transaction_timeout", "TRANSACTION_TIMEOUT")
+        }
+        EndReason::Shutdown | EndReason::ShutdownNow => (sqlstate::ADMIN_SHUTDOWN, "terminating connection: Tenantry is shutting down", "SHUTDOWN"),
+        EndReason::Killed => (sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command", "KILLED"),
+    };
+    ErrorResponse::fatal(code, message).detail(format!("proxy_code={token}"))
+}
+
+/// The server connection broke. `certain`: the transaction is rolled back for sure; else nobody knows.
+#[must_use]
+pub fn server_lost(certain: bool) -> ErrorResponse {
+    if certain {
+        ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, "the connection to the database server was lost")
+            .detail("proxy_code=SERVER_LOST")
+            .hint("An open transaction was rolled back.")
+    } else {
+        ErrorResponse::fatal(
+            sqlstate::TRANSACTION_RESOLUTION_UNKNOWN,
+            "the connection to the database server was lost before the outcome was known",
+        )
+        .detail("proxy_code=SERVER_LOST")
+        .hint("The statement may or may not have been committed.")
+    }
+}
+
+#[must_use]
+pub fn server_broke_protocol() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, "the database server sent an invalid message")
+        .detail("proxy_code=SERVER_PROTOCOL")
+}
+
+#[must_use]
+pub fn settings_lost(message: &str) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, format!("the session's settings could not be restored: {message}"))
+        .detail("proxy_code=SETTINGS")
+        .hint("Connect again.")
+}
+
+#[must_use]
+pub fn malformed(error: &FrameError) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, error.to_string()).detail("proxy_code=MALFORMED")
+}
+
+#[must_use]
+pub fn message_too_large(limit: usize) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::PROGRAM_LIMIT_EXCEEDED, format!("a named Parse is larger than max_message_size ({limit} bytes)"))
+        .detail("proxy_code=MESSAGE_SIZE")
+        .hint("Send it as an unnamed statement, or raise listen.max_message_size.")
+}
+
+#[must_use]
+pub fn internal() -> ErrorResponse {
+    ErrorResponse::fatal("XX000", "internal error").detail("proxy_code=INTERNAL")
+}
+
+#[must_use]
+pub fn no_transactions() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "transaction blocks not allowed in statement pooling mode")
+        .detail("proxy_code=STATEMENT_MODE")
+        .hint("Use pool_mode = \"transaction\" for this tenant or role.")
+}
+
+#[must_use]
+pub fn too_many_pinned(pool: &Pool) -> ErrorResponse {
+    let limit = pool.settings().pool.max_pinned;
+    ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "too many sessions hold state that ties them to a server connection")
+        .detail(format!("proxy_code=MAX_PINNED tenant={} pinned={limit}", pool.tenant))
+        .hint("The limit is max_pinned. Temporary tables, session locks, LISTEN, WITH HOLD cursors and PREPARE hold one.")
+}
+
+#[must_use]
+pub fn duplicate_statement(name: &[u8]) -> ErrorResponse {
+    let name = String::from_utf8_lossy(name);
+    ErrorResponse::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, format!("prepared statement \"{name}\" already exists"))
+}
+
+#[must_use]
+pub fn no_unnamed_statement() -> ErrorResponse {
+    ErrorResponse::error(sqlstate::INVALID_STATEMENT_NAME, "unnamed prepared statement does not exist")
+}
+
+#[must_use]
+pub fn too_many_statements() -> ErrorResponse {
+    ErrorResponse::error(sqlstate::PROGRAM_LIMIT_EXCEEDED, "too many prepared statements in one session")
+        .detail("proxy_code=STATEMENTS")
+        .hint("Close statements that are no longer used.")
+}
+
+// Before login.
+
+#[must_use]
+pub fn startup(error: &StartupError) -> Option<ErrorResponse> {
+    let code = match error {
+        StartupError::Length => return None,
+        StartupError::Version(..) => sqlstate::FEATURE_NOT_SUPPORTED,
+        StartupError::Terminator | StartupError::Encoding => sqlstate::PROTOCOL_VIOLATION,
+    };
+    Some(ErrorResponse::fatal(code, error.to_string()))
+}
+
+#[must_use]
+pub fn no_user() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::INVALID_AUTHORIZATION, "no PostgreSQL user name specified in startup packet")
+}
+
+#[must_use]
+pub fn plaintext_after(request: &str) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, format!("received unencrypted data after {request} request"))
+        .hint("This could be either a client-software bug or evidence of an attempted man-in-the-middle attack.")
+}
+
+#[must_use]
+pub fn unsupported_protocol_code(code: &str) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, format!("unsupported frontend protocol: {code} is not expected here"))
+}
+
+#[must_use]
+pub fn tls_required() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::INVALID_AUTHORIZATION, "this listener takes TLS connections only")
+        .detail("proxy_code=TLS_REQUIRED")
+        .hint("Connect with sslmode=require.")
+}
+
+#[must_use]
+pub fn authentication_failed(role: &str) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::INVALID_PASSWORD, format!("password authentication failed for user \"{role}\""))
+}
+
+#[must_use]
+pub fn no_database(database: &str) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, format!("database \"{database}\" does not exist"))
+}
+
+#[must_use]
+pub fn too_many_clients(setting: &str) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, format!("no more connections allowed ({setting})"))
+        .detail("proxy_code=MAX_CLIENTS")
+}
+
+#[must_use]
+pub fn replication() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, "replication connections are not pooled")
+        .hint("Connect to the server directly.")
+}
+
+#[must_use]
+pub fn bad_options(word: &str) -> ErrorResponse {
+    ErrorResponse::fatal("42601", format!("invalid command-line argument for server process: {word}"))
+}
+
+#[must_use]
+pub fn bad_login_message() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::PROTOCOL_VIOLATION, "expected a password message during authentication")
+}
+
+#[must_use]
+pub fn shutting_down() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::CANNOT_CONNECT_NOW, "Tenantry is shutting down")
+}
+
+/// Before a session begins every error is fatal.
+#[must_use]
+pub fn fatal(error: ErrorResponse) -> ErrorResponse {
+    error.with_severity(Severity::Fatal)
+}
+
+/// A setting of the startup packet that PostgreSQL does not take.
+#[must_use]
+pub fn bad_startup_setting(fields: &Fields<'_>) -> ErrorResponse {
+    let known = ["22023", "42704", "42501", "55P02", "22P02"].into_iter().find(|c| Some(*c) == fields.code());
+    ErrorResponse::fatal(known.unwrap_or("22023"), fields.message().unwrap_or("invalid startup setting"))
+}

@@ -1,0 +1,20 @@
+//! One client from accept to goodbye.
+//!
+//! In the order that a client meets them: `hello` (first packets, TLS), `login` (who is it), `relay` (the session proper:
+//! `requests` to the server, `answers` from it), `vanish` (what becomes of its server connection). Pure, and tested
+//! without a socket: `state`, `owed`, `statements`, `pin`, `probe`.
+
+mod answers;
+pub mod errors;
+pub mod hello;
+mod login;
+pub mod owed;
+pub mod pin;
+pub mod probe;
+pub mod registry;
+mod relay;
+mod requests;
+pub mod state;
+pub mod statements;
+mod vanish;
+mod welcome;

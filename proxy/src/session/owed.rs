@@ -1,0 +1,353 @@
+//! The replies that a server connection still owes, in order: the only truth about protocol sync.
+//!
+//! Every message that is forwarded or injected and will be answered stands here until its answer came. From the head of
+//! the queue follows whose the next reply is (the client's, or ours to swallow), when the connection is at rest, and what
+//! an error skips. Pure: bytes never come here.
+//!
+//! PostgreSQL's rules that it follows (documentation, "Message Flow"): an error in the extended protocol discards
+//! everything up to the next Sync, simple queries and function calls included; Sync, Query and FunctionCall are each
+//! answered by one ReadyForQuery; during COPY FROM STDIN, Sync and Flush are read and ignored.
+//!
+//! Calls: `push` for each message sent; `reply` for each message received; `copy_ended` when the client's CopyDone or
+//! CopyFail was sent. `is_at_rest` may be asked at any time.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use tenantry_wire::{
+    error::ErrorResponse,
+    tag::{backend, status},
+};
+
+use crate::server::statements::Statement;
+
+/// A request that is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    Parse,
+    Bind,
+    Describe,
+    Execute,
+    Close,
+    Sync,
+    Query,
+    FunctionCall,
+}
+
+/// Who gets the answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum For {
+    Client,
+    /// Ours: swallowed. An error is still the client's if it fails what the client asked for.
+    Us,
+    /// Ours, and its rows are to be read.
+    Probe,
+}
+
+/// A reply that PostgreSQL would give and that we give ourselves, when its turn comes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Own {
+    ParseComplete,
+    CloseComplete,
+}
+
+/// What must be taken back if the request is skipped or fails.
+#[derive(Debug)]
+pub enum Undo {
+    /// The client's name was given by this Parse.
+    Name(Box<[u8]>),
+    /// The client's name was taken away by this Close.
+    Closed(Box<[u8]>, Arc<Statement>),
+    /// The statement was put on the server by this Parse.
+    OnServer(u64),
+    /// Both of a Parse.
+    NameOnServer(Box<[u8]>, u64),
+    /// The statement was evicted from the server by this Close.
+    Evicted(u64),
+}
+
+#[derive(Debug)]
+struct Entry {
+    what: What,
+    /// Boxed: only Parse and Close of a named statement have one.
+    undo: Option<Box<Undo>>,
+}
+
+#[derive(Debug)]
+enum What {
+    Request(Kind, For),
+    Own(Own),
+    /// Will fail on purpose, so that PostgreSQL's own state follows; its error is replaced by this one.
+    Poison(Box<ErrorResponse>),
+}
+
+/// What to do with a message that arrived.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Deliver,
+    Swallow,
+    /// A message of an answer to our probe.
+    Read,
+    /// Deliver this error in its place.
+    Replace(Box<ErrorResponse>),
+}
+
+/// The server said something that nobody asked for. Nothing after it can be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the server sent an unexpected message of type {0}")]
+pub struct Unexpected(pub u8);
+
+/// See the file's head.
+#[derive(Debug, Default)]
+pub struct Owed {
+    queue: VecDeque<Entry>,
+    /// What failed or was skipped, for the caller to take back; emptied by `take_undone`.
+    undone: Vec<Undo>,
+    /// Extended messages were sent and no Sync after them.
+    open_batch: bool,
+    /// The server discards everything until a Sync that was not sent yet.
+    skipping: bool,
+    copy_in: CopyIn,
+    /// A Sync may or may not have been ignored: the connection can be used on, but never by anybody else.
+    unclear: bool,
+    status: Option<u8>,
+    /// Requests of the client in the queue.
+    client_owed: usize,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum CopyIn {
+    #[default]
+    No,
+    /// The server reads copy data; `true` once a Sync was sent into it.
+    Yes { synced: bool },
+}
+
+impl Owed {
+    // What was sent.
+
+    /// A message was sent. Returns own replies whose turn has come already.
+    pub fn push(&mut self, kind: Kind, whose: For, undo: Option<Box<Undo>>) {
+        if kind == Kind::Sync {
+            if let CopyIn::Yes { synced } = &mut self.copy_in {
+                *synced = true;
+                return;
+            }
+            self.skipping = false;
+            self.open_batch = false;
+        } else if !matches!(kind, Kind::Query | Kind::FunctionCall) {
+            self.open_batch = true;
+        }
+        self.client_owed += usize::from(whose == For::Client);
+        self.queue.push_back(Entry { what: What::Request(kind, whose), undo });
+    }
+
+    /// A reply of our own, in its turn among the server's.
+    pub fn push_own(&mut self, own: Own, undo: Option<Box<Undo>>) {
+        self.open_batch = true;
+        self.queue.push_back(Entry { what: What::Own(own), undo });
+    }
+
+    /// A message was sent that fails on purpose.
+    pub fn push_poison(&mut self, error: ErrorResponse) {
+        self.open_batch = true;
+        self.client_owed += 1;
+        self.queue.push_back(Entry { what: What::Poison(Box::new(error)), undo: None });
+    }
+
+    /// The client's CopyDone or CopyFail was sent.
+    pub fn copy_ended(&mut self) {
+        self.copy_in = CopyIn::No;
+    }
+
+    // What came.
+
+    /// The own reply whose turn it is now, if any.
+    pub fn next_own(&mut self) -> Option<Own> {
+        let Some(What::Own(own)) = self.queue.front().map(|e| &e.what) else { return None };
+        let own = *own;
+        self.queue.pop_front();
+        Some(own)
+    }
+
+    /// A message arrived that is not an error, a notice, a notification or a parameter status.
+    pub fn reply(&mut self, tag: u8) -> Result<Verdict, Unexpected> {
+        let unexpected = Err(Unexpected(tag));
+        let Some(What::Request(kind, whose)) = self.queue.front().map(|e| &e.what) else {
+            // A Sync that we took for ignored was not, after all.
+            return if self.unclear && tag == backend::READY_FOR_QUERY { Ok(Verdict::Deliver) } else { unexpected };
+        };
+        let (kind, whose) = (*kind, *whose);
+        let last = match (tag, kind) {
+            (backend::PARSE_COMPLETE, Kind::Parse)
+            | (backend::BIND_COMPLETE, Kind::Bind)
+            | (backend::CLOSE_COMPLETE, Kind::Close)
+            | (backend::ROW_DESCRIPTION | backend::NO_DATA, Kind::Describe)
+            | (backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE | backend::PORTAL_SUSPENDED, Kind::Execute)
+            | (backend::READY_FOR_QUERY, Kind::Sync | Kind::Query | Kind::FunctionCall) => true,
+            (backend::PARAMETER_DESCRIPTION, Kind::Describe)
+            | (backend::FUNCTION_CALL_RESPONSE, Kind::FunctionCall)
+            | (backend::ROW_DESCRIPTION | backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE, Kind::Query)
+            | (
+                backend::DATA_ROW | backend::COPY_DATA | backend::COPY_DONE | backend::COPY_OUT_RESPONSE,
+                Kind::Query | Kind::Execute,
+            ) => false,
+            (backend::COPY_IN_RESPONSE, Kind::Query | Kind::Execute) => {
+                self.begin_copy_in();
+                false
+            }
+            _ => return unexpected,
+        };
+        if last {
+            self.pop();
+        }
+        Ok(match whose {
+            For::Client => Verdict::Deliver,
+            For::Us => Verdict::Swallow,
+            For::Probe => Verdict::Read,
+        })
+    }
+
+    /// A ReadyForQuery brought this transaction status.
+    pub fn ready(&mut self, transaction: u8) {
+        self.status = Some(transaction);
+        if self.queue.is_empty() {
+            self.copy_in = CopyIn::No;
+        }
+    }
+
+    /// An ErrorResponse arrived that does not end the connection.
+    pub fn error(&mut self) -> Result<Verdict, Unexpected> {
+        let copy = std::mem::take(&mut self.copy_in);
+        let Some(head) = self.queue.front() else { return Err(Unexpected(backend::ERROR_RESPONSE)) };
+        match &head.what {
+            What::Request(Kind::Sync | Kind::Query | Kind::FunctionCall, whose) => {
+                return Ok(if *whose == For::Client { Verdict::Deliver } else { Verdict::Swallow });
+            }
+            What::Request(..) | What::Poison(_) | What::Own(_) => {}
+        }
+        // A Sync went into the copy: whether the server ignored it or will answer it depends on when it read it.
+        self.unclear |= copy == CopyIn::Yes { synced: true };
+        let verdict = match self.queue.front_mut().map(|e| &mut e.what) {
+            Some(What::Poison(error)) => {
+                let error = std::mem::replace(error, Box::new(ErrorResponse::error("XX000", "")));
+                Verdict::Replace(error)
+            }
+            _ => Verdict::Deliver,
+        };
+        self.skip_to_sync();
+        Ok(verdict)
+    }
+
+    /// What failed or was skipped since the last call.
+    pub fn take_undone(&mut self) -> Vec<Undo> {
+        std::mem::take(&mut self.undone)
+    }
+
+    // What can be asked.
+
+    #[must_use]
+    pub fn has_undone(&self) -> bool {
+        !self.undone.is_empty()
+    }
+
+    /// The server discards what is sent now, until a Sync.
+    #[must_use]
+    pub fn is_skipping(&self) -> bool {
+        self.skipping
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// The next reply is to something we asked.
+    #[must_use]
+    pub fn head_is_ours(&self) -> bool {
+        matches!(self.queue.front().map(|e| &e.what), Some(What::Request(_, For::Us | For::Probe)))
+    }
+
+    /// A request of the client is unanswered.
+    #[must_use]
+    pub fn client_waits(&self) -> bool {
+        self.client_owed > 0
+    }
+
+    #[must_use]
+    pub fn in_copy_in(&self) -> bool {
+        self.copy_in != CopyIn::No
+    }
+
+    /// Extended messages were sent and no Sync after them.
+    #[must_use]
+    pub fn has_open_batch(&self) -> bool {
+        self.open_batch
+    }
+
+    #[must_use]
+    pub fn is_unclear(&self) -> bool {
+        self.unclear
+    }
+
+    /// The last transaction status; idle before the first.
+    #[must_use]
+    pub fn status(&self) -> u8 {
+        self.status.unwrap_or(status::IDLE)
+    }
+
+    /// Outside a transaction, nothing owed, nothing begun: the connection may go to somebody else.
+    #[must_use]
+    pub fn is_at_rest(&self) -> bool {
+        self.queue.is_empty()
+            && !self.open_batch
+            && !self.skipping
+            && self.copy_in == CopyIn::No
+            && !self.unclear
+            && self.status() == status::IDLE
+    }
+
+    fn pop(&mut self) {
+        if let Some(entry) = self.queue.pop_front() {
+            self.forget(&entry);
+        }
+    }
+
+    fn forget(&mut self, entry: &Entry) {
+        if matches!(entry.what, What::Request(_, For::Client) | What::Poison(_)) {
+            self.client_owed -= 1;
+        }
+    }
+
+    /// Syncs that were sent right behind the COPY are in the server's hands before any copy data: it ignores them.
+    fn begin_copy_in(&mut self) {
+        self.copy_in = CopyIn::Yes { synced: false };
+        while let Some(Entry { what: What::Request(Kind::Sync, _), .. }) = self.queue.get(1) {
+            if let Some(entry) = self.queue.remove(1) {
+                self.forget(&entry);
+            }
+            self.open_batch = true;
+        }
+    }
+
+    fn skip_to_sync(&mut self) {
+        while let Some(entry) = self.queue.front() {
+            if matches!(entry.what, What::Request(Kind::Sync, _)) {
+                return;
+            }
+            if let Some(entry) = self.queue.pop_front() {
+                self.forget(&entry);
+                self.undone.extend(entry.undo.map(|u| *u));
+            }
+        }
+        self.skipping = true;
+    }
+}
+
+#[cfg(test)]
+#[path = "owed_tests.rs"]
+mod tests;

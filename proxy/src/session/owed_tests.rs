@@ -1,0 +1,192 @@
+//! PostgreSQL's message flow as a specification of the queue.
+
+use super::*;
+
+fn client(owed: &mut Owed, kinds: &[Kind]) {
+    for kind in kinds {
+        owed.push(*kind, For::Client, None);
+    }
+}
+
+fn replies(owed: &mut Owed, tags: &[u8]) {
+    for tag in tags {
+        assert_eq!(owed.reply(*tag), Ok(Verdict::Deliver), "{}", char::from(*tag));
+        if *tag == b'Z' {
+            owed.ready(status::IDLE);
+        }
+    }
+}
+
+#[test]
+fn a_simple_query_is_at_rest_after_its_ready() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Query]);
+    replies(&mut owed, b"TDDCTDC");
+    assert!(!owed.is_at_rest() && owed.client_waits());
+    replies(&mut owed, b"Z");
+    assert!(owed.is_at_rest() && !owed.client_waits());
+}
+
+#[test]
+fn every_sync_in_flight_is_owed_its_own_ready() {
+    let mut owed = Owed::default();
+    let batch = [Kind::Parse, Kind::Bind, Kind::Describe, Kind::Execute, Kind::Sync];
+    client(&mut owed, &batch);
+    client(&mut owed, &batch);
+    replies(&mut owed, b"12TDCZ");
+    assert!(!owed.is_at_rest(), "the first ready is not the last");
+    replies(&mut owed, b"12nCZ");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn an_error_skips_to_the_sync_queries_included() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Parse, Kind::Execute, Kind::Query, Kind::Sync]);
+    assert_eq!(owed.error(), Ok(Verdict::Deliver));
+    replies(&mut owed, b"Z");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn an_error_before_the_sync_was_sent_skips_what_comes_until_it() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Parse]);
+    owed.error().unwrap();
+    assert!(owed.is_skipping() && !owed.is_at_rest());
+    client(&mut owed, &[Kind::Sync]);
+    assert!(!owed.is_skipping());
+    replies(&mut owed, b"Z");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn an_error_in_a_simple_query_skips_nothing() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Query, Kind::Query]);
+    owed.error().unwrap();
+    replies(&mut owed, b"ZCZ");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn a_commit_that_fails_at_the_sync_is_still_answered_by_its_ready() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Parse, Kind::Bind, Kind::Execute, Kind::Sync]);
+    replies(&mut owed, b"12C");
+    owed.error().unwrap();
+    replies(&mut owed, b"Z");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn a_flush_leaves_the_batch_open() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Parse]);
+    replies(&mut owed, b"1");
+    assert!(owed.is_empty() && !owed.is_at_rest());
+}
+
+#[test]
+fn what_is_ours_is_swallowed_and_what_is_the_clients_delivered() {
+    let mut owed = Owed::default();
+    owed.push(Kind::Query, For::Us, None);
+    owed.push(Kind::Parse, For::Us, None);
+    client(&mut owed, &[Kind::Bind, Kind::Execute, Kind::Sync]);
+    for tag in b"DCZ1" {
+        assert_eq!(owed.reply(*tag), Ok(Verdict::Swallow));
+    }
+    replies(&mut owed, b"2CZ");
+}
+
+#[test]
+fn an_error_in_our_own_parse_is_the_clients() {
+    let mut owed = Owed::default();
+    owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::OnServer(7))));
+    client(&mut owed, &[Kind::Bind, Kind::Sync]);
+    assert_eq!(owed.error(), Ok(Verdict::Deliver));
+    assert!(matches!(owed.take_undone().as_slice(), [Undo::OnServer(7)]));
+    replies(&mut owed, b"Z");
+}
+
+#[test]
+fn own_replies_come_in_their_turn_and_are_taken_back_with_what_is_skipped() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Bind]);
+    owed.push_own(Own::CloseComplete, None);
+    assert_eq!(owed.next_own(), None, "not before the bind is answered");
+    replies(&mut owed, b"2");
+    assert_eq!(owed.next_own(), Some(Own::CloseComplete));
+    client(&mut owed, &[Kind::Parse]);
+    owed.push_own(Own::ParseComplete, Some(Box::new(Undo::Name(b"s".as_slice().into()))));
+    owed.error().unwrap();
+    assert_eq!(owed.next_own(), None, "skipped");
+    assert_eq!(owed.take_undone().len(), 1);
+}
+
+#[test]
+fn a_poisoned_message_has_its_error_replaced() {
+    let mut owed = Owed::default();
+    owed.push_poison(ErrorResponse::error("42P05", "exists"));
+    client(&mut owed, &[Kind::Sync]);
+    let Ok(Verdict::Replace(error)) = owed.error() else { panic!() };
+    assert_eq!(error.code, "42P05");
+    replies(&mut owed, b"Z");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn a_sync_behind_an_extended_copy_is_ignored_and_the_one_after_its_end_is_not() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Bind, Kind::Execute, Kind::Sync]);
+    replies(&mut owed, b"2G");
+    assert!(owed.in_copy_in());
+    owed.copy_ended();
+    client(&mut owed, &[Kind::Sync]);
+    replies(&mut owed, b"CZ");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn a_copy_that_fails_after_a_sync_inside_it_leaves_the_connection_unclear() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Execute]);
+    replies(&mut owed, b"G");
+    client(&mut owed, &[Kind::Sync]);
+    owed.error().unwrap();
+    assert!(owed.is_unclear() && !owed.is_at_rest());
+    assert_eq!(owed.reply(b'Z'), Ok(Verdict::Deliver));
+}
+
+#[test]
+fn a_simple_copy_that_fails_is_at_rest_after_its_ready() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Query]);
+    replies(&mut owed, b"G");
+    owed.error().unwrap();
+    assert!(!owed.in_copy_in());
+    replies(&mut owed, b"Z");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn what_nobody_asked_for_is_unexpected() {
+    for tag in b"ZCD12T" {
+        assert_eq!(Owed::default().reply(*tag), Err(Unexpected(*tag)));
+    }
+    assert_eq!(Owed::default().error(), Err(Unexpected(b'E')));
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Parse, Kind::Sync]);
+    assert_eq!(owed.reply(b'2'), Err(Unexpected(b'2')), "wrong order");
+    assert_eq!(owed.reply(b'Z'), Err(Unexpected(b'Z')), "too early");
+}
+
+#[test]
+fn a_transaction_is_not_at_rest() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Query]);
+    owed.reply(b'C').unwrap();
+    owed.reply(b'Z').unwrap();
+    owed.ready(status::TRANSACTION);
+    assert!(owed.is_empty() && !owed.is_at_rest());
+}

@@ -1,0 +1,138 @@
+//! Asking PostgreSQL what a session has left behind on its connection, and telling a connection what it should have.
+//!
+//! The only file of the data plane that builds SQL text; its inputs are names and values that PostgreSQL itself gave or
+//! accepted, quoted here. Pure.
+
+use std::fmt::Write as _;
+
+use tenantry_wire::message;
+
+use super::pin::{PinReason, Pins};
+use crate::server::settings::{Difference, Settings};
+
+/// One row per thing that is left: kind, name, value.
+const PROBE: &str = "SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
+WHERE source OPERATOR(pg_catalog.=) 'session' AND name NOT LIKE 'transaction\\_%' \
+UNION ALL SELECT 'setting', 'role', pg_catalog.current_setting('role') \
+WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
+UNION ALL SELECT 'user', session_user::pg_catalog.text, '' \
+UNION ALL SELECT 'advisory_lock', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
+WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) \
+UNION ALL SELECT 'cursor', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
+UNION ALL SELECT 'temp', '', '' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0 AND (\
+EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
+OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
+OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())) \
+UNION ALL SELECT 'prepare', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
+UNION ALL SELECT 'listen', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels())";
+
+/// The probe, with the custom settings that the session is known to have touched.
+#[must_use]
+pub fn probe(custom: &[String]) -> String {
+    let mut sql = PROBE.to_owned();
+    for name in custom {
+        let name = literal(name);
+        let _ = write!(
+            sql,
+            " UNION ALL SELECT 'setting', {name}, pg_catalog.current_setting({name}, true) \
+             WHERE pg_catalog.current_setting({name}, true) IS NOT NULL"
+        );
+    }
+    sql
+}
+
+/// What a probe found.
+#[derive(Debug, Default)]
+pub struct Evidence {
+    settings: Vec<(String, String)>,
+    pub pins: Pins,
+    user: Option<String>,
+    malformed: bool,
+}
+
+impl Evidence {
+    /// Takes the body of one DataRow.
+    pub fn row(&mut self, body: &[u8]) {
+        let columns = message::read_data_row(body).unwrap_or_default();
+        let text = |i: usize| columns.get(i).copied().flatten().and_then(|v| std::str::from_utf8(v).ok());
+        let (Some(kind), Some(name), Some(value)) = (text(0), text(1), text(2)) else {
+            self.malformed = true;
+            return;
+        };
+        match kind {
+            "setting" => self.settings.push((name.to_owned(), value.to_owned())),
+            "user" => self.user = Some(name.to_owned()),
+            "advisory_lock" => self.pins.add(PinReason::AdvisoryLock),
+            "cursor" => self.pins.add(PinReason::Cursor),
+            "temp" => self.pins.add(PinReason::TempObject),
+            "prepare" => self.pins.add(PinReason::Prepare),
+            "listen" => self.pins.add(PinReason::Listen),
+            _ => self.malformed = true,
+        }
+    }
+
+    /// What is left, once the answer was complete: settings that can be replayed elsewhere, and reasons that cannot.
+    /// `None` if the answer made no sense.
+    #[must_use]
+    pub fn conclude(mut self, role: &str) -> Option<(Settings, Pins)> {
+        if self.malformed {
+            return None;
+        }
+        if self.user? != role {
+            self.pins.add(PinReason::Authorization);
+        }
+        Some((self.settings.into_iter().collect(), self.pins))
+    }
+}
+
+/// One simple query that turns a connection's label into the wanted settings.
+#[must_use]
+pub fn replay(difference: &Difference) -> String {
+    let mut sql = String::new();
+    for name in &difference.reset {
+        let _ = write!(sql, "RESET {};", identifier(name));
+    }
+    for (n, (name, value)) in difference.set.iter().enumerate() {
+        // set_config takes the value as current_setting gave it; SET would quote a list as one word.
+        let separator = if n == 0 { "SELECT " } else { "," };
+        let _ = write!(sql, "{separator}pg_catalog.set_config({},{},false)", literal(name), literal(value));
+    }
+    sql
+}
+
+/// A string literal, whatever standard_conforming_strings says.
+fn literal(text: &str) -> String {
+    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+}
+
+/// A setting's name: each part quoted.
+fn identifier(name: &str) -> String {
+    let parts = name.split('.').map(|part| format!("\"{}\"", part.replace('"', "\"\"")));
+    parts.collect::<Vec<_>>().join(".")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_quoted_whatever_they_hold() {
+        let difference = Difference {
+            reset: vec!["app.x".into(), "a\"b".into()],
+            set: vec![("search_path".into(), "\"$user\", o'x\\".into()), ("b".into(), "1".into())],
+        };
+        assert_eq!(
+            replay(&difference),
+            "RESET \"app\".\"x\";RESET \"a\"\"b\";SELECT pg_catalog.set_config(E'search_path',E'\"$user\", o''x\\\\',false)\
+             ,pg_catalog.set_config(E'b',E'1',false)"
+        );
+    }
+
+    #[test]
+    fn a_probe_that_makes_no_sense_concludes_nothing() {
+        let mut evidence = Evidence::default();
+        evidence.row(b"\0\x01\0\0\0\x01a");
+        assert!(evidence.conclude("r").is_none());
+        assert!(Evidence::default().conclude("r").is_none(), "an answer without a user row");
+    }
+}

@@ -1,0 +1,724 @@
+//! A logged-in client's life: one task that drives both sockets, without a channel hop and without a buffer while idle.
+//!
+//! `poll` is the table of contents: what others want of us, the queue, the server's answers, the client's requests. Both
+//! directions read straight into one large buffer of the thread, walk headers, and write whole runs on from there; only
+//! what must be kept is copied. Nothing here awaits, so a session can be dropped between any two polls.
+//!
+//! What always holds: at most one lease; the lease goes back to the pool only when `Owed` is at rest, both directions are
+//! at a message boundary, nothing is unwritten, and what the session left behind is known.
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::{Buf, BytesMut};
+use tenantry_config::PoolMode;
+use tenantry_wire::{
+    error::{ErrorResponse, sqlstate},
+    frame,
+    message,
+    tag::status,
+};
+use tokio::{task::JoinHandle, time::Sleep};
+
+use super::{
+    errors,
+    owed::{For, Kind, Owed, Undo},
+    pin::{PinReason, Pins},
+    probe::{self, Evidence},
+    registry::{EndReason, Registered},
+    state::{SessionEvent, SessionState},
+    statements::Names,
+};
+use crate::{
+    clock::Millis,
+    net::stream::{Outgoing, Stream},
+    pool::{
+        Pool,
+        lease::{Handoff, Lease, Waiting},
+        server::Asked,
+        stats::{Stats, Tally},
+    },
+    server::{
+        settings::Settings,
+        signs::{Scan, Signs},
+    },
+};
+
+/// One read, and so most bytes that are held for one session in each direction.
+pub(super) const CHUNK: usize = 64 * 1024;
+/// Most unanswered requests of one session; past it the client is not read until some are answered.
+pub(super) const MAX_OWED: usize = 65_536;
+/// How long a client that closed its sending side may still get the answer to what it asked.
+const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
+/// How long a cancel request may take.
+pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(10);
+
+thread_local! {
+    /// The one read buffer of a worker thread. Borrowed only inside a poll.
+    static BUFFER: RefCell<Box<[u8]>> = RefCell::new(vec![0; CHUNK].into_boxed_slice());
+}
+
+/// Why a session is over.
+#[derive(Debug)]
+pub enum End {
+    /// The client closed, said Terminate, or cannot be written to.
+    ClientGone,
+    /// The client is told this, then closed.
+    Fatal(ErrorResponse),
+    /// The server's own last words were passed on already.
+    ServerSaidWhy,
+    /// The server went away without a word; its last notice may say why.
+    ServerLost,
+}
+
+/// What is done with the rest of a message that has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Sink {
+    #[default]
+    Forward,
+    /// Forwarded, and its text looked at.
+    Scan,
+    Discard,
+}
+
+/// A message of which some bytes are still to come.
+#[derive(Debug, Default)]
+pub(super) struct Partial {
+    pub left: usize,
+    pub sink: Sink,
+}
+
+/// See the file's head.
+#[derive(Debug)]
+pub struct Session {
+    pub(super) registered: Registered,
+    pub(super) pool: Arc<Pool>,
+    handoff: Arc<Handoff>,
+    pub(super) mode: PoolMode,
+    state: SessionState,
+
+    // The client's side.
+    pub(super) client: Stream,
+    pub(super) to_client: Outgoing,
+    /// Bytes of the client that could not be dealt with yet.
+    pub(super) input: BytesMut,
+    pub(super) request: Partial,
+    pub(super) names: Names,
+    /// What the client's session has set.
+    pub(super) settings: Settings,
+    /// After an error of ours without a server: messages are dropped until the client's Sync.
+    pub(super) skip_to_sync: bool,
+    /// The request at the head of `input` was answered with an error of ours, and is to be dropped.
+    pub(super) refused: bool,
+    client_closed: bool,
+    grace: Option<Pin<Box<Sleep>>>,
+
+    // The server's side.
+    waiting: Option<Waiting>,
+    pub(super) lease: Option<Lease>,
+    pub(super) to_server: Outgoing,
+    pub(super) answer_input: BytesMut,
+    pub(super) answer: Partial,
+    pub(super) owed: Owed,
+    /// The client's requests wait until the replay of its role was confirmed.
+    pub(super) hold: bool,
+    pub(super) last_notice: Option<Box<[u8]>>,
+    pub(super) said_fatal: bool,
+    /// The connection must not be used again after this transaction.
+    pub(super) retire: bool,
+    server_write_failed: bool,
+    cancelling: Option<JoinHandle<()>>,
+
+    // What the session may leave behind.
+    pub(super) scan: Scan,
+    pub(super) signs: Signs,
+    custom: Vec<String>,
+    pub(super) evidence: Option<Box<Evidence>>,
+    pins: Pins,
+    pinned: bool,
+
+    pub(super) tally: Tally,
+    pub(super) max_message: usize,
+}
+
+impl Session {
+    /// For a client whose login is done.
+    #[must_use]
+    pub fn new(client: Stream, registered: Registered, pool: Arc<Pool>, mode: PoolMode, settings: Settings, max_message: usize) -> Self {
+        Self {
+            registered,
+            pool,
+            handoff: Arc::new(Handoff::default()),
+            mode,
+            state: SessionState::Idle,
+            client,
+            to_client: Outgoing::default(),
+            input: BytesMut::new(),
+            request: Partial::default(),
+            names: Names::default(),
+            settings,
+            skip_to_sync: false,
+            refused: false,
+            client_closed: false,
+            grace: None,
+            waiting: None,
+            lease: None,
+            to_server: Outgoing::default(),
+            answer_input: BytesMut::new(),
+            answer: Partial::default(),
+            owed: Owed::default(),
+            hold: false,
+            last_notice: None,
+            said_fatal: false,
+            retire: false,
+            server_write_failed: false,
+            cancelling: None,
+            scan: Scan::default(),
+            signs: Signs::default(),
+            custom: Vec::new(),
+            evidence: None,
+            pins: Pins::default(),
+            pinned: false,
+            tally: Tally::default(),
+            max_message,
+        }
+    }
+
+    /// Runs until the session is over, then says goodbye to the client and brings the server connection to rest.
+    pub async fn run(mut self) {
+        let end = std::future::poll_fn(|cx| self.poll(cx)).await;
+        self.waiting = None;
+        self.pool.stats.add(&mut self.tally);
+        self.finish(end).await;
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        self.registered.shared.waker.register(cx.waker());
+        loop {
+            match self.poll_once(cx) {
+                Ok(true) => {}
+                Ok(false) => return Poll::Pending,
+                Err(end) => return Poll::Ready(end),
+            }
+        }
+    }
+
+    /// One round over everything that may have happened; true if anything had.
+    fn poll_once(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        self.heed_wishes()?;
+        let mut progress = self.poll_queue(cx)?;
+        progress |= self.poll_answers(cx)?;
+        progress |= self.poll_requests(cx)?;
+        if self.client_closed {
+            self.poll_half_closed(cx)?;
+        }
+        Ok(progress)
+    }
+
+    // What others want.
+
+    fn heed_wishes(&mut self) -> Result<(), End> {
+        let shared = &self.registered.shared;
+        if shared.take_cancel() {
+            self.cancel();
+        }
+        let Some(reason) = self.registered.shared.end() else { return Ok(()) };
+        let busy = self.lease.is_some() && !(self.pinned && self.owed.is_at_rest());
+        match reason {
+            // Its transaction may finish; the drain's deadline ends it otherwise.
+            EndReason::Shutdown if busy || self.waiting.is_some() => Ok(()),
+            _ => Err(End::Fatal(errors::ended(reason))),
+        }
+    }
+
+    /// A cancel request for this session came in.
+    fn cancel(&mut self) {
+        Stats::count(&self.pool.stats.cancels);
+        if self.waiting.take().is_some() {
+            self.enter(SessionEvent::Refuse);
+            self.refuse(&errors::cancelled_in_queue());
+            return;
+        }
+        let under_way = self.cancelling.as_ref().is_some_and(|task| !task.is_finished());
+        if !self.owed.client_waits() || under_way {
+            return;
+        }
+        let server = Arc::clone(&self.pool.server);
+        if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+            let key = conn.key.clone();
+            self.cancelling = Some(tokio::spawn(server.cancel(key, CANCEL_LIMIT)));
+        }
+    }
+
+    // The queue.
+
+    fn poll_queue(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        let Some(waiting) = &mut self.waiting else { return Ok(false) };
+        let Poll::Ready(outcome) = waiting.poll(cx) else { return Ok(false) };
+        let now = Millis::now();
+        let waited = now.since(waiting.since);
+        self.waiting = None;
+        let stats = &self.pool.stats;
+        Stats::count(&stats.waits);
+        let micros = u64::try_from(waited.as_micros()).unwrap_or(u64::MAX);
+        stats.wait_micros.fetch_add(micros, std::sync::atomic::Ordering::Relaxed);
+        match outcome {
+            Ok(lease) => self.attach(lease, now)?,
+            Err(refusal) => {
+                self.enter(SessionEvent::Refuse);
+                let error = errors::refused(refusal, &self.pool);
+                if error.code == sqlstate::TOO_MANY_CONNECTIONS {
+                    Stats::count(&self.pool.stats.wait_timeouts);
+                }
+                if error.severity == tenantry_wire::error::Severity::Fatal {
+                    return Err(End::Fatal(error));
+                }
+                self.refuse(&error);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Makes sure that there is a lease; false if the client's bytes must wait.
+    pub(super) fn ensure_lease(&mut self) -> Result<bool, End> {
+        if self.lease.is_some() {
+            return Ok(true);
+        }
+        if self.waiting.is_some() {
+            return Ok(false);
+        }
+        let now = Millis::now();
+        match self.pool.server.checkout(&self.pool, &self.handoff, now) {
+            Asked::Lease(lease) => {
+                self.attach(lease, now)?;
+                Ok(true)
+            }
+            Asked::Waiting(waiting) => {
+                self.waiting = Some(waiting);
+                self.enter_at(SessionEvent::Queue, now);
+                Ok(false)
+            }
+            Asked::Refused(refusal) => {
+                let error = errors::refused(refusal, &self.pool);
+                self.refuse(&error);
+                Ok(false)
+            }
+        }
+    }
+
+    /// Takes a connection into use: its settings are made ours in the same write as the client's first bytes.
+    fn attach(&mut self, mut lease: Lease, now: Millis) -> Result<(), End> {
+        self.owed = Owed::default();
+        if let Some(conn) = lease.conn()
+            && conn.label != self.settings
+        {
+            let difference = conn.label.difference(&self.settings);
+            self.hold = difference.must_be_confirmed();
+            let written = message::write_query(&mut self.to_server.buf, &probe::replay(&difference));
+            written.map_err(|_| End::Fatal(errors::internal()))?;
+            conn.label = self.settings.clone();
+            self.owed.push(Kind::Query, For::Us, None);
+            Stats::count(&self.pool.stats.replays);
+        }
+        self.lease = Some(lease);
+        self.enter_at(SessionEvent::Work, now);
+        self.registered.shared.transaction(Some(now));
+        Ok(())
+    }
+
+    // The server's answers.
+
+    fn poll_answers(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        match self.to_client.poll_send(&mut self.client, cx, &[]) {
+            Poll::Ready(Ok(())) => {}
+            Poll::Ready(Err(_)) => return Err(End::ClientGone),
+            // The client reads slowly: so do we.
+            Poll::Pending => return Ok(false),
+        }
+        if self.lease.is_none() {
+            return Ok(false);
+        }
+        BUFFER.with_borrow_mut(|buffer| {
+            let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+            let n = match conn.stream.poll_read_into(cx, buffer) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(n)) if n > 0 => n,
+                Poll::Ready(_) => return Err(self.server_ended()),
+            };
+            let fresh = buffer.get(..n).unwrap_or_default();
+            if self.answer_input.is_empty() {
+                let used = self.take_answers(cx, fresh)?;
+                self.answer_input.extend_from_slice(fresh.get(used..).unwrap_or_default());
+            } else {
+                let mut kept = std::mem::take(&mut self.answer_input);
+                kept.extend_from_slice(fresh);
+                let used = self.take_answers(cx, &kept)?;
+                kept.advance(used);
+                if !kept.is_empty() {
+                    self.answer_input = kept;
+                }
+            }
+            self.settle()?;
+            Ok(true)
+        })
+    }
+
+    fn server_ended(&self) -> End {
+        if self.said_fatal { End::ServerSaidWhy } else { End::ServerLost }
+    }
+
+    /// The connection may have come to rest: decides what becomes of it.
+    fn settle(&mut self) -> Result<(), End> {
+        if !self.owed.is_empty() || self.answer.left > 0 || !self.answer_input.is_empty() {
+            return Ok(());
+        }
+        if !self.owed.is_at_rest() {
+            if self.owed.status() != status::IDLE && !self.owed.has_open_batch() {
+                return self.settle_in_transaction();
+            }
+            if self.owed.is_unclear() && !self.pins.has(PinReason::Unclear) {
+                self.pins.add(PinReason::Unclear);
+                self.take_pin()?;
+            }
+            return Ok(());
+        }
+        if self.request.left > 0 || !self.to_server.is_done() {
+            return Ok(());
+        }
+        self.pool.stats.add(&mut self.tally);
+        if self.needs_probe() {
+            return self.start_probe();
+        }
+        self.signs = Signs::default();
+        if self.pinned || self.mode == PoolMode::Session {
+            if self.state == SessionState::Active {
+                self.enter(SessionEvent::RestPinned);
+                self.registered.shared.transaction(None);
+            }
+            return Ok(());
+        }
+        self.give_back();
+        Ok(())
+    }
+
+    fn settle_in_transaction(&mut self) -> Result<(), End> {
+        if self.mode == PoolMode::Statement {
+            return Err(End::Fatal(errors::no_transactions()));
+        }
+        if self.state == SessionState::Active {
+            self.enter(SessionEvent::RestInTransaction);
+        }
+        Ok(())
+    }
+
+    fn needs_probe(&self) -> bool {
+        let changed = self.signs.suspect || self.signs.opaque || !self.signs.custom.is_empty();
+        (changed || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session && !self.retire
+    }
+
+    fn start_probe(&mut self) -> Result<(), End> {
+        for name in std::mem::take(&mut self.signs.custom) {
+            if !self.custom.contains(&name) {
+                self.custom.push(name);
+            }
+        }
+        if self.signs.opaque {
+            self.pins.add(PinReason::Opaque);
+        }
+        self.signs = Signs::default();
+        let written = message::write_query(&mut self.to_server.buf, &probe::probe(&self.custom));
+        written.map_err(|_| End::Fatal(errors::internal()))?;
+        self.owed.push(Kind::Query, For::Probe, None);
+        self.evidence = Some(Box::default());
+        Ok(())
+    }
+
+    /// The probe's answer is complete, or failed (`None`).
+    pub(super) fn conclude_probe(&mut self, evidence: Option<Evidence>) -> Result<(), End> {
+        let mut pins = Pins::default();
+        for reason in [PinReason::Opaque, PinReason::Unclear] {
+            if self.pins.has(reason) {
+                pins.add(reason);
+            }
+        }
+        match evidence.and_then(|e| e.conclude(&self.pool.role)) {
+            Some((settings, found)) => {
+                found.iter().for_each(|r| pins.add(r));
+                if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+                    conn.label = settings.clone();
+                }
+                self.settings = settings;
+            }
+            None => pins.add(PinReason::Unknown),
+        }
+        self.pins = pins;
+        if pins.is_empty() {
+            self.drop_pin();
+            return Ok(());
+        }
+        self.take_pin()
+    }
+
+    fn take_pin(&mut self) -> Result<(), End> {
+        if self.pinned || self.mode == PoolMode::Session {
+            return Ok(());
+        }
+        if !self.pool.pin() {
+            return Err(End::Fatal(errors::too_many_pinned(&self.pool)));
+        }
+        self.pinned = true;
+        let mut counts = self.pool.stats.pins.lock();
+        for reason in self.pins.iter() {
+            *counts.entry(reason.as_str()).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    fn drop_pin(&mut self) {
+        if std::mem::take(&mut self.pinned) {
+            self.pool.unpin();
+        }
+    }
+
+    /// The connection is at rest and nothing ties the session to it.
+    fn give_back(&mut self) {
+        let now = Millis::now();
+        self.enter_at(SessionEvent::Rest, now);
+        self.registered.shared.transaction(None);
+        let Some(lease) = self.lease.take() else { return };
+        let cancelling = self.cancelling.take().filter(|task| !task.is_finished());
+        if std::mem::take(&mut self.retire) {
+            drop(lease);
+        } else if let Some(task) = cancelling {
+            super::vanish::after_cancel(lease, task, now);
+        } else {
+            lease.release(now);
+        }
+    }
+
+    // The client's requests.
+
+    fn poll_requests(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        if self.to_server.is_stalled() && !self.flush_to_server(cx) {
+            return Ok(false);
+        }
+        let mut progress = false;
+        if !self.input.is_empty() && !self.is_blocked() {
+            let mut kept = std::mem::take(&mut self.input);
+            let used = self.take_requests(cx, &kept)?;
+            progress = used > 0;
+            kept.advance(used);
+            if !kept.is_empty() {
+                self.input = kept;
+            }
+            self.after_requests()?;
+        }
+        if !self.flush_to_server(cx) {
+            return Ok(progress);
+        }
+        if self.client_closed || self.input.len() >= CHUNK.max(self.wanted_input()) || (self.is_blocked() && self.input.len() >= CHUNK) {
+            return Ok(progress);
+        }
+        if self.owed.len() >= MAX_OWED {
+            return Ok(progress);
+        }
+        Ok(self.read_requests(cx)? || progress)
+    }
+
+    fn read_requests(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        BUFFER.with_borrow_mut(|buffer| {
+            let n = match self.client.poll_read_into(cx, buffer) {
+                Poll::Pending => return Ok(false),
+                Poll::Ready(Ok(0)) => {
+                    self.client_closed = true;
+                    return Ok(true);
+                }
+                Poll::Ready(Ok(n)) => n,
+                Poll::Ready(Err(_)) => return Err(End::ClientGone),
+            };
+            let fresh = buffer.get(..n).unwrap_or_default();
+            if self.input.is_empty() && !self.is_blocked() {
+                let used = self.take_requests(cx, fresh)?;
+                self.input.extend_from_slice(fresh.get(used..).unwrap_or_default());
+                self.after_requests()?;
+            } else {
+                self.input.extend_from_slice(fresh);
+            }
+            Ok(true)
+        })
+    }
+
+    /// How much of the message at the head of `input` must be there before it can be dealt with.
+    fn wanted_input(&self) -> usize {
+        match frame::client_header(&self.input) {
+            Ok(Some(header)) => header.total().min(self.max_message).saturating_add(1),
+            _ => 0,
+        }
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.waiting.is_some() || self.hold
+    }
+
+    /// True when nothing is left to write. A write that fails is not the last word: the server's may still be unread.
+    fn flush_to_server(&mut self, cx: &mut Context<'_>) -> bool {
+        if self.to_server.is_done() {
+            return true;
+        }
+        self.send_to_server(cx, &[]);
+        if self.to_server.is_done() {
+            // Nothing of the client's may be half-sent now: perhaps everything was at rest but for this.
+            return self.settle().is_ok();
+        }
+        false
+    }
+
+    pub(super) fn send_to_server(&mut self, cx: &mut Context<'_>, fresh: &[u8]) {
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return };
+        if self.server_write_failed {
+            self.to_server = Outgoing::default();
+            return;
+        }
+        if let Poll::Ready(Err(_)) = self.to_server.poll_send(&mut conn.stream, cx, fresh) {
+            self.server_write_failed = true;
+            self.to_server = Outgoing::default();
+        }
+    }
+
+    fn after_requests(&mut self) -> Result<(), End> {
+        if self.owed.client_waits() && self.state != SessionState::Active && self.lease.is_some() {
+            self.enter(SessionEvent::Work);
+        }
+        // A message whose end came after its answer (a late CopyData) may have been all that kept the connection.
+        if self.lease.is_some() && self.owed.is_at_rest() { self.settle() } else { Ok(()) }
+    }
+
+    /// Answers the request at the head of the client's input with an error of ours, without a server connection.
+    pub(super) fn refuse(&mut self, error: &ErrorResponse) {
+        self.pool.stats.error(error.code);
+        error.write(&mut self.to_client.buf);
+        self.refused = true;
+    }
+
+    /// The client closed its sending side: what it asked is still answered, within a grace; then it is gone.
+    fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let asked = self.owed.client_waits() || self.waiting.is_some();
+        if !asked && self.to_client.is_done() {
+            return Err(End::ClientGone);
+        }
+        let grace = self.grace.get_or_insert_with(|| Box::pin(tokio::time::sleep(HALF_CLOSE_GRACE)));
+        if grace.as_mut().poll(cx).is_ready() {
+            return Err(End::ClientGone);
+        }
+        Ok(())
+    }
+
+    pub(super) fn client_said_goodbye(&mut self) {
+        self.client_closed = true;
+    }
+
+    // Small things.
+
+    /// Takes back what the server skipped or failed.
+    pub(super) fn undo(&mut self) {
+        for undo in self.owed.take_undone() {
+            let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return };
+            match undo {
+                Undo::Name(name) => drop(self.names.remove(&name)),
+                Undo::Closed(name, statement) => self.names.insert(&name, statement),
+                Undo::OnServer(id) => conn.prepared.remove(id),
+                Undo::NameOnServer(name, id) => {
+                    self.names.remove(&name);
+                    conn.prepared.remove(id);
+                }
+                Undo::Evicted(id) => {
+                    // It is still there; if that makes one too many, another goes, and is closed on the server later.
+                    if conn.prepared.insert(id).is_some() {
+                        self.retire = true;
+                    }
+                }
+            }
+        }
+    }
+
+    fn enter(&mut self, event: SessionEvent) {
+        self.enter_at(event, Millis::now());
+    }
+
+    /// The one place where a session changes state.
+    fn enter_at(&mut self, event: SessionEvent, now: Millis) {
+        match self.state.next(event) {
+            Ok(next) => {
+                self.state = next;
+                self.registered.shared.enter(next, now);
+            }
+            Err(illegal) => debug_assert!(false, "{illegal}"),
+        }
+    }
+
+    async fn finish(mut self, end: End) {
+        self.enter(SessionEvent::End);
+        let error = self.last_words(&end);
+        if let Some(error) = error {
+            self.pool.stats.error(error.code);
+            // Nothing may be put inside a message of the server's that the client has half of.
+            if self.answer.left == 0 || self.answer.sink == Sink::Discard {
+                error.write(&mut self.to_client.buf);
+            }
+        }
+        if matches!(end, End::ServerLost)
+            && let Some(notice) = self.last_notice.take()
+        {
+            tenantry_wire::error::write_fatal_from_notice(&mut self.to_client.buf, &notice);
+        }
+        let server_side = self.lease.take().map(|lease| super::vanish::Remains {
+            lease,
+            owed: std::mem::take(&mut self.owed),
+            unsent: !self.to_server.is_done() || self.request.left > 0,
+            input: std::mem::take(&mut self.answer_input),
+            partial: std::mem::take(&mut self.answer),
+            lost: matches!(end, End::ServerLost | End::ServerSaidWhy) || self.server_write_failed || self.said_fatal || self.retire,
+            dirty: self.pinned || self.mode == PoolMode::Session || self.signs.suspect || self.signs.opaque || self.evidence.is_some(),
+            cancelling: self.cancelling.take(),
+        });
+        self.drop_pin();
+        if let Some(remains) = server_side {
+            let limit = self.pool.settings().pool.rollback_timeout;
+            super::vanish::bring_to_rest(remains, limit);
+        }
+        if !matches!(end, End::ClientGone) {
+            let goodbye = std::future::poll_fn(|cx| self.to_client.poll_send(&mut self.client, cx, &[]));
+            let _ = tokio::time::timeout(Duration::from_secs(5), goodbye).await;
+        }
+        let _: Result<io::Result<()>, _> =
+            tokio::time::timeout(Duration::from_secs(1), tokio::io::AsyncWriteExt::shutdown(&mut self.client)).await;
+    }
+
+    /// Exactly one error per failure, or none if PostgreSQL said it already.
+    fn last_words(&self, end: &End) -> Option<ErrorResponse> {
+        match end {
+            End::ClientGone | End::ServerSaidWhy => None,
+            End::Fatal(error) => Some(error.clone()),
+            End::ServerLost if self.last_notice.is_some() => None,
+            End::ServerLost => {
+                // In a transaction block that was not being committed, all of it is gone for certain.
+                let certain = !self.owed.client_waits() || (self.owed.status() != status::IDLE && !self.signs.commits);
+                Some(errors::server_lost(certain))
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.drop_pin();
+    }
+}
+

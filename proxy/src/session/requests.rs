@@ -1,0 +1,442 @@
+//! From the client to the server: what each message of the client means for the connection that it goes to.
+//!
+//! Whole runs are forwarded from where they were read. A message is taken apart only for its statement name; its body is
+//! never decoded. A message that PostgreSQL would refuse as malformed is refused here, with none of its bytes forwarded.
+
+use std::{sync::Arc, task::Context};
+
+use bytes::{Bytes, BytesMut};
+use tenantry_wire::{
+    error::ErrorResponse,
+    extended::{self, BindHead, Parse, Target},
+    frame::{self, FrameError, HEADER, Header},
+    message,
+    tag::{frontend, status},
+};
+
+use super::{
+    errors,
+    owed::{For, Kind, Own, Undo},
+    relay::{End, MAX_OWED, Session, Sink},
+    statements::{MAX_NAMES, MAX_UNNAMED},
+};
+use crate::{
+    pool::{lease::Lease, stats::Stats},
+    server::{
+        signs::Signs,
+        statements::{self, Statement},
+    },
+};
+
+/// The two names of a Bind must end within this many bytes.
+const MAX_BIND_NAMES: usize = 16 * 1024;
+
+/// What to do with the message at hand.
+enum Step {
+    /// Its bytes go on as they are.
+    Forward(Sink),
+    /// Its first bytes were replaced by what was written to `to_server`; the rest goes on.
+    Replaced { first: usize },
+    /// Its bytes go nowhere.
+    Discard,
+    /// More of it must be there first.
+    Incomplete,
+    /// It must wait: for a lease, or for something to be confirmed.
+    Wait,
+}
+
+/// The bytes at hand and the part of them that is to be forwarded as it stands.
+struct Run<'a> {
+    bytes: &'a [u8],
+    start: usize,
+    at: usize,
+}
+
+impl Run<'_> {
+    fn pending(&self) -> &[u8] {
+        self.bytes.get(self.start..self.at).unwrap_or_default()
+    }
+
+    /// Puts the pending bytes into `out` and begins anew after `next` bytes of what follows.
+    fn cut(&mut self, out: &mut BytesMut, next: usize) {
+        out.extend_from_slice(self.pending());
+        self.at = self.at.saturating_add(next);
+        self.start = self.at;
+    }
+}
+
+impl Session {
+    /// Deals with the client's bytes as far as possible; says how many were dealt with. The rest must be kept.
+    pub(super) fn take_requests(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
+        let mut run = Run { bytes, start: 0, at: 0 };
+        loop {
+            if self.request.left > 0 {
+                if run.at >= bytes.len() {
+                    break;
+                }
+                self.pass_on(&mut run);
+                continue;
+            }
+            let rest = bytes.get(run.at..).unwrap_or_default();
+            let header = frame::client_header(rest).map_err(|e| End::Fatal(errors::malformed(&e)))?;
+            let Some(header) = header else { break };
+            if header.tag == frontend::TERMINATE {
+                self.client_said_goodbye();
+                run.cut(&mut self.to_server.buf, 0);
+                run.at = bytes.len();
+                run.start = run.at;
+                break;
+            }
+            match self.request(header, rest, &mut run)? {
+                Step::Forward(sink) => {
+                    run.at = run.at.saturating_add(HEADER);
+                    self.begin(header, header.body, sink);
+                }
+                Step::Replaced { first } => self.begin(header, header.total().saturating_sub(first), Sink::Forward),
+                Step::Discard => {
+                    run.cut(&mut self.to_server.buf, HEADER);
+                    self.begin(header, header.body, Sink::Discard);
+                }
+                Step::Incomplete if header.total() > self.max_message => {
+                    return Err(End::Fatal(errors::message_too_large(self.max_message)));
+                }
+                Step::Incomplete | Step::Wait => break,
+            }
+        }
+        if self.lease.is_some() {
+            let pending = run.pending();
+            if !pending.is_empty() || !self.to_server.is_done() {
+                self.send_to_server(cx, pending);
+            }
+        }
+        self.emit_own();
+        Ok(run.at)
+    }
+
+    /// Begins a message of which `left` bytes are still to be dealt with.
+    fn begin(&mut self, header: Header, left: usize, sink: Sink) {
+        self.tally.received_bytes = self.tally.received_bytes.saturating_add(u64::try_from(header.total()).unwrap_or(0));
+        self.request.left = left;
+        self.request.sink = sink;
+        if sink == Sink::Scan {
+            self.scan.reset();
+        }
+    }
+
+    /// Passes on what is there of the message that has begun.
+    fn pass_on(&mut self, run: &mut Run<'_>) {
+        let there = run.bytes.len().saturating_sub(run.at).min(self.request.left);
+        let part = run.bytes.get(run.at..run.at.saturating_add(there)).unwrap_or_default();
+        self.request.left = self.request.left.saturating_sub(there);
+        match self.request.sink {
+            Sink::Forward => run.at = run.at.saturating_add(there),
+            Sink::Scan => {
+                // The NUL that ends the text is no part of it.
+                self.scan.feed(part.strip_suffix(b"\0").unwrap_or(part), &mut self.signs);
+                run.at = run.at.saturating_add(there);
+                if self.request.left == 0 {
+                    self.scan.finish(&mut self.signs);
+                }
+            }
+            Sink::Discard => run.cut(&mut self.to_server.buf, there),
+        }
+    }
+
+    /// One message of the client. A table of contents: what happens without a server, then by type.
+    fn request(&mut self, header: Header, rest: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
+        let empty = matches!(header.tag, frontend::SYNC | frontend::FLUSH | frontend::COPY_DONE);
+        if empty && header.body != 0 {
+            return Err(End::Fatal(errors::malformed(&FrameError::Length { tag: header.tag, length: u32::MAX })));
+        }
+        if let Some(step) = self.request_without_server(header) {
+            return Ok(step);
+        }
+        if !self.ensure_lease()? {
+            return Ok(if self.refused { self.drop_refused(header) } else { Step::Wait });
+        }
+        if self.hold || self.owed.len() >= MAX_OWED {
+            return Ok(Step::Wait);
+        }
+        if self.owed.is_skipping() && header.tag != frontend::SYNC {
+            // PostgreSQL would read and drop it: so do we, and keep its names out of our books.
+            return Ok(Step::Discard);
+        }
+        let body = rest.get(HEADER..rest.len().min(header.total())).unwrap_or_default();
+        let whole = body.len() == header.body;
+        match header.tag {
+            frontend::QUERY => Ok(self.query()),
+            frontend::SYNC => {
+                self.owed.push(Kind::Sync, For::Client, None);
+                Ok(Step::Forward(Sink::Forward))
+            }
+            frontend::PARSE => self.parse(header, body, whole, run),
+            frontend::BIND => self.bind(header, body, run),
+            frontend::DESCRIBE if whole => self.describe(body, run),
+            frontend::CLOSE if whole => self.close(body, run),
+            frontend::DESCRIBE | frontend::CLOSE => Ok(Step::Incomplete),
+            frontend::EXECUTE => {
+                self.tally.queries += 1;
+                self.owed.push(Kind::Execute, For::Client, None);
+                Ok(Step::Forward(Sink::Forward))
+            }
+            frontend::FUNCTION_CALL => {
+                self.owed.push(Kind::FunctionCall, For::Client, None);
+                Ok(Step::Forward(Sink::Forward))
+            }
+            frontend::COPY_DONE | frontend::COPY_FAIL => {
+                self.owed.copy_ended();
+                Ok(Step::Forward(Sink::Forward))
+            }
+            // Flush and CopyData.
+            _ => Ok(Step::Forward(Sink::Forward)),
+        }
+    }
+
+    /// Messages that need no server connection, or that must not get one.
+    fn request_without_server(&mut self, header: Header) -> Option<Step> {
+        let copy = matches!(header.tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL);
+        if copy {
+            // PostgreSQL ignores them outside a COPY: a client may still be sending when its COPY has failed.
+            return (!self.owed.in_copy_in()).then_some(Step::Discard);
+        }
+        if self.refused {
+            return Some(self.drop_refused(header));
+        }
+        if self.skip_to_sync {
+            if header.tag == frontend::SYNC {
+                self.skip_to_sync = false;
+                self.to_client.buf.extend_from_slice(&message::ready_for_query(status::IDLE));
+            }
+            return Some(Step::Discard);
+        }
+        if self.lease.is_none() {
+            if header.tag == frontend::SYNC {
+                self.to_client.buf.extend_from_slice(&message::ready_for_query(status::IDLE));
+                return Some(Step::Discard);
+            }
+            if header.tag == frontend::FLUSH {
+                return Some(Step::Discard);
+            }
+        }
+        None
+    }
+
+    /// The request that an error of ours has just answered: a simple one is over, an extended one until its Sync.
+    fn drop_refused(&mut self, header: Header) -> Step {
+        self.refused = false;
+        if matches!(header.tag, frontend::QUERY | frontend::FUNCTION_CALL) {
+            self.to_client.buf.extend_from_slice(&message::ready_for_query(status::IDLE));
+        } else {
+            self.skip_to_sync = true;
+        }
+        Step::Discard
+    }
+
+    fn query(&mut self) -> Step {
+        self.names.set_unnamed(None);
+        if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+            // A simple query drops the unnamed statement.
+            conn.unnamed_of = 0;
+        }
+        self.tally.queries += 1;
+        self.owed.push(Kind::Query, For::Client, None);
+        Step::Forward(Sink::Scan)
+    }
+
+    fn parse(&mut self, header: Header, body: &[u8], whole: bool, run: &mut Run<'_>) -> Result<Step, End> {
+        let unnamed = match body.first() {
+            None if header.body > 0 => return Ok(Step::Incomplete),
+            first => first == Some(&0),
+        };
+        if unnamed && header.total() > MAX_UNNAMED && !whole {
+            return Ok(self.parse_large_unnamed());
+        }
+        if !whole {
+            return Ok(Step::Incomplete);
+        }
+        let Some(parse) = Parse::read(body) else {
+            // Malformed inside: PostgreSQL says how.
+            self.owed.push(Kind::Parse, For::Client, None);
+            return Ok(Step::Forward(Sink::Forward));
+        };
+        if unnamed {
+            let message = run.bytes.get(run.at..run.at.saturating_add(header.total())).unwrap_or_default();
+            return Ok(self.parse_unnamed(&parse, message));
+        }
+        self.parse_named(header, &parse, run)
+    }
+
+    fn parse_unnamed(&mut self, parse: &Parse<'_>, message: &[u8]) -> Step {
+        self.signs.merge(&Signs::of(parse.query));
+        let kept = (message.len() <= MAX_UNNAMED).then(|| Bytes::copy_from_slice(message));
+        self.names.set_unnamed(kept);
+        self.own_unnamed();
+        self.owed.push(Kind::Parse, For::Client, None);
+        Step::Forward(Sink::Forward)
+    }
+
+    /// Too large to keep: streamed through. Its text is looked at in passing, types and all; that can only suspect too much.
+    fn parse_large_unnamed(&mut self) -> Step {
+        self.names.set_unnamed(None);
+        self.own_unnamed();
+        self.owed.push(Kind::Parse, For::Client, None);
+        Step::Forward(Sink::Scan)
+    }
+
+    fn own_unnamed(&mut self) {
+        let id = self.registered.shared.id;
+        if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+            conn.unnamed_of = id;
+        }
+    }
+
+    fn parse_named(&mut self, header: Header, parse: &Parse<'_>, run: &mut Run<'_>) -> Result<Step, End> {
+        if self.names.get(parse.name).is_some() {
+            if !self.owed.is_empty() {
+                // Whether the earlier one stands is only known when it was answered.
+                return Ok(Step::Wait);
+            }
+            return self.poison(run, errors::duplicate_statement(parse.name));
+        }
+        if self.names.len() >= MAX_NAMES {
+            return self.poison(run, errors::too_many_statements());
+        }
+        let statement = self.pool.statements.intern(parse, self.settings.planning());
+        self.names.insert(parse.name, Arc::clone(&statement));
+        Stats::count(&self.pool.stats.parses);
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        run.cut(&mut self.to_server.buf, header.total());
+        if conn.prepared.touch(statement.id) {
+            Stats::count(&self.pool.stats.parses_saved);
+            self.owed.push_own(Own::ParseComplete, Some(Box::new(Undo::Name(parse.name.into()))));
+        } else {
+            let undo = Undo::NameOnServer(parse.name.into(), statement.id);
+            self.prepare(&statement, For::Client, undo)?;
+        }
+        Ok(Step::Replaced { first: header.total() })
+    }
+
+    /// Writes the Parse of a statement that the server connection does not have; evicts another if it must.
+    fn prepare(&mut self, statement: &Statement, whose: For, undo: Undo) -> Result<(), End> {
+        let broken = |_: FrameError| End::Fatal(errors::internal());
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        if let Some(evicted) = conn.prepared.insert(statement.id) {
+            let name = statements::name_of(evicted);
+            extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, &name).map_err(broken)?;
+            self.owed.push(Kind::Close, For::Us, Some(Box::new(Undo::Evicted(evicted))));
+        }
+        statement.parse().write_as(&mut self.to_server.buf, &statement.name).map_err(broken)?;
+        self.owed.push(Kind::Parse, whose, Some(Box::new(undo)));
+        Ok(())
+    }
+
+    /// The server's name for a statement name of the client, made sure to be there; `None` if the client has no such name.
+    /// The run must have been cut before: this may write.
+    fn server_name(&mut self, name: &[u8]) -> Result<Option<Arc<Statement>>, End> {
+        let Some(statement) = self.names.get(name).cloned() else { return Ok(None) };
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        if !conn.prepared.touch(statement.id) {
+            self.prepare(&statement, For::Us, Undo::OnServer(statement.id))?;
+        }
+        Ok(Some(statement))
+    }
+
+    fn bind(&mut self, header: Header, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
+        let Some(head) = BindHead::read(body) else {
+            if body.len() < header.body && body.len() < MAX_BIND_NAMES {
+                return Ok(Step::Incomplete);
+            }
+            self.owed.push(Kind::Bind, For::Client, None);
+            return Ok(Step::Forward(Sink::Forward));
+        };
+        if head.statement.is_empty() {
+            if let Some(step) = self.need_unnamed(run)? {
+                return Ok(step);
+            }
+            self.owed.push(Kind::Bind, For::Client, None);
+            return Ok(Step::Forward(Sink::Forward));
+        }
+        if self.names.get(head.statement).is_none() {
+            // PostgreSQL says 26000 in its own words; or it is the name of a SQL-level PREPARE.
+            self.owed.push(Kind::Bind, For::Client, None);
+            return Ok(Step::Forward(Sink::Forward));
+        }
+        let first = HEADER.saturating_add(head.length);
+        run.cut(&mut self.to_server.buf, first);
+        let Some(statement) = self.server_name(head.statement)? else { return Err(End::ServerLost) };
+        self.signs.merge(&statement.signs);
+        let written = head.write_as(&mut self.to_server.buf, &statement.name, header.body);
+        written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
+        self.owed.push(Kind::Bind, For::Client, None);
+        Ok(Step::Replaced { first })
+    }
+
+    /// The client is about to use its unnamed statement: makes sure that it is on this server connection and not
+    /// somebody else's. `Some` if the request was answered in another way.
+    fn need_unnamed(&mut self, run: &mut Run<'_>) -> Result<Option<Step>, End> {
+        let id = self.registered.shared.id;
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        if conn.unnamed_of == id {
+            return Ok(None);
+        }
+        let Some(parse) = self.names.unnamed().cloned() else {
+            return self.poison(run, errors::no_unnamed_statement()).map(Some);
+        };
+        conn.unnamed_of = id;
+        run.cut(&mut self.to_server.buf, 0);
+        self.to_server.buf.extend_from_slice(&parse);
+        self.owed.push(Kind::Parse, For::Us, None);
+        Ok(None)
+    }
+
+    fn describe(&mut self, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
+        let header = Header { tag: frontend::DESCRIBE, body: body.len() };
+        match Target::read(body) {
+            Some(target) if target.is_statement() && target.name.is_empty() => {
+                if let Some(step) = self.need_unnamed(run)? {
+                    return Ok(step);
+                }
+            }
+            Some(target) if target.is_statement() && self.names.get(target.name).is_some() => {
+                run.cut(&mut self.to_server.buf, header.total());
+                let Some(statement) = self.server_name(target.name)? else { return Err(End::ServerLost) };
+                let written = extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, &statement.name);
+                written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
+                self.owed.push(Kind::Describe, For::Client, None);
+                return Ok(Step::Replaced { first: header.total() });
+            }
+            _ => {}
+        }
+        self.owed.push(Kind::Describe, For::Client, None);
+        Ok(Step::Forward(Sink::Forward))
+    }
+
+    /// Closing a name is the client's business alone: the shared statement stays where it is.
+    fn close(&mut self, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
+        let header = Header { tag: frontend::CLOSE, body: body.len() };
+        if let Some(target) = Target::read(body)
+            && target.is_statement()
+            && !target.name.is_empty()
+            && let Some(statement) = self.names.remove(target.name)
+        {
+            run.cut(&mut self.to_server.buf, header.total());
+            self.owed.push_own(Own::CloseComplete, Some(Box::new(Undo::Closed(target.name.into(), statement))));
+            return Ok(Step::Replaced { first: header.total() });
+        }
+        if Target::read(body).is_some_and(|t| t.is_statement() && t.name.is_empty()) {
+            self.names.set_unnamed(None);
+        }
+        self.owed.push(Kind::Close, For::Client, None);
+        Ok(Step::Forward(Sink::Forward))
+    }
+
+    /// Answers a message with an error of ours, in its turn: sends in its place one that must fail, so that PostgreSQL's
+    /// transaction and its skipping to Sync follow by themselves, and replaces the error that comes back.
+    fn poison(&mut self, run: &mut Run<'_>, error: ErrorResponse) -> Result<Step, End> {
+        run.cut(&mut self.to_server.buf, 0);
+        let written = extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, b"tenantry refuses");
+        written.map_err(|_| End::Fatal(errors::internal()))?;
+        self.owed.push_poison(error);
+        Ok(Step::Discard)
+    }
+}

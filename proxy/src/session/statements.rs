@@ -1,0 +1,61 @@
+//! One client's statement names, and its unnamed statement.
+//!
+//! Names are the client's own: two clients may use the same name for different texts. Pure.
+
+use std::{collections::HashMap, sync::Arc};
+
+use bytes::Bytes;
+
+use crate::server::statements::Statement;
+
+/// Most names that one client may hold; past it a Parse is answered with 54000.
+pub const MAX_NAMES: usize = 65_536;
+/// A longer unnamed Parse is not remembered: its Bind must come on the same server connection.
+pub const MAX_UNNAMED: usize = 64 * 1024;
+
+#[derive(Debug, Default)]
+pub struct Names {
+    names: HashMap<Box<[u8]>, Arc<Statement>>,
+    /// The last unnamed Parse as it was sent, to be sent again where another server connection needs it.
+    unnamed: Option<Bytes>,
+}
+
+impl Names {
+    #[must_use]
+    pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
+        self.names.get(name)
+    }
+
+    pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
+        self.names.insert(name.into(), statement);
+    }
+
+    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        self.names.remove(name)
+    }
+
+    /// DISCARD ALL and DEALLOCATE ALL.
+    pub fn clear(&mut self) {
+        self.names = HashMap::new();
+        self.unnamed = None;
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.names.len()
+    }
+
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+
+    #[must_use]
+    pub fn unnamed(&self) -> Option<&Bytes> {
+        self.unnamed.as_ref()
+    }
+
+    pub fn set_unnamed(&mut self, message: Option<Bytes>) {
+        self.unnamed = message;
+    }
+}

@@ -1,0 +1,134 @@
+//! The messages that Tenantry itself writes, and the small ones it reads.
+
+use bytes::BytesMut;
+
+use crate::{
+    error::seal,
+    frame::{self, FrameError},
+    startup::CancelKey,
+    tag::{backend, frontend},
+};
+
+/// ParseComplete, CloseComplete, Sync, Flush, Terminate, CopyDone: a header alone.
+pub const PARSE_COMPLETE: &[u8] = &[backend::PARSE_COMPLETE, 0, 0, 0, 4];
+pub const CLOSE_COMPLETE: &[u8] = &[backend::CLOSE_COMPLETE, 0, 0, 0, 4];
+pub const SYNC: &[u8] = &[frontend::SYNC, 0, 0, 0, 4];
+pub const TERMINATE: &[u8] = &[frontend::TERMINATE, 0, 0, 0, 4];
+/// CopyFail with the reason that PostgreSQL will repeat in its error.
+pub const COPY_FAIL: &[u8] = b"f\0\0\0\x14client vanished\0";
+/// AuthenticationOk.
+pub const AUTHENTICATION_OK: &[u8] = &[backend::AUTHENTICATION, 0, 0, 0, 8, 0, 0, 0, 0];
+/// AuthenticationCleartextPassword.
+pub const AUTHENTICATION_CLEARTEXT: &[u8] = &[backend::AUTHENTICATION, 0, 0, 0, 8, 0, 0, 0, 3];
+
+/// ReadyForQuery.
+#[must_use]
+pub fn ready_for_query(status: u8) -> [u8; 6] {
+    [backend::READY_FOR_QUERY, 0, 0, 0, 5, status]
+}
+
+/// AuthenticationMD5Password.
+pub fn write_authentication_md5(out: &mut BytesMut, salt: [u8; 4]) {
+    out.extend_from_slice(&[backend::AUTHENTICATION, 0, 0, 0, 12, 0, 0, 0, 5]);
+    out.extend_from_slice(&salt);
+}
+
+/// ParameterStatus.
+pub fn write_parameter_status(out: &mut BytesMut, name: &str, value: &str) {
+    let start = out.len();
+    out.extend_from_slice(&[backend::PARAMETER_STATUS, 0, 0, 0, 0]);
+    for word in [name, value] {
+        out.extend_from_slice(word.as_bytes());
+        out.extend_from_slice(&[0]);
+    }
+    seal(out, start);
+}
+
+/// BackendKeyData.
+pub fn write_backend_key_data(out: &mut BytesMut, key: &CancelKey) {
+    let start = out.len();
+    out.extend_from_slice(&[backend::BACKEND_KEY_DATA, 0, 0, 0, 0]);
+    out.extend_from_slice(&key.process.to_be_bytes());
+    out.extend_from_slice(&key.secret);
+    seal(out, start);
+}
+
+/// Query.
+pub fn write_query(out: &mut BytesMut, text: &str) -> Result<(), FrameError> {
+    frame::put_header(out, frontend::QUERY, text.len().saturating_add(1))?;
+    out.extend_from_slice(text.as_bytes());
+    out.extend_from_slice(&[0]);
+    Ok(())
+}
+
+/// PasswordMessage with a cleartext or md5 password.
+pub fn write_password(out: &mut BytesMut, password: &[u8]) -> Result<(), FrameError> {
+    frame::put_header(out, frontend::PASSWORD, password.len().saturating_add(1))?;
+    out.extend_from_slice(password);
+    out.extend_from_slice(&[0]);
+    Ok(())
+}
+
+/// Name and value of a ParameterStatus body.
+#[must_use]
+pub fn read_parameter_status(body: &[u8]) -> Option<(&str, &str)> {
+    let mut words = body.split(|b| *b == 0);
+    let name = std::str::from_utf8(words.next()?).ok()?;
+    let value = std::str::from_utf8(words.next()?).ok()?;
+    (words.next() == Some(b"") && words.next().is_none()).then_some((name, value))
+}
+
+/// The key in a BackendKeyData body.
+#[must_use]
+pub fn read_backend_key_data(body: &[u8]) -> Option<CancelKey> {
+    let (&process, secret) = body.split_first_chunk::<4>()?;
+    (4..=256).contains(&secret.len()).then(|| CancelKey { process: u32::from_be_bytes(process), secret: secret.to_vec() })
+}
+
+/// The text columns of a DataRow body; `None` inside is NULL. The outer `None` means that the body is malformed.
+#[must_use]
+pub fn read_data_row(body: &[u8]) -> Option<Vec<Option<&[u8]>>> {
+    let (&count, mut rest) = body.split_first_chunk::<2>()?;
+    let mut columns = Vec::new();
+    for _ in 0..u16::from_be_bytes(count) {
+        let (&length, tail) = rest.split_first_chunk::<4>()?;
+        if length == [0xFF; 4] {
+            columns.push(None);
+            rest = tail;
+            continue;
+        }
+        let (value, tail) = tail.split_at_checked(usize::try_from(u32::from_be_bytes(length)).ok()?)?;
+        columns.push(Some(value));
+        rest = tail;
+    }
+    rest.is_empty().then_some(columns)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copy_fail_has_its_own_length() {
+        let header = frame::client_header(COPY_FAIL).unwrap().unwrap();
+        assert_eq!(header.total(), COPY_FAIL.len());
+    }
+
+    #[test]
+    fn parameter_status_round_trips() {
+        let mut out = BytesMut::new();
+        write_parameter_status(&mut out, "TimeZone", "UTC");
+        assert_eq!(read_parameter_status(&out[5..]), Some(("TimeZone", "UTC")));
+        assert_eq!(read_parameter_status(b"x\0y"), None);
+        assert_eq!(read_parameter_status(b""), None);
+    }
+
+    #[test]
+    fn a_row_that_lies_about_its_lengths_is_malformed() {
+        assert_eq!(read_data_row(b"\0\x01\0\0\0\x01a"), Some(vec![Some(&b"a"[..])]));
+        assert_eq!(read_data_row(b"\0\x01\xff\xff\xff\xff"), Some(vec![None]));
+        assert_eq!(read_data_row(b"\0\x01\xff\xff\xff\xfe"), None);
+        assert_eq!(read_data_row(b"\0\x02\0\0\0\x01a"), None);
+        assert_eq!(read_data_row(b"\0"), None);
+    }
+}

@@ -1,0 +1,1077 @@
+//! SCRAM-SHA-256 and SCRAM-SHA-256-PLUS, both sides, as PostgreSQL speaks them (RFC 5802, RFC 7677, chapter 53.3),
+//! and the two MD5 hashes of the older method.
+//!
+//! What always holds: nothing here does I/O, reads a clock or makes randomness (nonces, salts and seeds are
+//! arguments); no message of the other side can make it panic, allocate more than a few KiB or, as a client, run more
+//! than [`MAX_ITERATIONS`] rounds; no error or `Debug` output holds a key, a password or text of the other side; keys
+//! are wiped when dropped; proofs and signatures are compared in constant time.
+
+use std::{fmt, str};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use hmac::{Hmac, Mac as _, digest::KeyInit};
+use md5::Md5;
+use sha2::{Digest as _, Sha256};
+use subtle::ConstantTimeEq as _;
+use zeroize::{Zeroize as _, Zeroizing};
+
+/// The mechanism without channel binding.
+pub const SCRAM_SHA_256: &str = "SCRAM-SHA-256";
+/// The mechanism with channel binding (`tls-server-end-point`), only ever offered over TLS.
+pub const SCRAM_SHA_256_PLUS: &str = "SCRAM-SHA-256-PLUS";
+/// Most PBKDF2 rounds a server can make us run: beyond it a hostile server could burn our CPU.
+pub const MAX_ITERATIONS: u32 = 100_000;
+/// Longest SASL message that is looked at.
+pub const MAX_MESSAGE: usize = 4096;
+/// Longest nonce (the whole one, both halves) and longest salt.
+pub const MAX_NONCE: usize = 1024;
+const MAX_SALT: usize = 1024;
+const KEY_LEN: usize = 32;
+const BLOCK_LEN: usize = 64;
+const BINDING_TYPE: &str = "tls-server-end-point";
+
+type Key = [u8; KEY_LEN];
+
+/// Why an exchange ended. No variant holds anything secret or anything the other side wrote.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ScramError {
+    /// Not a message of the protocol; the text says what is wrong with it.
+    #[error("malformed SCRAM message: {0}")]
+    Malformed(&'static str),
+    /// The mechanism is not SCRAM-SHA-256 or -PLUS, or is not offered on this connection.
+    #[error("unsupported SASL mechanism")]
+    UnsupportedMechanism,
+    /// The client asks for something we do not do (authorization identity, another binding type, an extension).
+    #[error("unsupported SCRAM feature: {0}")]
+    UnsupportedFeature(&'static str),
+    /// The client says that we do not offer channel binding, but we did: somebody changed our offer.
+    #[error("SCRAM channel binding negotiation error: the client thinks the server does not support it")]
+    Downgrade,
+    /// The channel binding of the client's last message is not that of this connection.
+    #[error("SCRAM channel binding check failed")]
+    ChannelBindingMismatch,
+    /// The nonce is not the one of this exchange.
+    #[error("SCRAM nonce does not match")]
+    NonceMismatch,
+    /// The client's proof is wrong: wrong password, or a user that does not exist.
+    #[error("SCRAM proof is wrong")]
+    WrongProof,
+    /// The server asks for more rounds than [`MAX_ITERATIONS`].
+    #[error("server asks for too many SCRAM iterations (more than {MAX_ITERATIONS})")]
+    TooManyIterations,
+    /// The server's signature is wrong: it does not know the password's verifier.
+    #[error("SCRAM server signature is wrong")]
+    BadServerSignature,
+    /// The server ended the exchange with an error attribute.
+    #[error("server ended the SCRAM exchange with an error")]
+    ServerRefused,
+    /// A step was called when it was not its turn (a bug of the caller, or a message too many of the peer).
+    #[error("SCRAM message out of order")]
+    OutOfOrder,
+    /// A stored verifier is not of the form `SCRAM-SHA-256$iterations:salt$stored:server`.
+    #[error("not a SCRAM-SHA-256 verifier")]
+    BadVerifier,
+}
+
+use ScramError::Malformed;
+
+/// `ClientKey`: proves knowledge of the password to any server that holds the same verifier.
+#[derive(Clone)]
+pub struct ClientKey(pub Zeroizing<[u8; 32]>);
+
+impl fmt::Debug for ClientKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientKey(..)")
+    }
+}
+
+/// What a server stores of a password: `pg_authid.rolpassword`.
+#[derive(Clone)]
+pub struct Verifier {
+    iterations: u32,
+    salt: Vec<u8>,
+    stored_key: Key,
+    server_key: Key,
+}
+
+impl fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verifier").field("iterations", &self.iterations).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Verifier {
+    fn drop(&mut self) {
+        self.stored_key.zeroize();
+        self.server_key.zeroize();
+    }
+}
+
+impl Verifier {
+    /// Reads PostgreSQL's form. Any positive number of iterations is taken: it is the client that runs them.
+    pub fn parse(text: &str) -> Result<Self, ScramError> {
+        Self::parse_parts(text).ok_or(ScramError::BadVerifier)
+    }
+
+    fn parse_parts(text: &str) -> Option<Self> {
+        let (scheme, rest) = text.split_once('$')?;
+        let (parameters, keys) = rest.split_once('$')?;
+        let (iterations, salt) = parameters.split_once(':')?;
+        let (stored, server) = keys.split_once(':')?;
+        // PostgreSQL holds the count in an `int`.
+        let iterations = decimal(iterations).filter(|count| (1..=i32::MAX.unsigned_abs()).contains(count))?;
+        let salt = STANDARD.decode(salt).ok().filter(|salt| !salt.is_empty() && salt.len() <= MAX_SALT)?;
+        let (stored_key, server_key) = (decode_key(stored)?, decode_key(server)?);
+        (scheme == SCRAM_SHA_256).then_some(Self { iterations, salt, stored_key, server_key })
+    }
+
+    /// PostgreSQL's form, as `rolpassword` holds it.
+    #[must_use]
+    pub fn to_pg_string(&self) -> String {
+        let [salt, stored, server] = [&self.salt[..], &self.stored_key, &self.server_key].map(|b| STANDARD.encode(b));
+        format!("{SCRAM_SHA_256}${}:{salt}${stored}:{server}", self.iterations)
+    }
+
+    /// Runs PBKDF2 (milliseconds of CPU). `iterations` of 0 counts as 1.
+    #[must_use]
+    pub fn from_password(password: &[u8], salt: &[u8], iterations: u32) -> Self {
+        let iterations = iterations.max(1);
+        let (client_key, server_key) = derive(password, salt, iterations);
+        let stored_key = Sha256::digest(client_key.0.as_slice()).into();
+        Self { iterations, salt: salt.to_vec(), stored_key, server_key: *server_key }
+    }
+
+    /// For a user that does not exist: always the same salt for one name, as a real user would have, and keys for
+    /// which nobody knows a password. An exchange with it runs to its end and fails like a wrong password.
+    #[must_use]
+    pub fn mock(name: &str, secret_seed: &[u8; 32], iterations: u32) -> Self {
+        // The stored key is a hash output with no known preimage, so no proof fits it.
+        let part = |label: &str| hmac(secret_seed, &[label.as_bytes(), b"\0", name.as_bytes()]);
+        // 16 bytes: the length of PostgreSQL's own salts, or the length would tell.
+        let salt = part("salt").iter().copied().take(16).collect();
+        Self { iterations: iterations.max(1), salt, stored_key: part("stored key"), server_key: part("server key") }
+    }
+
+    /// Whether a cleartext password fits. Runs PBKDF2.
+    #[must_use]
+    pub fn check_password(&self, password: &[u8]) -> bool {
+        let made = Self::from_password(password, &self.salt, self.iterations);
+        bool::from(made.stored_key.ct_eq(&self.stored_key) & made.server_key.ct_eq(&self.server_key))
+    }
+
+    /// PBKDF2 rounds.
+    #[must_use]
+    pub fn iterations(&self) -> u32 {
+        self.iterations
+    }
+
+    /// The salt, decoded.
+    #[must_use]
+    pub fn salt(&self) -> &[u8] {
+        &self.salt
+    }
+
+    /// For [`ClientSecret::Keys`]: checks the signature of a PostgreSQL that holds the same verifier.
+    #[must_use]
+    pub fn server_key(&self) -> &[u8; 32] {
+        &self.server_key
+    }
+}
+
+/// What we, as the server, can bind an exchange to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ChannelBinding {
+    /// No TLS, or a certificate with no defined hash: -PLUS was not offered. `p` is refused, `n` and `y` are taken.
+    Unsupported,
+    /// -PLUS was offered; the `tls-server-end-point` hash of our certificate.
+    Available(Vec<u8>),
+}
+
+/// Our side of a client's login. A failed step ends the exchange: each later call is `OutOfOrder`.
+pub struct ServerExchange {
+    verifier: Verifier,
+    nonce: String,
+    binding: ChannelBinding,
+    state: ServerState,
+}
+
+enum ServerState {
+    Start,
+    /// Server-first is out.
+    Challenged {
+        client_first_bare: String,
+        server_first: String,
+        full_nonce: String,
+        /// What `c=` must be, before base64.
+        binding_input: Vec<u8>,
+    },
+    Done,
+}
+
+impl fmt::Debug for ServerExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ServerExchange(..)")
+    }
+}
+
+impl ServerExchange {
+    /// `nonce` is our half, fresh for each exchange: see [`encode_nonce`].
+    #[must_use]
+    pub fn new(verifier: Verifier, nonce: String, channel_binding: ChannelBinding) -> Self {
+        Self { verifier, nonce, binding: channel_binding, state: ServerState::Start }
+    }
+
+    /// Takes the mechanism and first message of `SASLInitialResponse`; gives the data of `SASLContinue`.
+    pub fn first(&mut self, mechanism: &str, client_first: &[u8]) -> Result<Vec<u8>, ScramError> {
+        let ServerState::Start = std::mem::replace(&mut self.state, ServerState::Done) else {
+            return Err(ScramError::OutOfOrder);
+        };
+        let plus = match (mechanism, &self.binding) {
+            (SCRAM_SHA_256, _) => false,
+            (SCRAM_SHA_256_PLUS, ChannelBinding::Available(_)) => true,
+            _ => return Err(ScramError::UnsupportedMechanism),
+        };
+        let message = text(client_first)?;
+        let (flag, rest) = message.split_once(',').ok_or(Malformed("no GS2 header"))?;
+        let binding_input = self.binding_input(flag, plus)?;
+        let bare = match rest.split_once(',') {
+            Some(("", bare)) => bare,
+            Some((identity, _)) if identity.starts_with("a=") => {
+                return Err(ScramError::UnsupportedFeature("authorization identity"));
+            }
+            _ => return Err(Malformed("bad GS2 header")),
+        };
+        let full_nonce = format!("{}{}", client_nonce(bare)?, self.nonce);
+        let salt = STANDARD.encode(&self.verifier.salt);
+        let server_first = format!("r={full_nonce},s={salt},i={}", self.verifier.iterations);
+        let answer = server_first.clone().into_bytes();
+        let client_first_bare = bare.to_owned();
+        self.state = ServerState::Challenged { client_first_bare, server_first, full_nonce, binding_input };
+        Ok(answer)
+    }
+
+    /// Checks the GS2 flag against what was offered and chosen, as PostgreSQL does, and gives what `c=` must hold.
+    fn binding_input(&self, flag: &str, plus: bool) -> Result<Vec<u8>, ScramError> {
+        match (flag, plus, &self.binding) {
+            ("n", false, _) => Ok(b"n,,".to_vec()),
+            ("y", false, ChannelBinding::Unsupported) => Ok(b"y,,".to_vec()),
+            ("y", false, ChannelBinding::Available(_)) => Err(ScramError::Downgrade),
+            ("n" | "y", true, _) => Err(Malformed("-PLUS was chosen, but there is no channel binding data")),
+            (flag, plus, binding) => {
+                let kind = flag.strip_prefix("p=").ok_or(Malformed("unknown channel binding flag"))?;
+                let (true, ChannelBinding::Available(hash)) = (plus, binding) else {
+                    return Err(Malformed("-PLUS was not chosen, but there is channel binding data"));
+                };
+                if kind != BINDING_TYPE {
+                    return Err(ScramError::UnsupportedFeature("channel binding type"));
+                }
+                Ok([b"p=", BINDING_TYPE.as_bytes(), b",,", hash].concat())
+            }
+        }
+    }
+
+    /// Takes the client's last message; gives the data of `SASLFinal`, and the client's key for logins to a
+    /// PostgreSQL with the same verifier.
+    pub fn finish(&mut self, client_final: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramError> {
+        let ServerState::Challenged { client_first_bare, server_first, full_nonce, binding_input } =
+            std::mem::replace(&mut self.state, ServerState::Done)
+        else {
+            return Err(ScramError::OutOfOrder);
+        };
+        let message = text(client_final)?;
+        // The proof is the last attribute and the only one that is not signed. Base64 has no comma.
+        let (signed, last) = message.rsplit_once(',').ok_or(Malformed("no proof"))?;
+        let proof = last.strip_prefix("p=").ok_or(Malformed("no proof"))?;
+        let proof = Zeroizing::new(decode_key(proof).ok_or(Malformed("bad proof"))?);
+        let mut attributes = Attributes(Some(signed));
+        let binding = decode(attributes.expect('c')?).ok_or(Malformed("bad channel binding"))?;
+        let nonce = attributes.expect('r')?;
+        attributes.finish()?;
+        if !bool::from(binding.ct_eq(&binding_input)) {
+            return Err(ScramError::ChannelBindingMismatch);
+        }
+        if nonce != full_nonce {
+            return Err(ScramError::NonceMismatch);
+        }
+        let auth: AuthMessage<'_> = [&client_first_bare, &server_first, signed];
+        let signature = Zeroizing::new(sign(&self.verifier.stored_key, &auth));
+        let client_key = ClientKey(Zeroizing::new(xor(&proof, &signature)));
+        let stored_key: Key = Sha256::digest(client_key.0.as_slice()).into();
+        if !bool::from(stored_key.ct_eq(&self.verifier.stored_key)) {
+            return Err(ScramError::WrongProof);
+        }
+        let signature = STANDARD.encode(sign(&self.verifier.server_key, &auth));
+        Ok((format!("v={signature}").into_bytes(), client_key))
+    }
+}
+
+/// The client's half of the nonce; the name in `n=` is not used (PostgreSQL takes that of the startup packet).
+fn client_nonce(bare: &str) -> Result<&str, ScramError> {
+    if bare.starts_with("m=") {
+        return Err(ScramError::UnsupportedFeature("mandatory extension"));
+    }
+    let mut attributes = Attributes(Some(bare));
+    attributes.expect('n')?;
+    let nonce = attributes.expect('r')?;
+    attributes.finish()?;
+    check_nonce(nonce)?;
+    Ok(nonce)
+}
+
+/// What we, as the client, log in to PostgreSQL with.
+pub enum ClientSecret {
+    /// The cleartext password; costs PBKDF2 in [`ClientExchange::client_final`].
+    Password(Zeroizing<Vec<u8>>),
+    /// Keys of a client that logged in to us with the verifier that PostgreSQL has too: same salt, same iterations.
+    Keys {
+        /// From [`ServerExchange::finish`].
+        client_key: ClientKey,
+        /// From [`Verifier::server_key`].
+        server_key: [u8; 32],
+    },
+}
+
+impl fmt::Debug for ClientSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Password(_) => "Password(..)",
+            Self::Keys { .. } => "Keys(..)",
+        })
+    }
+}
+
+impl Drop for ClientSecret {
+    fn drop(&mut self) {
+        if let Self::Keys { server_key, .. } = self {
+            server_key.zeroize();
+        }
+    }
+}
+
+/// What we, as the client, bind an exchange to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientBinding {
+    /// No TLS, or a server certificate with no defined hash.
+    Unsupported,
+    /// TLS, but the server offers no -PLUS: say so (`y`), so that it can see when somebody took it from its offer.
+    NotOffered,
+    /// TLS and -PLUS offered: the `tls-server-end-point` hash of the server's certificate.
+    EndPoint(Vec<u8>),
+}
+
+/// Our login to PostgreSQL: `first`, `read_server_first`, `client_final`, `verify_server_final`, in this order.
+pub struct ClientExchange {
+    secret: ClientSecret,
+    nonce: String,
+    binding: ClientBinding,
+    state: ClientState,
+}
+
+enum ClientState {
+    Start,
+    Challenged(Challenge),
+    /// Client-final is out; what the server must answer.
+    Proved(Zeroizing<Key>),
+    Done,
+}
+
+struct Challenge {
+    server_first: String,
+    full_nonce: String,
+    salt: Vec<u8>,
+    iterations: u32,
+}
+
+impl fmt::Debug for ClientExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ClientExchange(..)")
+    }
+}
+
+impl ClientExchange {
+    /// `nonce` is fresh for each exchange: see [`encode_nonce`].
+    #[must_use]
+    pub fn new(secret: ClientSecret, nonce: String, binding: ClientBinding) -> Self {
+        Self { secret, nonce, binding, state: ClientState::Start }
+    }
+
+    /// Mechanism and data of `SASLInitialResponse`.
+    #[must_use]
+    pub fn first(&self) -> (&'static str, Vec<u8>) {
+        let mechanism = match self.binding {
+            ClientBinding::EndPoint(_) => SCRAM_SHA_256_PLUS,
+            ClientBinding::Unsupported | ClientBinding::NotOffered => SCRAM_SHA_256,
+        };
+        (mechanism, format!("{}{}", self.gs2_header(), self.first_bare()).into_bytes())
+    }
+
+    /// Takes the data of `SASLContinue`.
+    pub fn read_server_first(&mut self, server_first: &[u8]) -> Result<(), ScramError> {
+        let ClientState::Start = std::mem::replace(&mut self.state, ClientState::Done) else {
+            return Err(ScramError::OutOfOrder);
+        };
+        let message = text(server_first)?;
+        if message.starts_with("m=") {
+            return Err(ScramError::UnsupportedFeature("mandatory extension"));
+        }
+        let mut attributes = Attributes(Some(message));
+        let nonce = attributes.expect('r')?;
+        let salt = decode(attributes.expect('s')?).ok_or(Malformed("bad salt"))?;
+        let iterations = attributes.expect('i')?;
+        attributes.finish()?;
+        check_nonce(nonce)?;
+        // Without a half of the server's own the exchange could be a replay.
+        if nonce.strip_prefix(&self.nonce).is_none_or(str::is_empty) {
+            return Err(ScramError::NonceMismatch);
+        }
+        if salt.is_empty() || salt.len() > MAX_SALT {
+            return Err(Malformed("bad salt"));
+        }
+        let iterations = read_iterations(iterations)?;
+        // With keys no round is run, whatever the number says.
+        if iterations > MAX_ITERATIONS && matches!(self.secret, ClientSecret::Password(_)) {
+            return Err(ScramError::TooManyIterations);
+        }
+        let (server_first, full_nonce) = (message.to_owned(), nonce.to_owned());
+        self.state = ClientState::Challenged(Challenge { server_first, full_nonce, salt, iterations });
+        Ok(())
+    }
+
+    /// How many PBKDF2 rounds [`Self::client_final`] will run: 0 with keys, `None` before `read_server_first`.
+    #[must_use]
+    pub fn iterations(&self) -> Option<u32> {
+        match (&self.state, &self.secret) {
+            (ClientState::Challenged(_), ClientSecret::Keys { .. }) => Some(0),
+            (ClientState::Challenged(challenge), ClientSecret::Password(_)) => Some(challenge.iterations),
+            _ => None,
+        }
+    }
+
+    /// Data of the last `SASLResponse`. Does the CPU work: with a password it belongs on a blocking thread.
+    pub fn client_final(&mut self) -> Result<Vec<u8>, ScramError> {
+        let ClientState::Challenged(challenge) = std::mem::replace(&mut self.state, ClientState::Done) else {
+            return Err(ScramError::OutOfOrder);
+        };
+        let (client_key, server_key) = match &self.secret {
+            ClientSecret::Password(password) => derive(password, &challenge.salt, challenge.iterations),
+            ClientSecret::Keys { client_key, server_key } => (client_key.clone(), Zeroizing::new(*server_key)),
+        };
+        let mut binding_input = self.gs2_header().into_bytes();
+        if let ClientBinding::EndPoint(hash) = &self.binding {
+            binding_input.extend_from_slice(hash);
+        }
+        let signed = format!("c={},r={}", STANDARD.encode(binding_input), challenge.full_nonce);
+        let bare = self.first_bare();
+        let auth: AuthMessage<'_> = [&bare, &challenge.server_first, &signed];
+        let stored_key: Zeroizing<Key> = Zeroizing::new(Sha256::digest(client_key.0.as_slice()).into());
+        let signature = Zeroizing::new(sign(&stored_key, &auth));
+        let proof = STANDARD.encode(xor(&client_key.0, &signature));
+        let message = format!("{signed},p={proof}").into_bytes();
+        self.state = ClientState::Proved(Zeroizing::new(sign(&server_key, &auth)));
+        Ok(message)
+    }
+
+    /// Takes the data of `SASLFinal`. Only when this is `Ok` is the server known to hold the verifier: an
+    /// `AuthenticationOk` before it must be refused.
+    pub fn verify_server_final(&mut self, server_final: &[u8]) -> Result<(), ScramError> {
+        let ClientState::Proved(expected) = std::mem::replace(&mut self.state, ClientState::Done) else {
+            return Err(ScramError::OutOfOrder);
+        };
+        let message = text(server_final)?;
+        if message.starts_with("e=") {
+            return Err(ScramError::ServerRefused);
+        }
+        let mut attributes = Attributes(Some(message));
+        let signature = decode_key(attributes.expect('v')?).ok_or(Malformed("bad server signature"))?;
+        attributes.finish()?;
+        if bool::from(signature.ct_eq(&*expected)) { Ok(()) } else { Err(ScramError::BadServerSignature) }
+    }
+
+    /// No user name, as libpq: PostgreSQL takes that of the startup packet.
+    fn first_bare(&self) -> String {
+        format!("n=,r={}", self.nonce)
+    }
+
+    fn gs2_header(&self) -> String {
+        match self.binding {
+            ClientBinding::Unsupported => "n,,".to_owned(),
+            ClientBinding::NotOffered => "y,,".to_owned(),
+            ClientBinding::EndPoint(_) => format!("p={BINDING_TYPE},,"),
+        }
+    }
+}
+
+/// A nonce of 18 random bytes (PostgreSQL's length) in the characters that a nonce may have.
+#[must_use]
+pub fn encode_nonce(random: &[u8; 18]) -> String {
+    STANDARD.encode(random)
+}
+
+/// `AuthMessage` in its three parts, which are joined by commas: client-first-bare, server-first, client-final without
+/// proof.
+type AuthMessage<'a> = [&'a str; 3];
+
+fn sign(key: &Key, [bare, server_first, signed]: &AuthMessage<'_>) -> Key {
+    hmac(key, &[bare.as_bytes(), b",", server_first.as_bytes(), b",", signed.as_bytes()])
+}
+
+fn hmac(key: &Key, parts: &[&[u8]]) -> Key {
+    // A key shorter than the block is padded with zeros (RFC 2104); done here, as a block-long key cannot fail.
+    let mut block = Zeroizing::new([0_u8; BLOCK_LEN]);
+    block.iter_mut().zip(key).for_each(|(to, from)| *to = *from);
+    let mut mac = <Hmac<Sha256> as KeyInit>::new((&*block).into());
+    parts.iter().for_each(|part| mac.update(part));
+    mac.finalize().into_bytes().into()
+}
+
+/// `ClientKey` and `ServerKey` of a password: the PBKDF2 work.
+fn derive(password: &[u8], salt: &[u8], iterations: u32) -> (ClientKey, Zeroizing<Key>) {
+    let mut salted = Zeroizing::new([0_u8; KEY_LEN]);
+    pbkdf2::pbkdf2_hmac::<Sha256>(&normalize(password), salt, iterations, salted.as_mut_slice());
+    let client_key = ClientKey(Zeroizing::new(hmac(&salted, &[b"Client Key"])));
+    (client_key, Zeroizing::new(hmac(&salted, &[b"Server Key"])))
+}
+
+/// SASLprep; like PostgreSQL, a password that is not UTF-8, or that it prohibits or empties, is taken byte for byte.
+fn normalize(password: &[u8]) -> Zeroizing<Vec<u8>> {
+    let prepared = str::from_utf8(password).ok().and_then(|password| stringprep::saslprep(password).ok());
+    match prepared {
+        Some(prepared) if !prepared.is_empty() => Zeroizing::new(prepared.into_owned().into_bytes()),
+        _ => Zeroizing::new(password.to_vec()),
+    }
+}
+
+fn xor(left: &Key, right: &Key) -> Key {
+    let mut out = *left;
+    out.iter_mut().zip(right).for_each(|(to, with)| *to ^= *with);
+    out
+}
+
+fn text(message: &[u8]) -> Result<&str, ScramError> {
+    if message.len() > MAX_MESSAGE {
+        return Err(Malformed("too long"));
+    }
+    let message = str::from_utf8(message).map_err(|_| Malformed("not UTF-8"))?;
+    if message.contains('\0') { Err(Malformed("NUL byte")) } else { Ok(message) }
+}
+
+/// RFC 5802 `printable`; a comma cannot come here, as it ends the attribute.
+fn check_nonce(nonce: &str) -> Result<(), ScramError> {
+    let valid = (1..=MAX_NONCE).contains(&nonce.len()) && nonce.bytes().all(|byte| byte.is_ascii_graphic());
+    if valid { Ok(()) } else { Err(Malformed("bad nonce")) }
+}
+
+fn read_iterations(digits: &str) -> Result<u32, ScramError> {
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(Malformed("bad iteration count"));
+    }
+    match digits.parse() {
+        Ok(0) => Err(Malformed("bad iteration count")),
+        Ok(count) => Ok(count),
+        Err(_) => Err(ScramError::TooManyIterations),
+    }
+}
+
+fn decimal(digits: &str) -> Option<u32> {
+    read_iterations(digits).ok()
+}
+
+fn decode(base64: &str) -> Option<Vec<u8>> {
+    STANDARD.decode(base64).ok()
+}
+
+fn decode_key(base64: &str) -> Option<Key> {
+    decode(base64).and_then(|bytes| bytes.try_into().ok())
+}
+
+/// `a=value` pairs between commas, taken in the order that the protocol fixes. `None` when all are taken.
+struct Attributes<'a>(Option<&'a str>);
+
+impl<'a> Attributes<'a> {
+    fn next(&mut self) -> Result<Option<(char, &'a str)>, ScramError> {
+        let Some(rest) = self.0 else { return Ok(None) };
+        let (attribute, rest) = rest.split_once(',').map_or((rest, None), |(first, rest)| (first, Some(rest)));
+        self.0 = rest;
+        let (name, value) = attribute.split_once('=').ok_or(Malformed("attribute without a value"))?;
+        let mut letters = name.chars();
+        match (letters.next(), letters.next()) {
+            (Some(letter), None) if letter.is_ascii_alphabetic() => Ok(Some((letter, value))),
+            _ => Err(Malformed("attribute name is not one letter")),
+        }
+    }
+
+    fn expect(&mut self, name: char) -> Result<&'a str, ScramError> {
+        match self.next()? {
+            Some((letter, value)) if letter == name => Ok(value),
+            Some(_) => Err(Malformed("unexpected attribute")),
+            None => Err(Malformed("missing attribute")),
+        }
+    }
+
+    /// What is left are extensions, which are ignored but must be well formed.
+    fn finish(&mut self) -> Result<(), ScramError> {
+        while self.next()?.is_some() {}
+        Ok(())
+    }
+}
+
+/// The response to `AuthenticationMD5Password`: `md5` and 32 hex digits.
+#[must_use]
+pub fn md5_password(user: &[u8], password: &[u8], salt: [u8; 4]) -> String {
+    md5_response(&md5_hex(&[password, user]), salt)
+}
+
+/// The same response from what a server stores (`md5` and 32 hex digits); `None` when `stored` is not of that form.
+#[must_use]
+pub fn md5_from_stored(stored: &str, salt: [u8; 4]) -> Option<String> {
+    let digits = stored.strip_prefix("md5")?;
+    let valid = digits.len() == 32 && digits.bytes().all(|digit| digit.is_ascii_hexdigit());
+    valid.then(|| md5_response(&digits.to_ascii_lowercase(), salt))
+}
+
+fn md5_response(inner: &str, salt: [u8; 4]) -> String {
+    format!("md5{}", md5_hex(&[inner.as_bytes(), &salt]))
+}
+
+fn md5_hex(parts: &[&[u8]]) -> String {
+    let mut hash = Md5::new();
+    parts.iter().for_each(|part| hash.update(part));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Compares a response or password with what it should be, in a time that does not tell where they differ.
+#[must_use]
+pub fn same_secret(left: &[u8], right: &[u8]) -> bool {
+    left.ct_eq(right).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use postgres_protocol::authentication::{md5_hash, sasl};
+
+    use super::*;
+
+    const SALT: &[u8] = b"0123456789abcdef";
+    const CLIENT: &str = "client-nonce";
+    const SERVER: &str = "server-nonce";
+
+    /// Few rounds: a debug build is slow, and the number changes nothing but the time.
+    fn verifier() -> Verifier {
+        Verifier::from_password(b"pencil", SALT, 16)
+    }
+
+    fn password(password: &[u8]) -> ClientSecret {
+        ClientSecret::Password(Zeroizing::new(password.to_vec()))
+    }
+
+    fn server(binding: ChannelBinding) -> ServerExchange {
+        ServerExchange::new(verifier(), SERVER.to_owned(), binding)
+    }
+
+    /// A whole exchange; the client's checks included.
+    fn run(secret: ClientSecret, binding: ClientBinding, mut server: ServerExchange) -> Result<ClientKey, ScramError> {
+        let mut client = ClientExchange::new(secret, CLIENT.to_owned(), binding);
+        let (mechanism, first) = client.first();
+        client.read_server_first(&server.first(mechanism, &first)?)?;
+        let (server_final, key) = server.finish(&client.client_final()?)?;
+        client.verify_server_final(&server_final)?;
+        Ok(key)
+    }
+
+    /// A client that has read server-first, and what the server would take as its last message.
+    fn challenged(binding: ChannelBinding) -> (ServerExchange, String) {
+        let client_binding = match &binding {
+            ChannelBinding::Unsupported => ClientBinding::Unsupported,
+            ChannelBinding::Available(hash) => ClientBinding::EndPoint(hash.clone()),
+        };
+        let mut server = server(binding);
+        let mut client = ClientExchange::new(password(b"pencil"), CLIENT.to_owned(), client_binding);
+        let (mechanism, first) = client.first();
+        client.read_server_first(&server.first(mechanism, &first).unwrap()).unwrap();
+        (server, String::from_utf8(client.client_final().unwrap()).unwrap())
+    }
+
+    fn read(server_first: &str) -> Result<Option<u32>, ScramError> {
+        let mut client = ClientExchange::new(password(b"pencil"), CLIENT.to_owned(), ClientBinding::Unsupported);
+        client.read_server_first(server_first.as_bytes()).map(|()| client.iterations())
+    }
+
+    #[test]
+    fn rfc_7677_vector() {
+        const NONCE: &str = "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0";
+        let verifier = Verifier::from_password(b"pencil", &STANDARD.decode("W22ZaJ0SNY7soEsUEjb6gQ==").unwrap(), 4096);
+        let mut server = ServerExchange::new(verifier, NONCE.to_owned(), ChannelBinding::Unsupported);
+        let server_first = server.first(SCRAM_SHA_256, b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO").unwrap();
+        let expected = format!("r=rOprNGfwEbeRWgbNEkqO{NONCE},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096");
+        assert_eq!(str::from_utf8(&server_first).unwrap(), expected);
+        let client_final =
+            format!("c=biws,r=rOprNGfwEbeRWgbNEkqO{NONCE},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=");
+        let (server_final, _) = server.finish(client_final.as_bytes()).unwrap();
+        assert_eq!(server_final, b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
+    }
+
+    #[test]
+    fn both_sides_agree() {
+        let hash = vec![7; 32];
+        let cases = [
+            (ClientBinding::Unsupported, ChannelBinding::Unsupported),
+            (ClientBinding::NotOffered, ChannelBinding::Unsupported),
+            (ClientBinding::Unsupported, ChannelBinding::Available(hash.clone())),
+            (ClientBinding::EndPoint(hash.clone()), ChannelBinding::Available(hash)),
+        ];
+        for (client, offered) in cases {
+            let key = run(password(b"pencil"), client.clone(), server(offered.clone())).unwrap();
+            // Pass-through: the key that came out of the first login does the second one.
+            let keys = ClientSecret::Keys { client_key: key, server_key: *verifier().server_key() };
+            run(keys, client, server(offered)).unwrap();
+        }
+    }
+
+    #[test]
+    fn wrong_secrets_are_refused_on_both_sides() {
+        let wrong = |secret| run(secret, ClientBinding::Unsupported, server(ChannelBinding::Unsupported)).unwrap_err();
+        assert_eq!(wrong(password(b"pencil ")), ScramError::WrongProof);
+        assert_eq!(wrong(password(b"")), ScramError::WrongProof);
+        let (client_key, server_key) = derive(b"pencil", SALT, 16);
+        let bad_key = ClientKey(Zeroizing::new([1; 32]));
+        assert_eq!(wrong(ClientSecret::Keys { client_key: bad_key, server_key: *server_key }), ScramError::WrongProof);
+        let bad_server = ClientSecret::Keys { client_key, server_key: [1; 32] };
+        assert_eq!(wrong(bad_server), ScramError::BadServerSignature);
+    }
+
+    #[test]
+    fn a_mock_user_looks_real_and_never_gets_in() {
+        let mock = |name: &str| Verifier::mock(name, &[9; 32], 16);
+        assert_eq!(mock("ann").to_pg_string(), mock("ann").to_pg_string());
+        assert_ne!(mock("ann").salt(), mock("bob").salt());
+        assert_ne!(mock("ann").salt(), Verifier::mock("ann", &[8; 32], 4096).salt());
+        assert_eq!(mock("ann").salt().len(), 16);
+        let server = ServerExchange::new(mock("ann"), SERVER.to_owned(), ChannelBinding::Unsupported);
+        let error = run(password(b"pencil"), ClientBinding::Unsupported, server).unwrap_err();
+        assert_eq!(error, ScramError::WrongProof);
+        assert!(!mock("ann").check_password(b"pencil"));
+    }
+
+    #[test]
+    fn flags_and_mechanisms_must_fit_the_offer() {
+        let none = ChannelBinding::Unsupported;
+        let some = ChannelBinding::Available(vec![7; 32]);
+        let first = |binding: &ChannelBinding, mechanism, flag: &str| {
+            let message = format!("{flag},,n=,r=abc");
+            server(binding.clone()).first(mechanism, message.as_bytes()).map(|_| ())
+        };
+        assert_eq!(first(&some, SCRAM_SHA_256, "y"), Err(ScramError::Downgrade));
+        assert_eq!(first(&none, SCRAM_SHA_256, "y"), Ok(()));
+        assert_eq!(first(&some, SCRAM_SHA_256, "n"), Ok(()));
+        assert_eq!(first(&none, SCRAM_SHA_256_PLUS, "p=tls-server-end-point"), Err(ScramError::UnsupportedMechanism));
+        assert_eq!(first(&some, "SCRAM-SHA-1", "n"), Err(ScramError::UnsupportedMechanism));
+        assert_eq!(first(&some, "", "n"), Err(ScramError::UnsupportedMechanism));
+        let kind = Err(ScramError::UnsupportedFeature("channel binding type"));
+        assert_eq!(first(&some, SCRAM_SHA_256_PLUS, "p=tls-unique"), kind);
+        for (binding, mechanism, flag) in [
+            (&none, SCRAM_SHA_256, "p=tls-server-end-point"),
+            (&some, SCRAM_SHA_256, "p=tls-server-end-point"),
+            (&some, SCRAM_SHA_256_PLUS, "n"),
+            (&some, SCRAM_SHA_256_PLUS, "y"),
+            (&some, SCRAM_SHA_256, "x"),
+            (&some, SCRAM_SHA_256, ""),
+        ] {
+            let result = first(binding, mechanism, flag);
+            assert!(matches!(result, Err(Malformed(_))), "{mechanism} {flag}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn another_certificate_is_a_binding_mismatch() {
+        let server = server(ChannelBinding::Available(vec![7; 32]));
+        let error = run(password(b"pencil"), ClientBinding::EndPoint(vec![8; 32]), server).unwrap_err();
+        assert_eq!(error, ScramError::ChannelBindingMismatch);
+    }
+
+    #[test]
+    fn each_field_of_client_final_is_checked() {
+        type Change = fn(&str) -> String;
+        let cases: [(Change, ScramError); 11] = [
+            (|m| m.replace("c=biws", "c=eSws"), ScramError::ChannelBindingMismatch),
+            (|m| m.replace("c=biws", "c=bi?s"), Malformed("bad channel binding")),
+            (|m| m.replace("server-nonce", "server-nonce2"), ScramError::NonceMismatch),
+            (|m| m.replace("client-nonce", ""), ScramError::NonceMismatch),
+            (|m| m.replace("r=", "x=1,r="), Malformed("unexpected attribute")),
+            (|m| m.replace(",p=", ",x=1,p="), ScramError::WrongProof),
+            (|m| m.replace(",p=", ",xx,p="), Malformed("attribute without a value")),
+            (|m| m.replace(",p=", ",xy=1,p="), Malformed("attribute name is not one letter")),
+            (|m| format!("{},p={}", m.split(",p=").next().unwrap(), STANDARD.encode([0; 32])), ScramError::WrongProof),
+            (|m| format!("{},p={}", m.split(",p=").next().unwrap(), STANDARD.encode([0; 31])), Malformed("bad proof")),
+            (|m| format!("{m},x=1"), Malformed("no proof")),
+        ];
+        for (change, expected) in cases {
+            let (mut server, good) = challenged(ChannelBinding::Unsupported);
+            let bad = change(&good);
+            assert_ne!(bad, good);
+            assert_eq!(server.finish(bad.as_bytes()).unwrap_err(), expected, "{bad}");
+            // One try per exchange.
+            assert_eq!(server.finish(good.as_bytes()).unwrap_err(), ScramError::OutOfOrder);
+        }
+    }
+
+    #[test]
+    fn any_changed_byte_of_client_final_is_refused() {
+        let (_, good) = challenged(ChannelBinding::Available(vec![7; 32]));
+        for at in 0..good.len() {
+            let (mut server, again) = challenged(ChannelBinding::Available(vec![7; 32]));
+            assert_eq!(again, good);
+            let mut bad = good.clone().into_bytes();
+            bad[at] ^= 1;
+            assert!(server.finish(&bad).is_err(), "byte {at} changed");
+            let (mut server, _) = challenged(ChannelBinding::Available(vec![7; 32]));
+            assert!(server.finish(&good.as_bytes()[..at]).is_err(), "cut at {at}");
+        }
+    }
+
+    #[test]
+    fn server_first_is_checked() {
+        let ok = "r=client-nonceX,s=c2FsdA==,i=4096";
+        assert_eq!(read(ok), Ok(Some(4096)));
+        assert_eq!(read(&format!("{ok},x=ignored")), Ok(Some(4096)));
+        assert_eq!(read(&ok.replace("4096", "100000")), Ok(Some(100_000)));
+        let too_many = Err(ScramError::TooManyIterations);
+        assert_eq!(read(&ok.replace("4096", "100001")), too_many);
+        assert_eq!(read(&ok.replace("4096", "99999999999999999999")), too_many);
+        assert_eq!(read(&ok.replace("nonceX", "nonce")), Err(ScramError::NonceMismatch));
+        assert_eq!(read(&ok.replace("client", "klient")), Err(ScramError::NonceMismatch));
+        let long_nonce = format!("nonce{}", "x".repeat(MAX_NONCE));
+        let long_salt = STANDARD.encode(vec![0; 1025]);
+        for (from, to) in [
+            ("4096", "0"),
+            ("4096", "+5"),
+            ("4096", "-1"),
+            ("4096", ""),
+            ("c2FsdA==", ""),
+            ("c2FsdA==", "*"),
+            ("c2FsdA==", long_salt.as_str()),
+            ("nonceX", long_nonce.as_str()),
+            ("nonceX", "nonce\u{e9}"),
+            ("nonceX", "nonce "),
+            (",i=4096", ""),
+            (",s=c2FsdA==", ""),
+            ("r=client-nonceX,", ""),
+        ] {
+            let result = read(&ok.replace(from, to));
+            assert!(matches!(result, Err(Malformed(_))), "{from:?} to {to:?}: {result:?}");
+        }
+        assert_eq!(read("m=x,r=y"), Err(ScramError::UnsupportedFeature("mandatory extension")));
+    }
+
+    #[test]
+    fn keys_run_no_rounds_so_their_number_is_free() {
+        let secret = ClientSecret::Keys { client_key: ClientKey(Zeroizing::new([1; 32])), server_key: [2; 32] };
+        let mut client = ClientExchange::new(secret, CLIENT.to_owned(), ClientBinding::Unsupported);
+        client.read_server_first(b"r=client-nonceX,s=c2FsdA==,i=600000").unwrap();
+        assert_eq!(client.iterations(), Some(0));
+        assert!(client.client_final().is_ok());
+    }
+
+    #[test]
+    fn server_final_is_checked() {
+        let proved = || {
+            let mut client = ClientExchange::new(password(b"pencil"), CLIENT.to_owned(), ClientBinding::Unsupported);
+            client.read_server_first(b"r=client-nonceX,s=c2FsdA==,i=1").unwrap();
+            client.client_final().unwrap();
+            client
+        };
+        let wrong = format!("v={}", STANDARD.encode([0; 32]));
+        assert_eq!(proved().verify_server_final(wrong.as_bytes()), Err(ScramError::BadServerSignature));
+        assert_eq!(proved().verify_server_final(b"e=other-error"), Err(ScramError::ServerRefused));
+        for bad in ["", "v=", "v=AAAA", "x=1", "v", ",", "\u{0}"] {
+            let result = proved().verify_server_final(bad.as_bytes());
+            assert!(matches!(result, Err(Malformed(_))), "{bad:?}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn steps_out_of_order_are_errors() {
+        let mut client = ClientExchange::new(password(b"x"), CLIENT.to_owned(), ClientBinding::Unsupported);
+        assert_eq!(client.iterations(), None);
+        assert_eq!(client.client_final(), Err(ScramError::OutOfOrder));
+        assert_eq!(client.verify_server_final(b"v=x"), Err(ScramError::OutOfOrder));
+        assert_eq!(client.read_server_first(b"r=x"), Err(ScramError::OutOfOrder));
+        let mut server = server(ChannelBinding::Unsupported);
+        assert_eq!(server.finish(b"c=biws").unwrap_err(), ScramError::OutOfOrder);
+        assert_eq!(server.first(SCRAM_SHA_256, b"n,,n=,r=abc").unwrap_err(), ScramError::OutOfOrder);
+    }
+
+    #[test]
+    fn hostile_messages_are_errors() {
+        let long = [b"n,,n=,r=".to_vec(), vec![b'x'; 5000]].concat();
+        let nonce = [b"n,,n=,r=".to_vec(), vec![b'x'; 1025]].concat();
+        let messages: [&[u8]; 21] = [
+            b"",
+            b",",
+            b",,",
+            b",,,,,,",
+            b"n",
+            b"n,",
+            b"n,,",
+            b"n,,n=",
+            b"n,,n=,",
+            b"n,,n=,r",
+            b"n,,n=,r=",
+            b"n,,r=abc",
+            b"n,,n=,r=a b",
+            b"n,,n=,r=abc,",
+            b"n,,n=,r=abc,1=",
+            b"n,,n=,r=\xff",
+            b"n,,n=,r=abc\0",
+            b"n,x,n=,r=abc",
+            b"\xff\xfe",
+            &long,
+            &nonce,
+        ];
+        for message in messages {
+            let result = server(ChannelBinding::Unsupported).first(SCRAM_SHA_256, message);
+            assert!(matches!(result, Err(Malformed(_))), "{message:?}: {result:?}");
+            let (mut server, _) = challenged(ChannelBinding::Unsupported);
+            let result = server.finish(message);
+            assert!(matches!(result, Err(Malformed(_))), "{message:?}: {result:?}");
+            let mut client = ClientExchange::new(password(b"x"), CLIENT.to_owned(), ClientBinding::Unsupported);
+            let result = client.read_server_first(message);
+            assert!(matches!(result, Err(Malformed(_))), "{message:?}: {result:?}");
+        }
+        let mut identity = server(ChannelBinding::Unsupported);
+        let expected = ScramError::UnsupportedFeature("authorization identity");
+        assert_eq!(identity.first(SCRAM_SHA_256, b"n,a=root,n=,r=abc").unwrap_err(), expected);
+        let mut extension = server(ChannelBinding::Unsupported);
+        let expected = ScramError::UnsupportedFeature("mandatory extension");
+        assert_eq!(extension.first(SCRAM_SHA_256, b"n,,m=x,n=,r=abc").unwrap_err(), expected);
+    }
+
+    #[test]
+    fn the_verifier_text_is_that_of_postgresql() {
+        let text = "SCRAM-SHA-256$4096:MDEyMzQ1Njc4OWFiY2RlZg==$";
+        let made = Verifier::from_password(b"pencil", SALT, 4096).to_pg_string();
+        assert!(made.starts_with(text), "{made}");
+        let read = Verifier::parse(&made).unwrap();
+        assert_eq!((read.iterations(), read.salt(), read.to_pg_string()), (4096, SALT, made.clone()));
+        assert!(read.check_password(b"pencil"));
+        assert!(!read.check_password(b"pencils"));
+        for (from, to) in [
+            ("SCRAM-SHA-256", "SCRAM-SHA-1"),
+            ("SCRAM-SHA-256", "scram-sha-256"),
+            ("4096", "0"),
+            ("4096", "4294967296"),
+            ("4096", "2147483648"),
+            ("4096", "+1"),
+            ("MDEy", "MDE!"),
+            ("MDEyMzQ1Njc4OWFiY2RlZg==", ""),
+            ("==$", "=="),
+            ("=:", "=:AAAA"),
+            ("=:", "="),
+        ] {
+            let bad = made.replace(from, to);
+            assert_ne!(bad, made);
+            assert_eq!(Verifier::parse(&bad).unwrap_err(), ScramError::BadVerifier, "{bad}");
+        }
+        for bad in ["", "$", "$$", "$:$:", "SCRAM-SHA-256$4096:$:", "md5abc", &format!("{made}=")] {
+            assert_eq!(Verifier::parse(bad).unwrap_err(), ScramError::BadVerifier, "{bad}");
+        }
+    }
+
+    #[test]
+    fn verifiers_that_postgresql_made_are_matched() {
+        // From pg_authid of a PostgreSQL 15: plain, prepared (`IXa`), and taken raw as its bidi text is prohibited.
+        let cases = [
+            (
+                "pencil",
+                "9s+M86B2+macliJ8qreT6g==$TWsPrW82BL6Ox79koNaqnzGGBsvsGpS9+/t9nh+r254=:\
+                 Xi3A+ITZURIr0ySGbPvUGpc0h960iGuUXn+INfHkBI8=",
+            ),
+            (
+                "I\u{ad}X\u{aa}",
+                "6atpzG5W8S6NFF38sRYGyg==$wpwYbf6iWyOWQ4qzPB+E7PTu4TkJRx83cF13aACN79k=:\
+                 ols0UFF5QHzSz9kTEstAbYe7jKgg2aicPIIRDX7Tiyo=",
+            ),
+            (
+                "\u{627}1",
+                "Ud/ooLibdPtUa84PWvcmtA==$CK91dqKgmIMuTFp++7law6fJ6rMYICISZcbYFZyaWM0=:\
+                 l7PO+o2JFEaKt1zpXy9ELS5MN10Jclc0izOl4sJ/qz0=",
+            ),
+        ];
+        for (password, stored) in cases {
+            let stored = format!("SCRAM-SHA-256$4096:{stored}");
+            let verifier = Verifier::parse(&stored).unwrap();
+            assert!(verifier.check_password(password.as_bytes()));
+            let made = Verifier::from_password(password.as_bytes(), verifier.salt(), 4096);
+            assert_eq!(made.to_pg_string(), stored);
+        }
+    }
+
+    #[test]
+    fn passwords_are_prepared_as_postgresql_does() {
+        // U+00AD is mapped to nothing, U+00AA normalizes to `a`, U+00A0 is a space (RFC 4013, section 3).
+        assert_eq!(**normalize("I\u{ad}X".as_bytes()), *b"IX");
+        assert_eq!(**normalize("\u{aa}\u{a0}b".as_bytes()), *b"a b");
+        for raw in [&b"\x07"[..], b"\xff\xfe", "\u{627}1".as_bytes(), "\u{ad}".as_bytes(), b""] {
+            assert_eq!(**normalize(raw), *raw);
+        }
+    }
+
+    #[test]
+    fn nothing_secret_is_printed() {
+        let secrets = [
+            format!("{:?}", verifier()),
+            format!("{:?}", ClientKey(Zeroizing::new([65; 32]))),
+            format!("{:?}", password(b"pencil")),
+            format!("{:?}", server(ChannelBinding::Unsupported)),
+        ];
+        let expected = ["Verifier { iterations: 16, .. }", "ClientKey(..)", "Password(..)", "ServerExchange(..)"];
+        assert_eq!(secrets, expected);
+    }
+
+    #[test]
+    fn md5_is_that_of_postgresql() {
+        let salt = [0x2a, 0x3d, 0x8f, 0xe0];
+        let response = md5_password(b"md5_user", b"password", salt);
+        assert_eq!(response, md5_hash(b"md5_user", b"password", salt));
+        let stored = format!("md5{}", md5_hex(&[b"password", b"md5_user"]));
+        assert_eq!(md5_from_stored(&stored, salt), Some(response.clone()));
+        assert_eq!(md5_from_stored(&stored.to_uppercase().replace("MD5", "md5"), salt), Some(response));
+        for bad in ["", "md5", &stored[1..], &stored[..34], &format!("{stored}0"), &stored.replace("md5", "md5g")[..35]]
+        {
+            assert_eq!(md5_from_stored(bad, salt), None, "{bad}");
+        }
+        assert!(same_secret(b"a", b"a") && !same_secret(b"a", b"b") && !same_secret(b"a", b"aa"));
+    }
+
+    #[test]
+    fn the_postgres_client_gets_in() {
+        for word in ["pencil", "", "p\u{e4}ss\u{aa}\u{ad}w\u{f6}rd", "\u{7}bell", "a,b=c"] {
+            let hash = vec![3; 48];
+            for (binding, offered, mechanism) in [
+                (sasl::ChannelBinding::unsupported(), ChannelBinding::Unsupported, sasl::SCRAM_SHA_256),
+                (sasl::ChannelBinding::unrequested(), ChannelBinding::Unsupported, sasl::SCRAM_SHA_256),
+                (
+                    sasl::ChannelBinding::tls_server_end_point(hash.clone()),
+                    ChannelBinding::Available(hash),
+                    sasl::SCRAM_SHA_256_PLUS,
+                ),
+            ] {
+                let verifier = Verifier::from_password(word.as_bytes(), SALT, 16);
+                let stored_key = verifier.stored_key;
+                let mut client = sasl::ScramSha256::new(word.as_bytes(), binding);
+                let mut server = ServerExchange::new(verifier, encode_nonce(&[5; 18]), offered);
+                client.update(&server.first(mechanism, client.message()).unwrap()).unwrap();
+                let (server_final, key) = server.finish(client.message()).unwrap();
+                client.finish(&server_final).unwrap();
+                assert_eq!(Key::from(Sha256::digest(key.0.as_slice())), stored_key);
+            }
+        }
+    }
+
+    #[test]
+    fn the_postgres_client_with_another_password_does_not() {
+        let mut client = sasl::ScramSha256::new(b"pen", sasl::ChannelBinding::unsupported());
+        let mut server = server(ChannelBinding::Unsupported);
+        client.update(&server.first(SCRAM_SHA_256, client.message()).unwrap()).unwrap();
+        assert_eq!(server.finish(client.message()).unwrap_err(), ScramError::WrongProof);
+    }
+}

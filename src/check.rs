@@ -1,0 +1,222 @@
+//! `tenantry check`: what is wrong with the settings, then a real login for every (tenant, role), the way the proxy does it.
+//!
+//! What it does not do: write anything, or hold more than `MAX_AT_ONCE` connections to one machine's servers.
+
+use std::{sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tenantry_config::{Problem, Problems, Role, RoleSecret, Settings, Tenant};
+use tenantry_proxy::{
+    clock::Millis,
+    net::{stream::Stream, tls::Connector},
+    pool::core::SlotId,
+    server::{
+        conn::ServerConn,
+        connect::{self, ConnectError, Endpoint, Login},
+        credentials::Credentials,
+        upkeep,
+    },
+};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::{cli, failure::Failure, output};
+
+/// Logins under way at once: a check must not be the storm that the pooler guards against.
+const MAX_AT_ONCE: usize = 4;
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+pub async fn run(args: cli::Check) -> Result<(), Failure> {
+    let settings = match args.source.load() {
+        Ok(settings) => settings,
+        Err(problems) => return Err(refuse(&problems, args.json)?),
+    };
+    let rows = check_all(&settings).await?;
+    output::line(&if args.json { json(&Report::Logins(&rows))? } else { show(&rows) })?;
+    let failed = rows.iter().filter(|row| row.status == Status::Failed).count();
+    match failed {
+        0 => Ok(()),
+        n => Err(Failure::Unavailable(format!("{n} of {} logins failed", rows.len()))),
+    }
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Report<'a> {
+    Logins(&'a [Row]),
+    Problems(Vec<ProblemRow>),
+}
+
+#[derive(Serialize)]
+struct ProblemRow {
+    place: String,
+    key: String,
+    message: String,
+}
+
+/// What one (tenant, role) gave.
+#[derive(Debug, Serialize)]
+struct Row {
+    tenant: String,
+    role: String,
+    server: String,
+    database: String,
+    status: Status,
+    /// `TLSv1_3`, or none.
+    tls: Option<String>,
+    server_version: Option<String>,
+    login_milliseconds: Option<u64>,
+    /// Why not.
+    reason: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Status {
+    /// Logged in, in the right database and as the right role.
+    Ok,
+    Failed,
+    /// Only a client's own login can show it: Tenantry has a verifier and no password.
+    Skipped,
+}
+
+fn refuse(problems: &Problems, as_json: bool) -> Result<Failure, Failure> {
+    if as_json {
+        let row = |p: &Problem| ProblemRow { place: p.place.clone(), key: p.key.clone(), message: p.message.clone() };
+        let rows = problems.as_slice().iter().map(row).collect();
+        output::line(&json(&Report::Problems(rows))?)?;
+    }
+    Ok(Failure::from(problems.clone()))
+}
+
+fn json(report: &Report<'_>) -> Result<String, Failure> {
+    serde_json::to_string_pretty(report).map_err(Failure::internal("cannot write JSON"))
+}
+
+async fn check_all(settings: &Settings) -> Result<Vec<Row>, Failure> {
+    let places = Arc::new(Semaphore::new(MAX_AT_ONCE));
+    let mut logins = JoinSet::new();
+    for (name, tenant) in &settings.tenants {
+        let Some(server) = settings.servers.get(&tenant.server) else { continue };
+        for role in tenant.roles.iter().chain(&settings.roles) {
+            let row = blank(name.as_str(), tenant, role);
+            let connector = Connector::load(&server.tls, &server.host);
+            let (login, limit) = (login(tenant, role, &row.database), tenant.pool.server_connect_timeout);
+            let server = server.clone();
+            let (places, order) = (Arc::clone(&places), logins.len());
+            logins.spawn(async move {
+                let _place = places.acquire_owned().await;
+                let endpoint = connector.map(|connector| endpoint(&server, connector));
+                let row = match (endpoint, login) {
+                    (Err(error), _) => Row { reason: Some(format!("TLS: {error}")), ..row },
+                    (_, None) => Row { status: Status::Skipped, reason: Some(NEEDS_CLIENT.to_owned()), ..row },
+                    (Ok(endpoint), Some(login)) => attempt(row, &endpoint, &login, limit).await,
+                };
+                (order, row)
+            });
+        }
+    }
+    let mut rows = Vec::with_capacity(logins.len());
+    while let Some(done) = logins.join_next().await {
+        rows.push(done.map_err(Failure::internal("a check was lost"))?);
+    }
+    rows.sort_by_key(|(order, _)| *order);
+    Ok(rows.into_iter().map(|(_, row)| row).collect())
+}
+
+const NEEDS_CLIENT: &str = "only a SCRAM verifier is known; the first client that logs in proves it";
+
+fn blank(name: &str, tenant: &Tenant, role: &Role) -> Row {
+    Row {
+        tenant: name.to_owned(),
+        role: role.name.clone(),
+        server: tenant.server.clone(),
+        database: tenant.database.clone().unwrap_or_else(|| name.to_owned()),
+        status: Status::Failed,
+        tls: None,
+        server_version: None,
+        login_milliseconds: None,
+        reason: None,
+    }
+}
+
+/// How the proxy would log in with what the settings alone tell; `None` if that takes a client.
+fn login(tenant: &Tenant, role: &Role, database: &str) -> Option<Login> {
+    let credentials = match &role.secret {
+        RoleSecret::None => Credentials::None,
+        RoleSecret::Plain(secret) => Credentials::Password(secret.expose().to_owned().into()),
+        RoleSecret::Md5(secret) => Credentials::Md5(secret.expose().to_owned().into()),
+        RoleSecret::Scram(_) => return None,
+    };
+    Some(Login {
+        database: database.to_owned(),
+        role: role.name.clone(),
+        credentials,
+        max_prepared_statements: tenant.pool.max_prepared_statements,
+    })
+}
+
+fn endpoint(server: &tenantry_config::Server, connector: Connector) -> Endpoint {
+    Endpoint {
+        host: server.host.clone(),
+        port: server.port,
+        tls_mode: server.tls.mode,
+        direct_tls: server.tls.direct,
+        connector,
+        tcp_user_timeout: server.tcp_user_timeout,
+        last_good: parking_lot::Mutex::new(None),
+    }
+}
+
+async fn attempt(row: Row, endpoint: &Endpoint, login: &Login, limit: Duration) -> Row {
+    let started = Millis::now();
+    let connected = tokio::time::timeout(limit, connect::connect(endpoint, login, SlotId(0))).await;
+    let took = u64::try_from(Millis::now().since(started).as_millis()).unwrap_or(u64::MAX);
+    match connected.unwrap_or(Err(ConnectError::Timeout)) {
+        Ok(conn) => {
+            let row = Row {
+                status: Status::Ok,
+                tls: tls_version(&conn),
+                server_version: conn.baseline("server_version").map(str::to_owned),
+                login_milliseconds: Some(took),
+                ..row
+            };
+            // PostgreSQL takes Terminate within milliseconds; a server that does not is not waited for.
+            let _ = tokio::time::timeout(CLOSE_LIMIT, upkeep::close(Box::new(conn), endpoint)).await;
+            row
+        }
+        Err(error) => Row { reason: Some(error.to_string()), ..row },
+    }
+}
+
+fn tls_version(conn: &ServerConn) -> Option<String> {
+    match &conn.stream {
+        Stream::Tls(tls) => tls.get_ref().1.protocol_version().map(|version| format!("{version:?}")),
+        Stream::Tcp(_) | Stream::Unix(_) => None,
+    }
+}
+
+fn show(rows: &[Row]) -> String {
+    let header = ["TENANT", "ROLE", "SERVER", "DATABASE", "TLS", "POSTGRESQL", "LOGIN", "RESULT"];
+    output::table(
+        header,
+        rows.iter().map(|row| {
+            let text = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".to_owned());
+            let result = match (row.status, &row.reason) {
+                (Status::Ok, _) => "ok".to_owned(),
+                (Status::Failed, reason) => format!("failed: {}", text(reason)),
+                (Status::Skipped, reason) => format!("skipped: {}", text(reason)),
+            };
+            let took = row.login_milliseconds.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
+            [
+                row.tenant.clone(),
+                row.role.clone(),
+                row.server.clone(),
+                row.database.clone(),
+                row.tls.clone().unwrap_or_else(|| "none".to_owned()),
+                text(&row.server_version),
+                took,
+                result,
+            ]
+        }),
+    )
+}

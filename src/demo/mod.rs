@@ -1,0 +1,132 @@
+//! `tenantry demo`: a PostgreSQL with three tenants, Tenantry in front of it, and nothing left at the end.
+//!
+//! What always holds: everything lies in one directory, made here and removed here (unless `--keep`); PostgreSQL is ended
+//! by its own process id, whatever happened before; passwords are random, and printed because they are the demo's.
+
+mod guide;
+mod place;
+mod postgres;
+mod sql;
+mod verify;
+
+use std::{net::TcpListener, time::Duration};
+
+use rand::{Rng, distr::Alphanumeric};
+use tenantry_config::Overrides;
+use tokio::signal::unix::{SignalKind, signal};
+
+use self::{place::Place, postgres::Cluster};
+use crate::{cli, failure::Failure, log, output, serve::Running};
+
+/// The forks of the demo: each is a database and a role of its own.
+const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
+const PASSWORD_CHARACTERS: usize = 24;
+/// `--check` leaves no transaction open, and whoever presses Ctrl-C wants the prompt back.
+const DRAIN_LIMIT: Duration = Duration::from_secs(5);
+const CLIENT_PORT: u16 = 6432;
+const ADMIN_PORT: u16 = 9930;
+
+/// One fork, as it is told to people and programs.
+#[derive(Debug, Clone)]
+pub struct Fork {
+    /// Tenant, database and role.
+    pub name: String,
+    pub password: String,
+}
+
+pub async fn run(args: cli::Demo) -> Result<(), Failure> {
+    // Before anything is started: from here on Ctrl-C ends the demo in order.
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(Failure::internal("cannot listen to signals"))?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(Failure::internal("cannot listen to signals"))?;
+    let place = Place::make(args.keep.clone())?;
+    let cluster = tokio::select! {
+        cluster = Cluster::start(&place, args.postgres_bin.as_deref()) => cluster?,
+        _ = interrupt.recv() => return Ok(()),
+        _ = terminate.recv() => return Ok(()),
+    };
+    let stopped = async {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+    };
+    let done = with_cluster(&args, &place, &cluster, stopped).await;
+    cluster.stop().await;
+    place.remove();
+    done
+}
+
+async fn with_cluster(
+    args: &cli::Demo,
+    place: &Place,
+    cluster: &Cluster,
+    stopped: impl Future<Output = ()>,
+) -> Result<(), Failure> {
+    let forks: Vec<Fork> = NAMES.iter().map(|name| Fork { name: (*name).to_owned(), password: password() }).collect();
+    sql::create(cluster, &forks).await.map_err(Failure::internal("cannot create the tenants"))?;
+    let file = place.write("tenantry.toml", &settings(args, place, cluster, &forks)?)?;
+    let settings = tenantry_config::load(Some(&file), &Overrides::default())?;
+    log::start(&settings.log)?;
+    let recorder = tenantry_admin::recorder().map_err(Failure::internal("cannot install the metrics"))?;
+    let running = Running::start(settings, recorder).await?;
+    let address = running
+        .directory
+        .addresses()
+        .first()
+        .copied()
+        .ok_or_else(|| Failure::Internal("Tenantry listens nowhere".to_owned()))?;
+    let certificate = place.certificate();
+    let done = if args.check {
+        tokio::select! {
+            done = verify::all(address, &certificate, &forks) => done,
+            () = stopped => Err(Failure::Unavailable("interrupted".to_owned())),
+        }
+    } else {
+        let told = output::line(&guide::text(cluster, address, running.admin, place, &forks));
+        if told.is_ok() {
+            stopped.await;
+        }
+        told
+    };
+    running.directory.drain(DRAIN_LIMIT).await;
+    done
+}
+
+/// The demo's `tenantry.toml`: what somebody would write by hand.
+fn settings(args: &cli::Demo, place: &Place, cluster: &Cluster, forks: &[Fork]) -> Result<String, Failure> {
+    let port = match args.port {
+        Some(port) => port,
+        None if args.check => free_port(0)?,
+        None => free_port(CLIENT_PORT)?,
+    };
+    let admin = free_port(if args.check { 0 } else { ADMIN_PORT })?;
+    let filter = if args.check { "warn" } else { "info" };
+    let mut text = format!(
+        "[listen]\naddresses = [\"127.0.0.1:{port}\"]\ntls = {{ mode = \"allow\", state_dir = {state:?} }}\n\n\
+         [admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
+         [log]\nfilter = {filter:?}\n\n\
+         [pool]\npool_size = 10\n\n\
+         [servers.main]\nhost = \"127.0.0.1\"\nport = {server}\ncap = 30\n",
+        state = place.state(),
+        server = cluster.port,
+    );
+    for Fork { name, password } in forks {
+        text.push_str(&format!(
+            "\n[tenants.{name}]\n\n[[tenants.{name}.roles]]\nname = {name:?}\npassword = {password:?}\n"
+        ));
+    }
+    Ok(text)
+}
+
+pub(super) fn password() -> String {
+    rand::rng().sample_iter(Alphanumeric).take(PASSWORD_CHARACTERS).map(char::from).collect()
+}
+
+/// The wanted port if nobody has it, else any.
+pub(super) fn free_port(wanted: u16) -> Result<u16, Failure> {
+    let bound = TcpListener::bind(("127.0.0.1", wanted)).or_else(|_| TcpListener::bind(("127.0.0.1", 0)));
+    bound
+        .and_then(|listener| listener.local_addr())
+        .map(|address| address.port())
+        .map_err(Failure::unavailable("no free port on 127.0.0.1"))
+}
