@@ -52,9 +52,13 @@ pub struct Source {
 impl Source {
     /// Reads the settings: file, environment, flags.
     pub fn load(&self) -> Result<tenantry_config::Settings, tenantry_config::Problems> {
-        let flags = self.set.iter().fold(Overrides::from_env(), |all, (key, value)| all.flag(key, value));
-        tenantry_config::load(Some(&self.config), &flags)
+        tenantry_config::load(Some(&self.config), &flags(Overrides::from_env(), &self.set))
     }
+}
+
+/// `--set` as the uppermost layer.
+pub fn flags(under: Overrides, set: &[(String, String)]) -> Overrides {
+    set.iter().fold(under, |all, (key, value)| all.flag(key, value))
 }
 
 #[derive(Debug, Args)]
@@ -83,12 +87,15 @@ pub struct Demo {
     /// Keep the cluster, the settings and the log in this directory (new or empty).
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
-    /// Port for clients; without it 6432, or any free one if that is taken.
+    /// Port for clients, 0 for any; without it 6432, or any if that is taken.
     #[arg(long, value_name = "N")]
     pub port: Option<u16>,
     /// Directory of PostgreSQL's programs; without it the usual places are searched, PostgreSQL 16 first.
     #[arg(long, value_name = "DIR", env = "TENANTRY_POSTGRES_BIN")]
     pub postgres_bin: Option<PathBuf>,
+    /// Set one key over the demo's own settings: pool.pool_size=5. May be repeated.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
+    pub set: Vec<(String, String)>,
 }
 
 fn key_value(text: &str) -> Result<(String, String), String> {

@@ -65,7 +65,7 @@ async fn with_cluster(
     let forks: Vec<Fork> = NAMES.iter().map(|name| Fork { name: (*name).to_owned(), password: password() }).collect();
     sql::create(cluster, &forks).await.map_err(Failure::internal("cannot create the tenants"))?;
     let file = place.write("tenantry.toml", &settings(args, place, cluster, &forks)?)?;
-    let settings = tenantry_config::load(Some(&file), &Overrides::default())?;
+    let settings = tenantry_config::load(Some(&file), &cli::flags(Overrides::default(), &args.set))?;
     log::start(&settings.log)?;
     let recorder = tenantry_admin::recorder().map_err(Failure::internal("cannot install the metrics"))?;
     let running = Running::start(settings, recorder).await?;
@@ -95,11 +95,13 @@ async fn with_cluster(
 /// The demo's `tenantry.toml`: what somebody would write by hand.
 fn settings(args: &cli::Demo, place: &Place, cluster: &Cluster, forks: &[Fork]) -> Result<String, Failure> {
     let port = match args.port {
+        // Any; which one must be known here, since it is written down.
+        Some(0) => free_port(0)?,
         Some(port) => port,
         None if args.check => free_port(0)?,
         None => free_port(CLIENT_PORT)?,
     };
-    let admin = free_port(if args.check { 0 } else { ADMIN_PORT })?;
+    let admin = free_port(if args.check || args.port == Some(0) { 0 } else { ADMIN_PORT })?;
     let filter = if args.check { "warn" } else { "info" };
     let mut text = format!(
         "[listen]\naddresses = [\"127.0.0.1:{port}\"]\ntls = {{ mode = \"allow\", state_dir = {state:?} }}\n\n\

@@ -51,21 +51,24 @@ impl Signs {
 }
 
 /// Substrings (blanks collapsed, any case) that raise a suspicion wherever they stand.
-const PATTERNS: [&str; 11] = [
+const PATTERNS: [&str; 14] = [
+    "set_config",
+    "advisory_unlock",
     "advisory_lock",
     "with hold",
-    "create temp",
+    "create temp ",
+    "create temporary ",
     "create local temp",
     "create global temp",
     "create unlogged temp",
-    "replace temp",
-    "into temp",
+    "replace temp ",
+    "replace temporary ",
+    "into temp ",
+    "into temporary ",
     "pg_temp",
-    "set_config",
-    "advisory_unlock",
 ];
-const SET_CONFIG: usize = 9;
-const UNLOCK: usize = 10;
+const SET_CONFIG: usize = 0;
+const UNLOCK: usize = 1;
 
 static AUTOMATON: LazyLock<Option<DFA>> =
     LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS).ok());

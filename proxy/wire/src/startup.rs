@@ -259,7 +259,7 @@ mod tests {
         assert!(startup.needs_negotiation());
         let mut out = BytesMut::new();
         startup.write_negotiation(&mut out);
-        assert_eq!(&out[..13], b"v\0\0\0\x2d\0\x03\0\x02\0\0\0\x01".as_slice());
+        assert_eq!(&out[..13], b"v\0\0\0\x2b\0\x03\0\x02\0\0\0\x01".as_slice());
         let Ok(Some((First::Startup(v32), _))) = decode(&packet(&[("user", "u")], 2)) else { panic!("startup") };
         assert!(!v32.needs_negotiation());
     }

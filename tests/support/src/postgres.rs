@@ -95,23 +95,40 @@ pub fn cluster() -> &'static Cluster {
 
 /// The directory of `postgres`, `psql` and the like.
 pub fn bin_dir() -> PathBuf {
-    PathBuf::from(get_postgres(&version()))
+    places().0
 }
 
 fn version() -> String {
     std::env::var("TENANTRY_TEST_PG").unwrap_or_else(|_| "16".to_owned())
 }
 
-fn get_postgres(argument: &str) -> String {
+fn get_postgres(argument: &str) -> PathBuf {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("get-postgres");
     let output = Command::new("python3").arg(script).arg(argument).output().expect("python3");
     assert!(output.status.success(), "get-postgres {argument}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+    PathBuf::from(String::from_utf8_lossy(&output.stdout).trim())
+}
+
+/// Binaries and template data directory; asked for once and noted next to the test executables, since every test is a process.
+fn places() -> (PathBuf, PathBuf) {
+    let test = std::env::current_exe().expect("the test's path");
+    let note = test.with_file_name(format!(".testkit-{}-{TEMPLATE}", version()));
+    let noted = fs::read_to_string(&note).unwrap_or_default();
+    if let Some((bin, template)) = noted.trim().split_once('\n')
+        && Path::new(bin).join("postgres").exists()
+        && Path::new(template).exists()
+    {
+        return (bin.into(), template.into());
+    }
+    let bin = get_postgres(&version());
+    let template = template(&bin);
+    let _ = fs::write(&note, format!("{}\n{}\n", bin.display(), template.display()));
+    (bin, template)
 }
 
 /// The data directory to copy, made if this is the first time.
 fn template(bin: &Path) -> PathBuf {
-    let cache = PathBuf::from(get_postgres("--cache-dir"));
+    let cache = get_postgres("--cache-dir");
     let place = cache.join(format!("template-{}-{TEMPLATE}", version()));
     let lock = File::create(cache.join(".template.lock")).expect("the template's lock");
     lock.lock().expect("lock");
@@ -172,34 +189,27 @@ impl Cluster {
 
     /// With further lines in postgresql.conf.
     pub fn start_with(settings: &str) -> Self {
-        let bin = bin_dir();
+        let (bin, template) = places();
         let user = User::unprivileged();
-        let dir = scratch("pg");
-        User::own(user, &dir);
-        sh(&format!("cp -a --reflink=auto {}/data {}/data", template(&bin).display(), dir.display()));
-        let more = dir.join("more.conf");
-        fs::write(&more, settings).expect("settings");
-        User::own(user, &more);
-        sh(&format!("cat {} >> {}/data/postgresql.conf", more.display(), dir.display()));
         for _ in 0..10 {
+            let dir = scratch("pg");
+            User::own(user, &dir);
             let port = free_port();
-            let command = vec![
-                bin.join("postgres").display().to_string(),
-                "-D".to_owned(),
-                dir.join("data").display().to_string(),
-                "-p".to_owned(),
-                port.to_string(),
-                "-k".to_owned(),
-                dir.display().to_string(),
-            ];
+            sh(&format!(
+                "cd {dir}; cp -a --reflink=auto {}/data .; cat >> data/postgresql.conf <<'E'\n{settings}\nE\n",
+                template.display(),
+                dir = dir.display(),
+            ));
+            let (program, data, dir_text) = (bin.join("postgres"), dir.join("data"), dir.display().to_string());
+            let words = [&program.display().to_string(), "-D", &data.display().to_string(), "-p", &port.to_string(), "-k", &dir_text];
+            let command = words.map(str::to_owned).to_vec();
             let server = Supervised::start(Plan { dir: &dir, command, user, signal: "QUIT", max_files: None });
-            let cluster = Self { dir: dir.clone(), bin: bin.clone(), port, server: Mutex::new(server) };
+            let cluster = Self { dir, bin: bin.clone(), port, server: Mutex::new(server) };
             if cluster.comes_up() {
                 return cluster;
             }
+            // Somebody took the port in between.
             assert!(cluster.log().contains("could not bind"), "PostgreSQL does not start:\n{}", cluster.log());
-            // Somebody took the port in between; the dropped supervisor removed the directory.
-            return Self::start_with(settings);
         }
         unreachable!("ten ports were taken")
     }

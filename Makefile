@@ -1,0 +1,90 @@
+# What can be run here. `make help` lists it, with the claim of README.md that each target stands for.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DEFAULT_GOAL := help
+.PHONY: help demo demo-check test tools lint test-16 test-18 corpus django bench soak fuzz
+MAKEFLAGS += --no-print-directory
+
+LOGS := target/test-logs
+FUZZ_SECONDS ?= 600
+BENCH ?=
+
+help: ## this list
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+
+demo: ## "one command shows it": PostgreSQL, three tenants, Tenantry in front; Ctrl-C ends and removes it
+	cargo run --quiet --package tenantry -- demo
+
+demo-check: ## "one command proves it": the same, queried over TLS through every tenant, then removed
+	cargo run --quiet --package tenantry -- demo --check
+
+# One stage after the other: they share the machine, and each stage's first failure is the one to read.
+test: ## "every claim has a test": format, lints, all tests on PostgreSQL 16, end to end on 18, corpus, Django
+	@rm -rf $(LOGS)
+	for stage in tools lint test-16 test-18 corpus django; do
+	  echo "=== $$stage"
+	  $(MAKE) $$stage
+	done
+	total=0
+	for counted in test-16 test-18 corpus django; do
+	  n=$$(cat $(LOGS)/$$counted.count)
+	  if [ "$$n" -eq 0 ]; then echo "$$counted: 0 tests ran"; exit 1; fi
+	  printf '%-8s %6d passed\n' $$counted $$n
+	  total=$$((total + n))
+	done
+	echo "all passed: $$total tests"
+
+tools: ## installs what the other targets need and this machine lacks
+	@command -v cargo-nextest >/dev/null || cargo install --locked cargo-nextest
+	command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
+
+lint: ## "the lints are the style": rustfmt and clippy, warnings are errors
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --quiet -- -D warnings
+
+# $(1): stage, $(2): PostgreSQL, $(3): what to run.
+define nextest
+@mkdir -p $(LOGS)
+TENANTRY_TEST_PG=$(2) cargo nextest run $(3) --no-tests=fail --no-fail-fast 2>&1 | tee $(LOGS)/$(1).log
+sed -nE 's/.* ([0-9]+) tests? run: .*/\1/p' $(LOGS)/$(1).log | tail -n 1 >$(LOGS)/$(1).count
+test -s $(LOGS)/$(1).count
+endef
+
+test-16: ## "works with PostgreSQL 16": all tests of the workspace
+	$(call nextest,test-16,16,--workspace)
+
+test-18: ## "works with PostgreSQL 18": the end-to-end tests once more
+	$(call nextest,test-18,18,--package tenantry-tests)
+
+corpus: ## "hostile bytes do no harm": every input that fuzzing ever found worth keeping, again
+	@mkdir -p $(LOGS)
+	n=0
+	for target in $$(cargo fuzz list --fuzz-dir tests/fuzz); do
+	  inputs=$$(find tests/fuzz/corpus/$$target -type f | wc -l)
+	  if [ "$$inputs" -eq 0 ]; then echo "$$target: no corpus"; exit 1; fi
+	  cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target tests/fuzz/corpus/$$target -- -runs=0
+	  n=$$((n + inputs))
+	done
+	echo $$n >$(LOGS)/corpus.count
+	test $$n -gt 0
+
+django: ## "Django's habits work unchanged": its suite through Tenantry, both drivers, newest-first and round robin
+	@mkdir -p $(LOGS)
+	for order in "" --round-robin; do
+	  tests/django/through-tenantry $$order 2>&1 | tee -a $(LOGS)/django.log
+	done
+	awk '$$1 ~ /^psycopg/ { n += $$4 } END { print n + 0 }' $(LOGS)/django.log >$(LOGS)/django.count
+	test "$$(cat $(LOGS)/django.count)" -gt 0
+
+bench: ## "what it costs": CPU per transaction and memory per idle client beside PgBouncer; BENCH="--only simple"
+	bench/run $(BENCH)
+
+soak: ## "it does not leak": hours of mixed load, then nothing is left over
+	cargo nextest run --release --package tenantry-tests --test soak --run-ignored all --no-capture --no-tests=fail
+
+fuzz: ## "hostile bytes do no harm": ten minutes of new ones for each target; FUZZ_SECONDS=60 for less
+	@for target in $$(cargo fuzz list --fuzz-dir tests/fuzz); do
+	  cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS)
+	done
