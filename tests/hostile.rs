@@ -3,18 +3,18 @@
 use std::time::Duration;
 
 use tenantry_testkit::{
-    Client, Connect, ProxyBuilder, Proxy, Step, Tenant,
+    Client, Connect, Proxy, ProxyBuilder, Step, Tenant,
     client::{Protection, send_cancel},
     cluster, eventually, one_server,
     oracle::{self, ask},
-    say,
+    say, within,
 };
 
 /// What comes in answer to raw bytes on a fresh connection, up to its end.
-async fn raw(connect: &Connect, bytes: &[u8]) -> Vec<String> {
+async fn raw(what: &str, connect: &Connect, bytes: &[u8]) -> Vec<String> {
     let mut client = connect.open().await.expect("connected");
     client.send(bytes).await;
-    client.until_end().await.trace()
+    within(what, Duration::from_secs(10), client.until_end()).await.trace()
 }
 
 /// A session that has used the one server connection, and that connection's process.
@@ -29,10 +29,21 @@ async fn incident_c09_frames_of_impossible_length_cost_no_server_connection() {
     let (tenant, proxy) = one_server("hostile").await;
     let (_first, backend) = with_server(&proxy, &tenant).await;
     let frames = [
-        say::header(b'Q', 0), say::header(b'Q', 3), say::header(b'Q', -1), say::header(b'Q', i32::MIN),
-        say::header(b'Q', 0x4000_0000), say::header(b'P', i32::MAX), say::header(b'B', 0x3FFF_FFFF), say::header(b'd', -5),
-        say::header(b'S', 10_001), say::header(b'E', 10_001), say::header(b'D', 20_000), say::header(b'C', 1 << 20),
-        say::header(b'H', 1 << 20), say::header(b'c', 1 << 20), say::header(b'X', 1 << 20),
+        say::header(b'Q', 0),
+        say::header(b'Q', 3),
+        say::header(b'Q', -1),
+        say::header(b'Q', i32::MIN),
+        say::header(b'Q', 0x4000_0000),
+        say::header(b'P', i32::MAX),
+        say::header(b'B', 0x3FFF_FFFF),
+        say::header(b'd', -5),
+        say::header(b'S', 10_001),
+        say::header(b'E', 10_001),
+        say::header(b'D', 20_000),
+        say::header(b'C', 1 << 20),
+        say::header(b'H', 1 << 20),
+        say::header(b'c', 1 << 20),
+        say::header(b'X', 1 << 20),
     ];
     for frame in &frames {
         let mut client = proxy.connect(&tenant).login().await;
@@ -105,9 +116,11 @@ async fn broken_first_packets_are_answered_as_by_postgresql() {
         ("protocol 4.0", say::packet(0x0004_0000, b"user\0x\0\0")),
     ];
     for (what, packet) in packets {
-        let codes = |trace: Vec<String>| trace.iter().map(|l| l.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>();
-        let direct = codes(raw(&cluster().direct(&tenant), &packet).await);
-        let pooled = codes(raw(&proxy.connect(&tenant), &packet).await);
+        let codes = |trace: Vec<String>| {
+            trace.iter().map(|l| l.split(' ').take(3).collect::<Vec<_>>().join(" ")).collect::<Vec<_>>()
+        };
+        let direct = codes(raw(&format!("{what}, directly"), &cluster().direct(&tenant), &packet).await);
+        let pooled = codes(raw(what, &proxy.connect(&tenant), &packet).await);
         assert_eq!(pooled, direct, "{what}");
     }
     assert_eq!(proxy.connect(&tenant).login().await.value("SELECT 1").await, "1");
@@ -217,7 +230,8 @@ async fn malformed_binds_are_answered_as_by_postgresql() {
         ("empty", b""),
     ];
     for (what, body) in bodies {
-        let batch = [say::parse("", "SELECT $1::int"), say::message(b'B', body), say::execute("", 0), say::sync()].concat();
+        let batch =
+            [say::parse("", "SELECT $1::int"), say::message(b'B', body), say::execute("", 0), say::sync()].concat();
         let steps = [ask(batch), ask(say::query("SELECT 1"))].concat();
         let direct = oracle::trace(&cluster().direct(&tenant), &steps).await;
         let pooled = oracle::trace(&proxy.connect(&tenant), &steps).await;
@@ -230,10 +244,20 @@ async fn malformed_binds_are_answered_as_by_postgresql() {
 async fn malformed_parse_describe_close_and_execute_are_answered_as_by_postgresql() {
     let (tenant, proxy) = one_server("hostile").await;
     let messages = [
-        say::message(b'P', b""), say::message(b'P', b"name"), say::message(b'P', b"n\0SELECT 1"), say::message(b'P', b"n\0SELECT 1\0"),
-        say::message(b'P', b"n\0SELECT 1\0\0\x05"), say::message(b'P', b"n\0SELECT 1\0\0\0extra"),
-        say::message(b'D', b""), say::message(b'D', b"S"), say::message(b'D', b"Sname"), say::message(b'C', b""), say::message(b'C', b"Sx\0y"),
-        say::message(b'E', b""), say::message(b'E', b"p\0\0"), say::message(b'H', b"x"),
+        say::message(b'P', b""),
+        say::message(b'P', b"name"),
+        say::message(b'P', b"n\0SELECT 1"),
+        say::message(b'P', b"n\0SELECT 1\0"),
+        say::message(b'P', b"n\0SELECT 1\0\0\x05"),
+        say::message(b'P', b"n\0SELECT 1\0\0\0extra"),
+        say::message(b'D', b""),
+        say::message(b'D', b"S"),
+        say::message(b'D', b"Sname"),
+        say::message(b'C', b""),
+        say::message(b'C', b"Sx\0y"),
+        say::message(b'E', b""),
+        say::message(b'E', b"p\0\0"),
+        say::message(b'H', b"x"),
     ];
     for message in messages {
         let steps = [ask([message.clone(), say::sync()].concat()), ask(say::query("SELECT 1"))].concat();

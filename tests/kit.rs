@@ -10,7 +10,10 @@ use tenantry_testkit::{
 async fn a_tenant_logs_in_to_postgresql_directly_and_owns_its_database() {
     let tenant = cluster().tenant("kit").await;
     let mut client = cluster().direct(&tenant).login().await;
-    assert_eq!(client.value("SELECT current_user || '@' || current_database()").await, format!("{}@{}", tenant.role, tenant.name));
+    assert_eq!(
+        client.value("SELECT current_user || '@' || current_database()").await,
+        format!("{}@{}", tenant.role, tenant.name)
+    );
     client.run("CREATE TABLE t (n int)").await;
     assert_eq!(client.query("SELECT 1/0").await.error("22012").message, "division by zero");
     assert_eq!(cluster().settled(&tenant, 1).await[0].query, "SELECT 1/0");
@@ -83,5 +86,8 @@ async fn a_cluster_of_its_own_restarts_on_the_same_port() {
 async fn half_close_still_gets_the_answer_from_postgresql() {
     let tenant = cluster().tenant("kit").await;
     let steps = [Step::Send(say::query("SELECT 1")), Step::HalfClose];
-    assert_eq!(oracle::trace(&cluster().direct(&tenant), &steps).await, ["T ?column?:23:0", "D 1", "C SELECT 1", "Z I", "closed"]);
+    assert_eq!(
+        oracle::trace(&cluster().direct(&tenant), &steps).await,
+        ["T ?column?:23:0", "D 1", "C SELECT 1", "Z I", "closed"]
+    );
 }

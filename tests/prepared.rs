@@ -1,1 +1,279 @@
-//! To come.
+//! Protocol-level prepared statements in transaction mode: names are the client's own, whatever server connection answers.
+
+use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, oracle, say};
+
+async fn pool(size: i64, statements: i64) -> (Tenant, Proxy) {
+    let tenant = cluster().tenant("prepared").await;
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&tenant)
+        .set("pool.pool_size", size)
+        .set("pool.max_prepared_statements", statements)
+        .start()
+        .await;
+    (tenant, proxy)
+}
+
+async fn prepare(client: &mut Client, name: &str, sql: &str) {
+    client.ask(&[say::parse(name, sql), say::sync()].concat()).await.ok();
+}
+
+async fn run(client: &mut Client, name: &str, values: &[Option<&str>]) -> String {
+    client.ask(&[say::bind("", name, values), say::execute("", 0), say::sync()].concat()).await.ok().value()
+}
+
+#[tokio::test]
+async fn the_same_name_means_each_clients_own_statement() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    prepare(&mut a, "s", "SELECT 'a'").await;
+    prepare(&mut b, "s", "SELECT 'b'").await;
+    for _ in 0..5 {
+        assert_eq!(run(&mut a, "s", &[]).await, "a");
+        assert_eq!(run(&mut b, "s", &[]).await, "b");
+    }
+}
+
+#[tokio::test]
+async fn the_unnamed_statement_is_each_clients_own() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    prepare(&mut a, "", "SELECT 'a' || $1::text").await;
+    prepare(&mut b, "", "SELECT 'b'").await;
+    assert_eq!(run(&mut a, "", &[Some("!")]).await, "a!");
+    assert_eq!(run(&mut b, "", &[]).await, "b");
+}
+
+#[tokio::test]
+async fn a_statement_follows_its_client_to_other_server_connections() {
+    let (tenant, proxy) = pool(3, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    prepare(&mut client, "s", "SELECT pg_backend_pid()").await;
+    let mut seen = std::collections::BTreeSet::new();
+    let mut holders = Vec::new();
+    for _ in 0..3 {
+        let backend = run(&mut client, "s", &[]).await;
+        assert!(seen.insert(backend), "a connection that is held");
+        // Hold the one just used, so that the next transaction goes elsewhere.
+        let mut holder = proxy.connect(&tenant).login().await;
+        holder.run("BEGIN").await;
+        holders.push(holder);
+    }
+}
+
+#[tokio::test]
+async fn more_statements_than_fit_are_evicted_and_come_back() {
+    for statements in [1, 2] {
+        let (tenant, proxy) = pool(1, statements).await;
+        let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+        for n in 0..5 {
+            prepare(&mut a, &format!("s{n}"), &format!("SELECT 'a{n}'")).await;
+            prepare(&mut b, &format!("s{n}"), &format!("SELECT 'b{n}'")).await;
+        }
+        for round in 0..3 {
+            for n in 0..5 {
+                assert_eq!(run(&mut a, &format!("s{n}"), &[]).await, format!("a{n}"), "round {round}");
+                assert_eq!(run(&mut b, &format!("s{n}"), &[]).await, format!("b{n}"), "round {round}");
+            }
+        }
+        let count: u32 = a.value("SELECT count(*) FROM pg_prepared_statements").await.parse().expect("a number");
+        assert!(i64::from(count) <= statements, "{count} on the server");
+    }
+}
+
+#[tokio::test]
+async fn more_statements_in_one_batch_than_fit() {
+    for statements in [1, 2] {
+        let (tenant, proxy) = pool(1, statements).await;
+        let mut client = proxy.connect(&tenant).login().await;
+        let mut batch = Vec::new();
+        for n in 0..5 {
+            batch.extend(say::parse(&format!("s{n}"), &format!("SELECT {n}")));
+        }
+        for n in [0, 4, 2, 0, 1, 3, 3, 0] {
+            batch.extend([say::bind("", &format!("s{n}"), &[]), say::execute("", 0)].concat());
+        }
+        batch.extend(say::sync());
+        let rows = client.ask(&batch).await.ok().rows();
+        let values: Vec<String> = rows.into_iter().map(|row| row[0].clone().expect("a value")).collect();
+        assert_eq!(values, ["0", "4", "2", "0", "1", "3", "3", "0"]);
+    }
+}
+
+#[tokio::test]
+async fn an_open_portal_survives_the_eviction_of_its_statement() {
+    let (tenant, proxy) = pool(1, 1).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("BEGIN").await;
+    client
+        .ask(
+            &[
+                say::parse("a", "SELECT generate_series(1, 4)"),
+                say::bind("p", "a", &[]),
+                say::execute("p", 2),
+                say::sync(),
+            ]
+            .concat(),
+        )
+        .await
+        .ok();
+    prepare(&mut client, "b", "SELECT 'b'").await;
+    assert_eq!(run(&mut client, "b", &[]).await, "b");
+    let rest = client.ask(&[say::execute("p", 0), say::sync()].concat()).await.ok();
+    assert_eq!(rest.rows().len(), 2);
+    client.run("COMMIT").await;
+}
+
+#[tokio::test]
+async fn deallocate_all_and_discard_all_forget_the_clients_statements_only() {
+    for text in ["DEALLOCATE ALL", "DISCARD ALL"] {
+        let (tenant, proxy) = pool(1, 200).await;
+        let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+        prepare(&mut a, "s", "SELECT 'a'").await;
+        prepare(&mut b, "s", "SELECT 'b'").await;
+        a.run(text).await;
+        a.ask(&[say::bind("", "s", &[]), say::execute("", 0), say::sync()].concat()).await.error("26000");
+        assert_eq!(run(&mut b, "s", &[]).await, "b");
+        prepare(&mut a, "s", "SELECT 'again'").await;
+        assert_eq!(run(&mut a, "s", &[]).await, "again");
+    }
+}
+
+#[tokio::test]
+async fn deallocate_of_a_protocol_level_name() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let steps = [
+        oracle::ask([say::parse("mine", "SELECT 1"), say::sync()].concat()),
+        oracle::ask(say::query("DEALLOCATE mine")),
+        oracle::ask([say::bind("", "mine", &[]), say::execute("", 0), say::sync()].concat()),
+    ]
+    .concat();
+    oracle::same(cluster(), &proxy, &tenant, &steps).await;
+}
+
+#[tokio::test]
+async fn sql_execute_of_a_protocol_level_name() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let steps = [
+        oracle::ask([say::parse("mine", "SELECT 41 + 1"), say::sync()].concat()),
+        oracle::ask(say::query("EXECUTE mine")),
+        oracle::ask(say::query("SELECT name, statement FROM pg_prepared_statements ORDER BY name")),
+    ]
+    .concat();
+    oracle::same(cluster(), &proxy, &tenant, &steps).await;
+}
+
+#[tokio::test]
+async fn vanishing_between_parse_and_sync_leaves_nothing_wrong() {
+    let (tenant, proxy) = pool(1, 2).await;
+    for n in 0..20 {
+        let mut client = proxy.connect(&tenant).login().await;
+        let text = if n % 3 == 0 { "SELEC" } else { "SELECT 'vanished'" };
+        client.send(&[say::parse("s", text), say::flush()].concat()).await;
+        if n % 2 == 0 {
+            client.next().await;
+        }
+        client.vanish();
+        let mut next = proxy.connect(&tenant).login().await;
+        prepare(&mut next, "s", "SELECT 'next'").await;
+        assert_eq!(run(&mut next, "s", &[]).await, "next");
+    }
+}
+
+#[tokio::test]
+async fn a_failed_parse_is_tried_again_and_shared_by_nobody() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    let parse = [say::parse("s", "SELECT n FROM later"), say::sync()].concat();
+    a.ask(&parse).await.error("42P01");
+    b.ask(&parse).await.error("42P01");
+    a.run("CREATE TABLE later (n int); INSERT INTO later VALUES (7)").await;
+    a.ask(&parse).await.ok();
+    assert_eq!(run(&mut a, "s", &[]).await, "7");
+    b.ask(&parse).await.ok();
+    assert_eq!(run(&mut b, "s", &[]).await, "7");
+}
+
+#[tokio::test]
+async fn a_parse_inside_a_failed_batch_is_not_remembered() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.ask(&[say::parse("bad", "SELEC"), say::parse("s", "SELECT 'skipped'"), say::sync()].concat())
+        .await
+        .error("42601");
+    a.ask(&[say::bind("", "s", &[]), say::execute("", 0), say::sync()].concat()).await.error("26000");
+    prepare(&mut b, "s", "SELECT 'skipped'").await;
+    assert_eq!(run(&mut b, "s", &[]).await, "skipped");
+}
+
+#[tokio::test]
+async fn the_same_text_with_two_search_paths_is_two_statements() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let setup = "CREATE SCHEMA one; CREATE SCHEMA two; CREATE TABLE one.t AS SELECT 'one' AS v; CREATE TABLE two.t AS SELECT 'two' AS v";
+    cluster().direct(&tenant).login().await.run(setup).await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.run("SET search_path = one").await;
+    b.run("SET search_path = two").await;
+    prepare(&mut a, "s", "SELECT v FROM t").await;
+    prepare(&mut b, "s", "SELECT v FROM t").await;
+    for _ in 0..4 {
+        assert_eq!(run(&mut a, "s", &[]).await, "one");
+        assert_eq!(run(&mut b, "s", &[]).await, "two");
+    }
+}
+
+#[tokio::test]
+async fn the_same_text_with_other_parameter_types_is_another_statement() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.ask(&[say::parse_typed("s", "SELECT pg_typeof($1)::text", &[23]), say::sync()].concat()).await.ok();
+    b.ask(&[say::parse_typed("s", "SELECT pg_typeof($1)::text", &[25]), say::sync()].concat()).await.ok();
+    assert_eq!(run(&mut a, "s", &[Some("1")]).await, "integer");
+    assert_eq!(run(&mut b, "s", &[Some("1")]).await, "text");
+}
+
+#[tokio::test]
+async fn a_changed_result_type_heals_outside_a_transaction() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t AS SELECT 1 AS a").await;
+    prepare(&mut client, "s", "SELECT * FROM t").await;
+    assert_eq!(run(&mut client, "s", &[]).await, "1");
+    let mut other = proxy.connect(&tenant).login().await;
+    other.run("ALTER TABLE t ADD b int DEFAULT 2").await;
+    let answer = client.ask(&[say::bind("", "s", &[]), say::execute("", 0), say::sync()].concat()).await.ok();
+    assert_eq!(answer.rows()[0].len(), 2);
+}
+
+#[tokio::test]
+async fn closing_and_preparing_again_under_the_same_name() {
+    let (tenant, proxy) = pool(1, 2).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for n in 0..10 {
+        let batch = [
+            say::close_statement("s"),
+            say::parse("s", &format!("SELECT {n}")),
+            say::bind("", "s", &[]),
+            say::execute("", 0),
+            say::sync(),
+        ];
+        assert_eq!(client.ask(&batch.concat()).await.ok().value(), n.to_string());
+    }
+}
+
+#[tokio::test]
+async fn an_error_inside_a_statements_first_use_elsewhere_reaches_only_its_client() {
+    let (tenant, proxy) = pool(2, 200).await;
+    let mut a = proxy.connect(&tenant).login().await;
+    a.run("CREATE TABLE t AS SELECT 1 AS n").await;
+    prepare(&mut a, "s", "SELECT n FROM t").await;
+    let mut holder = proxy.connect(&tenant).login().await;
+    holder.run("BEGIN; SELECT 1").await;
+    a.run("DROP TABLE t").await;
+    let answer = a.ask(&[say::bind("", "s", &[]), say::execute("", 0), say::sync()].concat()).await;
+    assert_eq!(answer.faults().len(), 1, "{:?}", answer.trace());
+    holder.run("COMMIT").await;
+    for _ in 0..3 {
+        assert_eq!(holder.value("SELECT 'fine'").await, "fine");
+        assert_eq!(a.value("SELECT 'fine'").await, "fine");
+    }
+}

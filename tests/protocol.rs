@@ -4,8 +4,9 @@
 //! another client must be able to use it.
 
 use tenantry_testkit::{
-    Step, cluster, one_server,
+    Step,
     client::Protection,
+    cluster, one_server,
     oracle::{self, ask},
     say,
 };
@@ -318,7 +319,13 @@ async fn gssencrequest_is_declined_and_sslrequest_accepted_after_it() {
 async fn scripts_give_the_same_over_tls() {
     let (tenant, proxy) = one_server("protocol").await;
     let steps = pipeline(
-        &[say::unnamed("SELECT repeat('x', 100000)", &[]), say::sync(), say::unnamed("SELECT 1/0", &[]), say::sync(), say::query("SELECT 1")],
+        &[
+            say::unnamed("SELECT repeat('x', 100000)", &[]),
+            say::sync(),
+            say::unnamed("SELECT 1/0", &[]),
+            say::sync(),
+            say::query("SELECT 1"),
+        ],
         3,
     );
     let direct = oracle::trace(&cluster().direct(&tenant).protection(Protection::Tls), &steps).await;
@@ -332,7 +339,9 @@ async fn scripts_give_the_same_over_tls() {
 #[tokio::test]
 async fn startup_reports_what_postgresql_reports() {
     let (tenant, proxy) = one_server("protocol").await;
-    let with = |connect: tenantry_testkit::Connect| connect.parameter("application_name", "mine").parameter("TimeZone", "Asia/Tokyo");
+    let with = |connect: tenantry_testkit::Connect| {
+        connect.parameter("application_name", "mine").parameter("TimeZone", "Asia/Tokyo")
+    };
     let direct = with(cluster().direct(&tenant)).login().await.parameters;
     let pooled = with(proxy.connect(&tenant)).login().await.parameters;
     assert_eq!(pooled, direct);

@@ -14,7 +14,8 @@ async fn recovered(proxy: &Proxy, tenant: &Tenant, what: &str) {
 #[tokio::test]
 async fn incident_b02_vanishing_at_every_byte_of_a_batch() {
     let (tenant, proxy) = one_server("vanish").await;
-    let batch = [say::parse("", "SELECT $1::int"), say::bind("", "", &[Some("1")]), say::execute("", 0), say::sync()].concat();
+    let batch =
+        [say::parse("", "SELECT $1::int"), say::bind("", "", &[Some("1")]), say::execute("", 0), say::sync()].concat();
     for cut in 0..=batch.len() {
         let mut client = proxy.connect(&tenant).login().await;
         client.send(&batch[..cut]).await;
@@ -30,7 +31,13 @@ async fn incident_b02_vanishing_at_every_byte_of_a_batch() {
 async fn vanishing_at_every_byte_of_a_named_batch_inside_a_transaction() {
     let (tenant, proxy) = one_server("vanish").await;
     cluster().direct(&tenant).login().await.run("CREATE TABLE t (n int)").await;
-    let batch = [say::parse("s", "INSERT INTO t VALUES ($1)"), say::bind("", "s", &[Some("1")]), say::execute("", 0), say::sync()].concat();
+    let batch = [
+        say::parse("s", "INSERT INTO t VALUES ($1)"),
+        say::bind("", "s", &[Some("1")]),
+        say::execute("", 0),
+        say::sync(),
+    ]
+    .concat();
     for cut in (0..=batch.len()).step_by(3) {
         let mut client = proxy.connect(&tenant).login().await;
         client.run("BEGIN").await;
@@ -38,7 +45,11 @@ async fn vanishing_at_every_byte_of_a_named_batch_inside_a_transaction() {
         client.vanish();
     }
     recovered(&proxy, &tenant, "all cuts").await;
-    assert_eq!(cluster().sql_in(&tenant.name, "SELECT count(*) FROM t").await.as_deref(), Some("0"), "a transaction was committed");
+    assert_eq!(
+        cluster().sql_in(&tenant.name, "SELECT count(*) FROM t").await.as_deref(),
+        Some("0"),
+        "a transaction was committed"
+    );
 }
 
 #[tokio::test]
@@ -72,7 +83,11 @@ async fn vanishing_inside_a_copy_in_commits_nothing() {
 #[tokio::test]
 async fn incident_b05_vanishing_inside_a_large_result() {
     let (tenant, proxy) = one_server("vanish").await;
-    for sql in ["SELECT repeat('x', 50 * 1024 * 1024)", "SELECT n, repeat('y', 500) FROM generate_series(1, 200000) n", "COPY (SELECT repeat('z', 1000) FROM generate_series(1, 100000)) TO STDOUT"] {
+    for sql in [
+        "SELECT repeat('x', 50 * 1024 * 1024)",
+        "SELECT n, repeat('y', 500) FROM generate_series(1, 200000) n",
+        "COPY (SELECT repeat('z', 1000) FROM generate_series(1, 100000)) TO STDOUT",
+    ] {
         for messages in [0, 1, 2] {
             let mut client = proxy.connect(&tenant).login().await;
             client.send(&say::query(sql)).await;
@@ -150,7 +165,13 @@ async fn half_close_inside_a_transaction_rolls_it_back() {
 #[tokio::test]
 async fn many_clients_vanishing_at_once_leave_nothing_behind() {
     let (tenant, proxy) = one_server("vanish").await;
-    let texts = ["BEGIN", "SELECT pg_sleep(60)", "CREATE TEMP TABLE x (n int)", "SELECT generate_series(1, 100000)", "SELECT pg_advisory_lock(1)"];
+    let texts = [
+        "BEGIN",
+        "SELECT pg_sleep(60)",
+        "CREATE TEMP TABLE x (n int)",
+        "SELECT generate_series(1, 100000)",
+        "SELECT pg_advisory_lock(1)",
+    ];
     for round in 0..40 {
         let mut client = proxy.connect(&tenant).login().await;
         client.send(&say::query(texts[round % texts.len()])).await;

@@ -56,12 +56,20 @@ pub const METRICS: [Metric; 31] = [
     count("tenantry_refusals_total", "sqlstate", "Errors that clients saw before they had a tenant, by SQLSTATE"),
     level("tenantry_client_connections", "tenant, role, state", "Client connections by the state of their session"),
     level("tenantry_server_connections", "tenant, role, server, state", "Server connections by state"),
-    level("tenantry_server_permits", "server", "Connections that count against the server's cap, closing ones included"),
+    level(
+        "tenantry_server_permits",
+        "server",
+        "Connections that count against the server's cap, closing ones included",
+    ),
     level("tenantry_server_cap", "server", "Most connections that may be held on the server"),
     level("tenantry_waiting_clients", POOL, "Clients in the queue for a server connection"),
     level("tenantry_oldest_wait_seconds", POOL, "How long the first client of the queue has waited; 0 without a queue"),
     level("tenantry_pinned_leases", POOL, "Server connections kept beyond their transaction now"),
-    count("tenantry_pins_total", "tenant, role, reason", "Times a server connection was kept beyond its transaction, by reason"),
+    count(
+        "tenantry_pins_total",
+        "tenant, role, reason",
+        "Times a server connection was kept beyond its transaction, by reason",
+    ),
     count("tenantry_transactions_total", POOL, "Transactions that ended"),
     count("tenantry_queries_total", POOL, "Queries: simple ones, and executions of the extended protocol"),
     count("tenantry_received_bytes_total", POOL, "Bytes from clients"),
@@ -69,7 +77,11 @@ pub const METRICS: [Metric; 31] = [
     count("tenantry_waits_total", POOL, "Times a client had to queue for a server connection"),
     count("tenantry_wait_seconds_total", POOL, "Time that clients queued, summed up, in whole seconds"),
     count("tenantry_wait_timeouts_total", POOL, "Waits that query_wait_timeout ended"),
-    count("tenantry_errors_total", "tenant, role, sqlstate", "Errors that clients saw and Tenantry counted, by SQLSTATE"),
+    count(
+        "tenantry_errors_total",
+        "tenant, role, sqlstate",
+        "Errors that clients saw and Tenantry counted, by SQLSTATE",
+    ),
     count("tenantry_logins_total", POOL, "Clients that logged in"),
     count("tenantry_cancels_total", POOL, "Cancel requests passed on to the server"),
     count("tenantry_server_connects_total", POOL, "Server connections opened"),
@@ -116,8 +128,7 @@ pub fn recorder() -> Result<PrometheusHandle, SetRecorderError<PrometheusRecorde
 }
 
 fn build() -> PrometheusRecorder {
-    let recorder =
-        PrometheusBuilder::new().idle_timeout(MetricKindMask::ALL, Some(FORGET_AFTER)).build_recorder();
+    let recorder = PrometheusBuilder::new().idle_timeout(MetricKindMask::ALL, Some(FORGET_AFTER)).build_recorder();
     metrics::with_local_recorder(&recorder, || {
         for metric in METRICS {
             match metric.kind {
@@ -284,8 +295,11 @@ mod tests {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }
         let known: BTreeSet<&str> = METRICS.iter().map(|m| m.name).collect();
-        let shown: BTreeSet<&str> =
-            text.lines().filter(|l| !l.starts_with('#') && !l.is_empty()).filter_map(|l| l.split(['{', ' ']).next()).collect();
+        let shown: BTreeSet<&str> = text
+            .lines()
+            .filter(|l| !l.starts_with('#') && !l.is_empty())
+            .filter_map(|l| l.split(['{', ' ']).next())
+            .collect();
         assert_eq!(shown, known);
     }
 

@@ -14,8 +14,9 @@ pub struct Millis(pub u64);
 impl Millis {
     /// This moment. Costs one clock read: call it once per wake-up, not per message.
     #[must_use]
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the clock")]
     pub fn now() -> Self {
-        // The one place that reads the clock; the first call fixes the origin.
+        // The first call fixes the origin.
         static ORIGIN: LazyLock<Instant> = LazyLock::new(Instant::now);
         Self(u64::try_from(ORIGIN.elapsed().as_millis()).unwrap_or(u64::MAX))
     }

@@ -306,7 +306,10 @@ impl Directory {
     }
 
     /// Runs hashing work off the threads that serve queries, a bounded amount at a time.
-    pub(crate) async fn hash<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Result<T, ErrorResponse> {
+    pub(crate) async fn hash<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ErrorResponse> {
         let _permit = self.hashing.acquire().await.map_err(|_| errors::shutting_down())?;
         tokio::task::spawn_blocking(work).await.map_err(|_| errors::internal())
     }

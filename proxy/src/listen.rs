@@ -3,15 +3,7 @@
 //! An accept that fails never ends the process and never spins: when file descriptors run out, a spare one serves to
 //! accept, refuse and close, and accepting pauses.
 
-use std::{
-    fs::File,
-    io,
-    net::SocketAddr,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fs::File, io, net::SocketAddr, os::unix::fs::PermissionsExt, path::PathBuf, sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
@@ -92,7 +84,7 @@ pub(crate) async fn run(listener: Listener, directory: Arc<Directory>) {
                 admit(&directory, stream);
             }
             Err(error) => {
-                if failures % LOG_EVERY == 0 {
+                if failures.is_multiple_of(LOG_EVERY) {
                     tracing::error!(%error, "cannot accept connections; pausing");
                 }
                 failures = failures.wrapping_add(1);

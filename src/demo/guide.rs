@@ -4,7 +4,13 @@ use std::net::SocketAddr;
 
 use super::{Fork, place::Place, postgres::Cluster};
 
-pub fn text(cluster: &Cluster, address: SocketAddr, admin: Option<SocketAddr>, place: &Place, forks: &[Fork]) -> String {
+pub fn text(
+    cluster: &Cluster,
+    address: SocketAddr,
+    admin: Option<SocketAddr>,
+    place: &Place,
+    forks: &[Fork],
+) -> String {
     let mut text = format!(
         "Tenantry serves {} tenants at {address}; PostgreSQL behind it is at 127.0.0.1:{} ({}).\n",
         forks.len(),

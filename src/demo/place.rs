@@ -105,5 +105,7 @@ fn other_user() -> Result<Option<(u32, u32)>, Failure> {
         .iter()
         .find_map(|name| User::from_name(name).ok().flatten())
         .map(|user| Some((user.uid.as_raw(), user.gid.as_raw())))
-        .ok_or_else(|| Failure::Unavailable("root cannot run PostgreSQL, and there is no user postgres or nobody".to_owned()))
+        .ok_or_else(|| {
+            Failure::Unavailable("root cannot run PostgreSQL, and there is no user postgres or nobody".to_owned())
+        })
 }

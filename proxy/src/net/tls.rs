@@ -193,16 +193,12 @@ impl Identity {
     fn read(cert_file: &Path, key_file: &Path) -> Result<Self, TlsError> {
         let chain = read_certificates(cert_file)?;
         let leaf = chain.first().ok_or_else(|| TlsError::NoCertificate { path: cert_file.into() })?;
-        let (_, parsed) = X509Certificate::from_der(leaf).map_err(|error| TlsError::BadCertificate {
-            path: cert_file.into(),
-            reason: error.to_string(),
-        })?;
+        let (_, parsed) = X509Certificate::from_der(leaf)
+            .map_err(|error| TlsError::BadCertificate { path: cert_file.into(), reason: error.to_string() })?;
         let provider = provider();
         let key = read_key(key_file)?;
-        let key = provider
-            .key_provider
-            .load_private_key(key)
-            .map_err(|_| TlsError::BadKey { path: key_file.into() })?;
+        let key =
+            provider.key_provider.load_private_key(key).map_err(|_| TlsError::BadKey { path: key_file.into() })?;
         // Not rustls' own check: that one refuses X.509 v1 certificates, which many PostgreSQL set-ups have.
         if key.public_key().is_some_and(|public| public.as_ref() != parsed.public_key().raw) {
             return Err(TlsError::KeyMismatch { cert: cert_file.into(), key: key_file.into() });
@@ -306,6 +302,7 @@ fn generate() -> Result<rcgen::CertifiedKey<rcgen::KeyPair>, TlsError> {
     parameters.distinguished_name.push(rcgen::DnType::CommonName, "Tenantry self-signed");
     // No key usage: OpenSSL would not take it as its own issuer when a client has it as its root certificate.
     parameters.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    #[expect(clippy::disallowed_methods, reason = "a certificate's dates are wall-clock dates")]
     let now = SystemTime::now();
     // A day back, for clients whose clock is behind.
     parameters.not_before = now.checked_sub(DAY).unwrap_or(now).into();
@@ -328,9 +325,16 @@ pub fn end_point_hash(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
     };
     match hash.as_str() {
         // RSA: md5, sha1, sha256; ECDSA: sha1, sha256; DSA: sha1, sha256; the hashes themselves: md5, sha1, sha256.
-        "1.2.840.113549.1.1.4" | "1.2.840.113549.1.1.5" | "1.2.840.113549.1.1.11" | "1.2.840.10045.4.1"
-        | "1.2.840.10045.4.3.2" | "1.2.840.10040.4.3" | "2.16.840.1.101.3.4.3.2" | "1.2.840.113549.2.5"
-        | "1.3.14.3.2.26" | "2.16.840.1.101.3.4.2.1" => Some(Sha256::digest(certificate).to_vec()),
+        "1.2.840.113549.1.1.4"
+        | "1.2.840.113549.1.1.5"
+        | "1.2.840.113549.1.1.11"
+        | "1.2.840.10045.4.1"
+        | "1.2.840.10045.4.3.2"
+        | "1.2.840.10040.4.3"
+        | "2.16.840.1.101.3.4.3.2"
+        | "1.2.840.113549.2.5"
+        | "1.3.14.3.2.26"
+        | "2.16.840.1.101.3.4.2.1" => Some(Sha256::digest(certificate).to_vec()),
         "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" | "2.16.840.1.101.3.4.2.2" => {
             Some(Sha384::digest(certificate).to_vec())
         }
@@ -436,10 +440,9 @@ impl Roots {
         if let Some(path) = ca_file {
             pinned = read_certificates(path)?;
             for certificate in &pinned {
-                store.add(certificate.clone()).map_err(|error| TlsError::BadCertificate {
-                    path: path.into(),
-                    reason: error.to_string(),
-                })?;
+                store
+                    .add(certificate.clone())
+                    .map_err(|error| TlsError::BadCertificate { path: path.into(), reason: error.to_string() })?;
             }
         } else {
             // One damaged file of the system's must not take the others with it.
@@ -619,6 +622,7 @@ gQDBWkQcNhzz1x9n7PQYI5P/G6SXEM5irJH/m7Whd4LTAVCQaRviRYjFxt758N9t
     }
 
     /// Valid from and to so many days from now.
+    #[expect(clippy::disallowed_methods, reason = "a certificate's dates are wall-clock dates")]
     fn dated(host: &str, from: i64, to: i64) -> CertificateParams {
         let at = |days: i64| {
             let distance = DAY * u32::try_from(days.abs()).unwrap();

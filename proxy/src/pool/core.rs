@@ -460,7 +460,7 @@ impl Core {
             self.shift(id, SlotEvent::Close, now);
             return Rested::Close;
         }
-        if let Some(waiter) = pool.queue.next() {
+        if let Some(waiter) = pool.queue.take_first() {
             self.shift(id, SlotEvent::Lend, now);
             return Rested::Hand(waiter);
         }
@@ -475,7 +475,8 @@ impl Core {
             return false;
         }
         let closing: u32 = self.pools.values().map(|p| p.count(SlotState::Closing)).sum();
-        let mine = self.pools.get(&own).and_then(|p| p.queue.oldest()).map_or(now.0.saturating_add(1), |(_, since)| since.0);
+        let mine =
+            self.pools.get(&own).and_then(|p| p.queue.oldest()).map_or(now.0.saturating_add(1), |(_, since)| since.0);
         let starving = self.pools.iter().filter(|(id, p)| **id != own && self.wants(p, now) > 0);
         let mut owed = 0u32;
         for (_, pool) in starving {
@@ -568,7 +569,7 @@ impl Core {
     }
 
     fn expire_waiters(&mut self, now: Millis, actions: &mut Actions) {
-        let ids: Vec<_> = self.pools.iter().filter(|(_, p)| p.queue.len() > 0).map(|(id, _)| *id).collect();
+        let ids: Vec<_> = self.pools.iter().filter(|(_, p)| !p.queue.is_empty()).map(|(id, _)| *id).collect();
         for id in ids {
             let blocked = self.blocked(id, now);
             let Some(pool) = self.pools.get_mut(&id) else { continue };
@@ -604,7 +605,9 @@ impl Core {
                 }
             }
         }
-        for (slot, event) in close.into_iter().map(|s| (s, SlotEvent::Close)).chain(check.into_iter().map(|s| (s, SlotEvent::Check))) {
+        for (slot, event) in
+            close.into_iter().map(|s| (s, SlotEvent::Close)).chain(check.into_iter().map(|s| (s, SlotEvent::Check)))
+        {
             if let Some(pool) = self.pool_of(slot) {
                 pool.idle.retain(|s| *s != slot);
             }

@@ -22,7 +22,9 @@ use parking_lot::Mutex;
 use tenantry_config::{PoolMode, TenantId};
 
 use self::{core::PoolId, server::Server, stats::Stats};
-use crate::server::{connect::Login, credentials::Credentials, settings::Settings, statements::StatementTable};
+use crate::server::{
+    conn::Parameters, connect::Login, credentials::Credentials, settings::Settings, statements::StatementTable,
+};
 
 /// The server connections of one (tenant, role).
 #[derive(Debug)]
@@ -36,7 +38,7 @@ pub struct Pool {
     settings: ArcSwap<PoolSettings>,
     credentials: Mutex<Credentials>,
     /// What a fresh connection reports; known from the first login on.
-    welcome: Mutex<Option<Arc<Vec<(String, String)>>>>,
+    welcome: Mutex<Option<Parameters>>,
     /// Why the last login failed for good, in PostgreSQL's words where it had any.
     login_error: Mutex<Option<LoginError>>,
     pub statements: StatementTable,
@@ -44,6 +46,8 @@ pub struct Pool {
     pinned: AtomicU32,
     /// Startup settings that PostgreSQL took, and how it spells them.
     tried: Mutex<Vec<(Settings, Settings)>>,
+    /// Settings that sessions began with, each once: equal ones are then the same one, and quick to compare.
+    common: Mutex<Vec<Settings>>,
 }
 
 /// More kinds of startup settings than this are tried each time.
@@ -94,7 +98,7 @@ impl Pool {
     }
 
     #[must_use]
-    pub fn welcome(&self) -> Option<Arc<Vec<(String, String)>>> {
+    pub fn welcome(&self) -> Option<Parameters> {
         self.welcome.lock().clone()
     }
 
@@ -118,6 +122,19 @@ impl Pool {
     #[must_use]
     pub fn tried(&self, asked: &Settings) -> Option<Settings> {
         self.tried.lock().iter().find(|(a, _)| a == asked).map(|(_, known)| known.clone())
+    }
+
+    /// The same settings as one shared value, while there are few kinds of them.
+    #[must_use]
+    pub fn share(&self, settings: Settings) -> Settings {
+        let mut common = self.common.lock();
+        if let Some(same) = common.iter().find(|s| **s == settings) {
+            return same.clone();
+        }
+        if common.len() < MAX_TRIED {
+            common.push(settings.clone());
+        }
+        settings
     }
 
     pub fn remember_tried(&self, asked: Settings, known: Settings) {

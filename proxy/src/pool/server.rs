@@ -17,7 +17,10 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     LoginError, Pool, PoolSettings,
-    core::{Action, Actions, Blocked, Checkout, Core, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId},
+    core::{
+        Action, Actions, Blocked, Checkout, Core, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits,
+        SlotId,
+    },
     lease::{Handoff, Lease, Waiting},
     slot::{SlotEvent, SlotState},
     stats::Stats,
@@ -135,7 +138,14 @@ impl Server {
 
     /// A pool for one (tenant, role); it lives as long as somebody holds it.
     #[must_use]
-    pub fn add_pool(&self, tenant: &TenantId, database: &str, role: &str, settings: PoolSettings, credentials: Credentials) -> Arc<Pool> {
+    pub fn add_pool(
+        &self,
+        tenant: &TenantId,
+        database: &str,
+        role: &str,
+        settings: PoolSettings,
+        credentials: Credentials,
+    ) -> Arc<Pool> {
         let may_prewarm = !matches!(credentials, Credentials::ScramKeys { .. });
         let mut inner = self.inner.lock();
         let id = inner.core.add_pool(pool_limits(&settings), may_prewarm);
@@ -153,6 +163,7 @@ impl Server {
             stats: Stats::default(),
             pinned: std::sync::atomic::AtomicU32::new(0),
             tried: Mutex::new(Vec::new()),
+            common: Mutex::new(Vec::new()),
         });
         inner.pools.insert(id, Arc::downgrade(&pool));
         pool
@@ -326,7 +337,9 @@ impl Server {
         let mut later: smallvec::SmallVec<[Later; 2]> = smallvec::SmallVec::new();
         for action in actions {
             match action {
-                Action::Dial { slot, pool } => later.push(Later::Dial(slot, inner.pools.get(&pool).and_then(Weak::upgrade))),
+                Action::Dial { slot, pool } => {
+                    later.push(Later::Dial(slot, inner.pools.get(&pool).and_then(Weak::upgrade)))
+                }
                 Action::Close { slot } => later.extend(inner.idle.remove(&slot).map(|(conn, _)| Later::Close(conn))),
                 Action::Check { slot } => later.extend(inner.idle.remove(&slot).map(|(conn, _)| Later::Check(conn))),
                 Action::Refuse { waiter, refusal } => {
@@ -385,7 +398,9 @@ impl Server {
         let failure = error.failure();
         let refused = match error {
             ConnectError::Refused(body) => LoginError::Server(body.clone()),
-            ConnectError::Credentials(..) => LoginError::Ours("the server login for this role is not set up in Tenantry".to_owned()),
+            ConnectError::Credentials(..) => {
+                LoginError::Ours("the server login for this role is not set up in Tenantry".to_owned())
+            }
             _ => LoginError::Ours("the login to the server failed".to_owned()),
         };
         *pool.login_error.lock() = Some(refused);
@@ -500,7 +515,11 @@ fn endpoint(settings: &tenantry_config::Server) -> Result<Endpoint, TlsError> {
 }
 
 fn limits(settings: &tenantry_config::Server) -> ServerLimits {
-    ServerLimits { cap: settings.cap, max_connecting: settings.max_connecting, login_retry: millis(settings.server_login_retry) }
+    ServerLimits {
+        cap: settings.cap,
+        max_connecting: settings.max_connecting,
+        login_retry: millis(settings.server_login_retry),
+    }
 }
 
 fn pool_limits(settings: &PoolSettings) -> PoolLimits {

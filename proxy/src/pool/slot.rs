@@ -48,8 +48,15 @@ pub struct IllegalTransition {
 }
 
 impl SlotState {
-    pub const ALL: [Self; 7] =
-        [Self::Connecting, Self::Idle, Self::Active, Self::Resetting, Self::Checking, Self::CancelPending, Self::Closing];
+    pub const ALL: [Self; 7] = [
+        Self::Connecting,
+        Self::Idle,
+        Self::Active,
+        Self::Resetting,
+        Self::Checking,
+        Self::CancelPending,
+        Self::Closing,
+    ];
 
     /// The table.
     pub fn next(self, event: SlotEvent) -> Result<Self, IllegalTransition> {
@@ -61,7 +68,9 @@ impl SlotState {
             (S::Active | S::CancelPending, E::Reset) => S::Resetting,
             (S::Idle, E::Check) => S::Checking,
             (S::Active, E::AwaitCancel) => S::CancelPending,
-            (S::Connecting | S::Idle | S::Active | S::Resetting | S::Checking | S::CancelPending, E::Close) => S::Closing,
+            (S::Connecting | S::Idle | S::Active | S::Resetting | S::Checking | S::CancelPending, E::Close) => {
+                S::Closing
+            }
             (state, event) => return Err(IllegalTransition { state, event }),
         })
     }

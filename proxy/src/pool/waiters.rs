@@ -22,7 +22,7 @@ impl Queue {
     }
 
     /// Takes the first.
-    pub fn next(&mut self) -> Option<WaiterId> {
+    pub fn take_first(&mut self) -> Option<WaiterId> {
         self.waiting.pop_first().map(|(waiter, _)| waiter)
     }
 
@@ -64,7 +64,7 @@ mod tests {
             queue.join(WaiterId(n), Millis(n));
         }
         assert!(queue.leave(WaiterId(1)) && !queue.leave(WaiterId(1)));
-        let order: Vec<_> = std::iter::from_fn(|| queue.next()).collect();
+        let order: Vec<_> = std::iter::from_fn(|| queue.take_first()).collect();
         assert_eq!(order, [WaiterId(0), WaiterId(2), WaiterId(3)]);
     }
 }

@@ -7,6 +7,9 @@ use tenantry_wire::startup::CancelKey;
 use super::{settings::Settings, statements::Prepared};
 use crate::{net::stream::Stream, pool::core::SlotId};
 
+/// What a fresh connection reports, in PostgreSQL's order: name and value.
+pub type Parameters = Arc<Vec<(String, String)>>;
+
 /// Owned by exactly one place at a time: the pool, a lease, or the task that resets, checks or closes it.
 #[derive(Debug)]
 pub struct ServerConn {
@@ -17,7 +20,7 @@ pub struct ServerConn {
     /// What its session has set, beyond `baseline`.
     pub label: Settings,
     /// Reported parameters right after login.
-    pub baseline: Arc<Vec<(String, String)>>,
+    pub baseline: Parameters,
     pub prepared: Prepared,
     /// The session whose unnamed statement is on it; 0 for nobody's.
     pub unnamed_of: u64,
@@ -44,7 +47,14 @@ impl ServerConn {
 /// Whether a reported parameter can be set by a session.
 #[must_use]
 pub fn is_setting(name: &str) -> bool {
-    !["server_version", "server_encoding", "is_superuser", "integer_datetimes", "in_hot_standby", "session_authorization"]
-        .iter()
-        .any(|fact| name.eq_ignore_ascii_case(fact))
+    ![
+        "server_version",
+        "server_encoding",
+        "is_superuser",
+        "integer_datetimes",
+        "in_hot_standby",
+        "session_authorization",
+    ]
+    .iter()
+    .any(|fact| name.eq_ignore_ascii_case(fact))
 }

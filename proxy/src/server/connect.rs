@@ -3,11 +3,7 @@
 //! The whole of it stands under one deadline, the caller's. Nothing a client sent goes into the startup packet: its
 //! settings are replayed later, inside its own session.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::Arc,
-};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -287,7 +283,10 @@ async fn authenticate(link: &mut Link, login: &Login) -> Result<(), ConnectError
             };
             // Over plaintext TCP a password in the clear is anybody's.
             if matches!(link.stream, Stream::Tcp(_)) {
-                return Err(ConnectError::Credentials("a cleartext password without TLS", "TLS to the server (tls.mode)"));
+                return Err(ConnectError::Credentials(
+                    "a cleartext password without TLS",
+                    "TLS to the server (tls.mode)",
+                ));
             }
             message::write_password(&mut link.output, password.as_bytes())?;
         }
@@ -307,7 +306,9 @@ async fn authenticate(link: &mut Link, login: &Login) -> Result<(), ConnectError
         Authentication::SaslContinue(_) | Authentication::SaslFinal(_) => {
             return Err(ConnectError::Protocol("a SASL step out of order"));
         }
-        Authentication::Other(_) => return Err(ConnectError::Credentials("a method other than password or SCRAM", "another pg_hba.conf line")),
+        Authentication::Other(_) => {
+            return Err(ConnectError::Credentials("a method other than password or SCRAM", "another pg_hba.conf line"));
+        }
     }
     if !link.output.is_empty() {
         link.send().await?;
@@ -393,8 +394,9 @@ async fn prove_place(link: &mut Link, login: &Login) -> Result<(), ConnectError>
     if row.iter().copied().eq(expected.map(Some)) {
         return Ok(());
     }
-    let show = |words: &[&[u8]]| words.iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>().join(" as ");
+    let show = |words: &[&[u8]]| {
+        words.iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>().join(" as ")
+    };
     let found: Vec<&[u8]> = row.iter().map(|v| v.unwrap_or_default()).collect();
     Err(ConnectError::WrongPlace { expected: show(&expected), found: show(&found) })
 }
-

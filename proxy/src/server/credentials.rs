@@ -12,7 +12,10 @@ pub enum Credentials {
     /// `md5…` as in `pg_authid`: answers an md5 challenge only.
     Md5(Zeroizing<String>),
     /// Recovered from a client's SCRAM proof; good while the server has the same verifier.
-    ScramKeys { client_key: ClientKey, server_key: Zeroizing<[u8; 32]> },
+    ScramKeys {
+        client_key: ClientKey,
+        server_key: Zeroizing<[u8; 32]>,
+    },
 }
 
 impl std::fmt::Debug for Credentials {

@@ -1,7 +1,7 @@
 //! One connection to PostgreSQL: dialling and logging in, what is known about it, resetting and closing it.
 
-pub mod connect;
 pub mod conn;
+pub mod connect;
 pub mod credentials;
 pub mod settings;
 pub mod signs;

@@ -5,11 +5,7 @@
 
 use std::sync::LazyLock;
 
-use aho_corasick::{
-    Anchored,
-    automaton::Automaton,
-    dfa::DFA,
-};
+use aho_corasick::{Anchored, automaton::Automaton, dfa::DFA};
 
 /// What a text showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -335,7 +331,11 @@ mod tests {
 
     #[test]
     fn pieces_give_the_same_as_the_whole() {
-        for text in ["SELECT 1; /* x */ SET app.user = '1'", "select set_config( 'App.tenant' , 'x', false)", "create   temp table x()"] {
+        for text in [
+            "SELECT 1; /* x */ SET app.user = '1'",
+            "select set_config( 'App.tenant' , 'x', false)",
+            "create   temp table x()",
+        ] {
             let whole = Signs::of(text.as_bytes());
             let mut scan = Scan::default();
             let mut signs = Signs::default();

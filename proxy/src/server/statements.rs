@@ -60,7 +60,8 @@ const SWEEP_AT: usize = 256;
 impl StatementTable {
     /// The shared statement for this text, made if there is none.
     pub fn intern(&self, parse: &Parse<'_>, planning: u64) -> Arc<Statement> {
-        let key = Key { query: Bytes::copy_from_slice(parse.query), types: Bytes::copy_from_slice(parse.types), planning };
+        let key =
+            Key { query: Bytes::copy_from_slice(parse.query), types: Bytes::copy_from_slice(parse.types), planning };
         let mut table = self.by_text.lock();
         if let Some(found) = table.get(&key).and_then(Weak::upgrade) {
             return found;

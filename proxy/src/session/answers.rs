@@ -163,7 +163,8 @@ impl Session {
             return Ok(());
         }
         if matches!(code, sqlstate::READ_ONLY_TRANSACTION)
-            || (code == sqlstate::FEATURE_NOT_SUPPORTED && fields.message().is_some_and(|m| m.starts_with("cached plan must not change")))
+            || (code == sqlstate::FEATURE_NOT_SUPPORTED
+                && fields.message().is_some_and(|m| m.starts_with("cached plan must not change")))
         {
             // A demoted primary, or plans that no longer fit: this connection is of no use to the next client.
             self.retire = true;

@@ -25,18 +25,21 @@ pub fn refused(refusal: Refusal, pool: &Pool) -> ErrorResponse {
         }
         Refusal::Timeout { waited, blocked, .. } => {
             let settings = pool.settings();
-            ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "query_wait_timeout: no server connection became free in time")
-                .detail(format!(
-                    "proxy_code=QUERY_WAIT_TIMEOUT tenant={} waited_ms={waited} limit={} waiting={}",
-                    pool.tenant,
-                    blocked.as_str(),
-                    pool.server.snapshot(pool).waiting
-                ))
-                .hint(format!(
-                    "Held back by {} (pool_size is {}). Shorten transactions, or raise pool_size or query_wait_timeout.",
-                    blocked.as_str(),
-                    settings.pool.pool_size
-                ))
+            ErrorResponse::error(
+                sqlstate::TOO_MANY_CONNECTIONS,
+                "query_wait_timeout: no server connection became free in time",
+            )
+            .detail(format!(
+                "proxy_code=QUERY_WAIT_TIMEOUT tenant={} waited_ms={waited} limit={} waiting={}",
+                pool.tenant,
+                blocked.as_str(),
+                pool.server.snapshot(pool).waiting
+            ))
+            .hint(format!(
+                "Held back by {} (pool_size is {}). Shorten transactions, or raise pool_size or query_wait_timeout.",
+                blocked.as_str(),
+                settings.pool.pool_size
+            ))
         }
         Refusal::QueueFull { waiting } => {
             ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "too many clients are waiting for a server connection")
@@ -57,9 +60,9 @@ pub fn login_refused(pool: &Pool) -> ErrorResponse {
             let message = fields.message().unwrap_or("the server refused the login").to_owned();
             ErrorResponse::fatal(known_code(fields.code()), message).detail(detail)
         }
-        Some(LoginError::Ours(message)) => {
-            ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, message).detail(detail).hint("`tenantry check` says what is wrong.")
-        }
+        Some(LoginError::Ours(message)) => ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, message)
+            .detail(detail)
+            .hint("`tenantry check` says what is wrong."),
         None => ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, "the login to the server failed").detail(detail),
     }
 }
@@ -101,8 +104,12 @@ pub fn ended(reason: EndReason) -> ErrorResponse {
         EndReason::TransactionTimeout => {
             (sqlstate::TRANSACTION_TIMEOUT, "terminating connection due to transaction_timeout", "TRANSACTION_TIMEOUT")
         }
-        EndReason::Shutdown | EndReason::ShutdownNow => (sqlstate::ADMIN_SHUTDOWN, "terminating connection: Tenantry is shutting down", "SHUTDOWN"),
-        EndReason::Killed => (sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command", "KILLED"),
+        EndReason::Shutdown | EndReason::ShutdownNow => {
+            (sqlstate::ADMIN_SHUTDOWN, "terminating connection: Tenantry is shutting down", "SHUTDOWN")
+        }
+        EndReason::Killed => {
+            (sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command", "KILLED")
+        }
     };
     ErrorResponse::fatal(code, message).detail(format!("proxy_code={token}"))
 }
@@ -132,9 +139,12 @@ pub fn server_broke_protocol() -> ErrorResponse {
 
 #[must_use]
 pub fn settings_lost(message: &str) -> ErrorResponse {
-    ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, format!("the session's settings could not be restored: {message}"))
-        .detail("proxy_code=SETTINGS")
-        .hint("Connect again.")
+    ErrorResponse::fatal(
+        sqlstate::CONNECTION_FAILURE,
+        format!("the session's settings could not be restored: {message}"),
+    )
+    .detail("proxy_code=SETTINGS")
+    .hint("Connect again.")
 }
 
 #[must_use]
@@ -144,9 +154,12 @@ pub fn malformed(error: &FrameError) -> ErrorResponse {
 
 #[must_use]
 pub fn message_too_large(limit: usize) -> ErrorResponse {
-    ErrorResponse::fatal(sqlstate::PROGRAM_LIMIT_EXCEEDED, format!("a named Parse is larger than max_message_size ({limit} bytes)"))
-        .detail("proxy_code=MESSAGE_SIZE")
-        .hint("Send it as an unnamed statement, or raise listen.max_message_size.")
+    ErrorResponse::fatal(
+        sqlstate::PROGRAM_LIMIT_EXCEEDED,
+        format!("a named Parse is larger than max_message_size ({limit} bytes)"),
+    )
+    .detail("proxy_code=MESSAGE_SIZE")
+    .hint("Send it as an unnamed statement, or raise listen.max_message_size.")
 }
 
 #[must_use]
@@ -164,15 +177,21 @@ pub fn no_transactions() -> ErrorResponse {
 #[must_use]
 pub fn too_many_pinned(pool: &Pool) -> ErrorResponse {
     let limit = pool.settings().pool.max_pinned;
-    ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "too many sessions hold state that ties them to a server connection")
-        .detail(format!("proxy_code=MAX_PINNED tenant={} pinned={limit}", pool.tenant))
-        .hint("The limit is max_pinned. Temporary tables, session locks, LISTEN, WITH HOLD cursors and PREPARE hold one.")
+    ErrorResponse::fatal(
+        sqlstate::TOO_MANY_CONNECTIONS,
+        "too many sessions hold state that ties them to a server connection",
+    )
+    .detail(format!("proxy_code=MAX_PINNED tenant={} pinned={limit}", pool.tenant))
+    .hint("The limit is max_pinned. Temporary tables, session locks, LISTEN, WITH HOLD cursors and PREPARE hold one.")
 }
 
 #[must_use]
 pub fn duplicate_statement(name: &[u8]) -> ErrorResponse {
     let name = String::from_utf8_lossy(name);
-    ErrorResponse::error(sqlstate::DUPLICATE_PREPARED_STATEMENT, format!("prepared statement \"{name}\" already exists"))
+    ErrorResponse::error(
+        sqlstate::DUPLICATE_PREPARED_STATEMENT,
+        format!("prepared statement \"{name}\" already exists"),
+    )
 }
 
 #[must_use]
@@ -212,7 +231,10 @@ pub fn plaintext_after(request: &str) -> ErrorResponse {
 
 #[must_use]
 pub fn unsupported_protocol_code(code: &str) -> ErrorResponse {
-    ErrorResponse::fatal(sqlstate::FEATURE_NOT_SUPPORTED, format!("unsupported frontend protocol: {code} is not expected here"))
+    ErrorResponse::fatal(
+        sqlstate::FEATURE_NOT_SUPPORTED,
+        format!("unsupported frontend protocol: {code} is not expected here"),
+    )
 }
 
 #[must_use]

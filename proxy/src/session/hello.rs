@@ -134,7 +134,11 @@ async fn greet(directory: &Arc<Directory>, greeting: &mut Greeting) -> Result<Op
     admit(directory, greeting, startup).await.map(Some)
 }
 
-async fn admit(directory: &Arc<Directory>, greeting: &mut Greeting, startup: Startup) -> Result<welcome::Ready, Refused> {
+async fn admit(
+    directory: &Arc<Directory>,
+    greeting: &mut Greeting,
+    startup: Startup,
+) -> Result<welcome::Ready, Refused> {
     if startup.needs_negotiation() {
         startup.write_negotiation(&mut greeting.output);
     }

@@ -40,7 +40,11 @@ pub(super) struct Admitted {
 }
 
 /// Runs the authentication exchange.
-pub(super) async fn prove(directory: &Arc<Directory>, greeting: &mut Greeting, startup: &Startup) -> Result<Admitted, Refused> {
+pub(super) async fn prove(
+    directory: &Arc<Directory>,
+    greeting: &mut Greeting,
+    startup: &Startup,
+) -> Result<Admitted, Refused> {
     let name = startup.parameter("user").filter(|u| !u.is_empty()).ok_or_else(errors::no_user)?.to_owned();
     if startup.parameter("replication").is_some_and(|r| !matches!(r, "" | "false" | "off" | "no" | "0")) {
         return Err(errors::replication().into());
@@ -166,7 +170,8 @@ fn matches(role: &RoleEntry, given: &[u8]) -> bool {
         RoleSecret::Md5(stored) => {
             let salt = [0; 4];
             let made = scram::md5_password(role.settings.name.as_bytes(), given, salt);
-            scram::md5_from_stored(stored.expose(), salt).is_some_and(|e| scram::same_secret(e.as_bytes(), made.as_bytes()))
+            scram::md5_from_stored(stored.expose(), salt)
+                .is_some_and(|e| scram::same_secret(e.as_bytes(), made.as_bytes()))
         }
         RoleSecret::None => false,
     }
@@ -183,7 +188,8 @@ async fn password(greeting: &mut Greeting) -> Result<Bytes, Refused> {
 
 async fn login_message(greeting: &mut Greeting) -> Result<Bytes, Refused> {
     loop {
-        let header = frame::login_header(&greeting.input, MAX_LOGIN_MESSAGE).map_err(|_| errors::bad_login_message())?;
+        let header =
+            frame::login_header(&greeting.input, MAX_LOGIN_MESSAGE).map_err(|_| errors::bad_login_message())?;
         if let Some(header) = header
             && greeting.input.len() >= header.total()
         {

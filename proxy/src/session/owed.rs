@@ -123,9 +123,16 @@ enum CopyIn {
 }
 
 impl Owed {
+    /// For another server connection: as new, but for the memory.
+    pub fn reset(&mut self) {
+        let mut queue = std::mem::take(&mut self.queue);
+        queue.clear();
+        *self = Self { queue, ..Self::default() };
+    }
+
     // What was sent.
 
-    /// A message was sent. Returns own replies whose turn has come already.
+    /// A message was sent.
     pub fn push(&mut self, kind: Kind, whose: For, undo: Option<Box<Undo>>) {
         if kind == Kind::Sync {
             if let CopyIn::Yes { synced } = &mut self.copy_in {

@@ -35,9 +35,16 @@ pub enum EndReason {
 
 impl EndReason {
     fn from_u8(n: u8) -> Option<Self> {
-        [Self::IdleTimeout, Self::IdleTransactionTimeout, Self::TransactionTimeout, Self::Shutdown, Self::Killed, Self::ShutdownNow]
-            .into_iter()
-            .find(|r| *r as u8 == n)
+        [
+            Self::IdleTimeout,
+            Self::IdleTransactionTimeout,
+            Self::TransactionTimeout,
+            Self::Shutdown,
+            Self::Killed,
+            Self::ShutdownNow,
+        ]
+        .into_iter()
+        .find(|r| *r as u8 == n)
     }
 }
 
@@ -148,7 +155,14 @@ impl Drop for Registered {
 impl Registry {
     /// Enters a session with a fresh random key; its secret has `secret_bytes` bytes.
     #[must_use]
-    pub fn register(self: &Arc<Self>, tenant: TenantId, role: String, secret_bytes: usize, watch: Watch, now: Millis) -> Registered {
+    pub fn register(
+        self: &Arc<Self>,
+        tenant: TenantId,
+        role: String,
+        secret_bytes: usize,
+        watch: Watch,
+        now: Millis,
+    ) -> Registered {
         let mut sessions = self.sessions.lock();
         let process = std::iter::repeat_with(|| rand::random::<u32>() >> 1)
             .find(|p| *p != 0 && !sessions.contains_key(p))

@@ -21,8 +21,7 @@ use bytes::{Buf, BytesMut};
 use tenantry_config::PoolMode;
 use tenantry_wire::{
     error::{ErrorResponse, sqlstate},
-    frame,
-    message,
+    frame, message,
     tag::status,
 };
 use tokio::{task::JoinHandle, time::Sleep};
@@ -151,7 +150,14 @@ pub struct Session {
 impl Session {
     /// For a client whose login is done.
     #[must_use]
-    pub fn new(client: Stream, registered: Registered, pool: Arc<Pool>, mode: PoolMode, settings: Settings, max_message: usize) -> Self {
+    pub fn new(
+        client: Stream,
+        registered: Registered,
+        pool: Arc<Pool>,
+        mode: PoolMode,
+        settings: Settings,
+        max_message: usize,
+    ) -> Self {
         Self {
             registered,
             pool,
@@ -315,7 +321,7 @@ impl Session {
 
     /// Takes a connection into use: its settings are made ours in the same write as the client's first bytes.
     fn attach(&mut self, mut lease: Lease, now: Millis) -> Result<(), End> {
-        self.owed = Owed::default();
+        self.owed.reset();
         if let Some(conn) = lease.conn()
             && conn.label != self.settings
         {
@@ -523,7 +529,10 @@ impl Session {
         if !self.flush_to_server(cx) {
             return Ok(progress);
         }
-        if self.client_closed || self.input.len() >= CHUNK.max(self.wanted_input()) || (self.is_blocked() && self.input.len() >= CHUNK) {
+        if self.client_closed
+            || self.input.len() >= CHUNK.max(self.wanted_input())
+            || (self.is_blocked() && self.input.len() >= CHUNK)
+        {
             return Ok(progress);
         }
         if self.owed.len() >= MAX_OWED {
@@ -684,8 +693,15 @@ impl Session {
             unsent: !self.to_server.is_done() || self.request.left > 0,
             input: std::mem::take(&mut self.answer_input),
             partial: std::mem::take(&mut self.answer),
-            lost: matches!(end, End::ServerLost | End::ServerSaidWhy) || self.server_write_failed || self.said_fatal || self.retire,
-            dirty: self.pinned || self.mode == PoolMode::Session || self.signs.suspect || self.signs.opaque || self.evidence.is_some(),
+            lost: matches!(end, End::ServerLost | End::ServerSaidWhy)
+                || self.server_write_failed
+                || self.said_fatal
+                || self.retire,
+            dirty: self.pinned
+                || self.mode == PoolMode::Session
+                || self.signs.suspect
+                || self.signs.opaque
+                || self.evidence.is_some(),
             cancelling: self.cancelling.take(),
         });
         self.drop_pin();
@@ -721,4 +737,3 @@ impl Drop for Session {
         self.drop_pin();
     }
 }
-

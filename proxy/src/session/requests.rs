@@ -115,7 +115,8 @@ impl Session {
 
     /// Begins a message of which `left` bytes are still to be dealt with.
     fn begin(&mut self, header: Header, left: usize, sink: Sink) {
-        self.tally.received_bytes = self.tally.received_bytes.saturating_add(u64::try_from(header.total()).unwrap_or(0));
+        self.tally.received_bytes =
+            self.tally.received_bytes.saturating_add(u64::try_from(header.total()).unwrap_or(0));
         self.request.left = left;
         self.request.sink = sink;
         if sink == Sink::Scan {
@@ -400,7 +401,8 @@ impl Session {
             Some(target) if target.is_statement() && self.names.get(target.name).is_some() => {
                 run.cut(&mut self.to_server.buf, header.total());
                 let Some(statement) = self.server_name(target.name)? else { return Err(End::ServerLost) };
-                let written = extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, &statement.name);
+                let written =
+                    extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, &statement.name);
                 written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
                 self.owed.push(Kind::Describe, For::Client, None);
                 return Ok(Step::Replaced { first: header.total() });
@@ -434,7 +436,8 @@ impl Session {
     /// transaction and its skipping to Sync follow by themselves, and replaces the error that comes back.
     fn poison(&mut self, run: &mut Run<'_>, error: ErrorResponse) -> Result<Step, End> {
         run.cut(&mut self.to_server.buf, 0);
-        let written = extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, b"tenantry refuses");
+        let written =
+            extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, b"tenantry refuses");
         written.map_err(|_| End::Fatal(errors::internal()))?;
         self.owed.push_poison(error);
         Ok(Step::Discard)

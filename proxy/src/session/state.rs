@@ -101,7 +101,8 @@ mod tests {
     #[test]
     fn the_whole_table() {
         use SessionEvent as E;
-        let events = [E::Greet, E::Admit, E::Queue, E::Refuse, E::Work, E::Rest, E::RestInTransaction, E::RestPinned, E::End];
+        let events =
+            [E::Greet, E::Admit, E::Queue, E::Refuse, E::Work, E::Rest, E::RestInTransaction, E::RestPinned, E::End];
         let mut table = String::new();
         for state in SessionState::ALL {
             let row: Vec<_> = events.iter().map(|e| state.next(*e).map_or("-", SessionState::as_str)).collect();

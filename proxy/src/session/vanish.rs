@@ -124,7 +124,8 @@ async fn drain(remains: &mut Remains) -> Result<(), Unusable> {
         while left == 0
             && let Some(header) = frame::server_header(&input).map_err(|_| Unusable)?
         {
-            let whole = matches!(header.tag, backend::READY_FOR_QUERY | backend::PARAMETER_STATUS | backend::ERROR_RESPONSE);
+            let whole =
+                matches!(header.tag, backend::READY_FOR_QUERY | backend::PARAMETER_STATUS | backend::ERROR_RESPONSE);
             if whole && header.body > 64 * 1024 {
                 return Err(Unusable);
             }

@@ -32,7 +32,11 @@ use crate::{
         server::Asked,
         stats::Stats,
     },
-    server::{conn::is_setting, settings::Settings, upkeep},
+    server::{
+        conn::{Parameters, is_setting},
+        settings::Settings,
+        upkeep,
+    },
     tenant::TenantGuard,
 };
 
@@ -63,6 +67,7 @@ pub(super) async fn welcome(
     }
     let asked = requested(startup)?;
     let (baseline, settings) = establish(&pool, asked).await?;
+    let settings = pool.share(settings);
     Stats::count(&pool.stats.logins);
     let secret = if startup.agreed_minor() >= 2 { LONG_SECRET } else { SHORT_SECRET };
     let limits = &pool.settings().pool;
@@ -108,7 +113,7 @@ fn canonical(name: &str, value: String) -> (String, String) {
 }
 
 /// What a fresh connection reports, and the session's settings as PostgreSQL spells them.
-async fn establish(pool: &Arc<Pool>, asked: Settings) -> Result<(Arc<Vec<(String, String)>>, Settings), Refused> {
+async fn establish(pool: &Arc<Pool>, asked: Settings) -> Result<(Parameters, Settings), Refused> {
     if let Some(baseline) = pool.welcome() {
         let own = beyond(&asked, &baseline);
         if own.iter().all(|(name, value)| is_harmless(name, value)) {
@@ -188,7 +193,10 @@ async fn try_out(mut lease: Lease, wanted: &Settings) -> Result<Settings, Refuse
 }
 
 /// Runs one simple query; `Some` is PostgreSQL's error, made fatal.
-async fn ask(conn: &mut crate::server::conn::ServerConn, sql: &str) -> Result<Option<tenantry_wire::error::ErrorResponse>, ()> {
+async fn ask(
+    conn: &mut crate::server::conn::ServerConn,
+    sql: &str,
+) -> Result<Option<tenantry_wire::error::ErrorResponse>, ()> {
     let mut out = BytesMut::new();
     message::write_query(&mut out, sql).map_err(drop)?;
     conn.stream.write_all(&out).await.map_err(drop)?;

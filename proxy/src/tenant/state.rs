@@ -78,8 +78,7 @@ mod tests {
     #[test]
     fn the_whole_table() {
         use TenantEvent as E;
-        let events =
-            [E::Created, E::Pause, E::Resume, E::Drain, E::Emptied, E::Suspend, E::Wake, E::Archive, E::Drop];
+        let events = [E::Created, E::Pause, E::Resume, E::Drain, E::Emptied, E::Suspend, E::Wake, E::Archive, E::Drop];
         let mut table = String::new();
         for state in TenantState::ALL {
             let row: Vec<_> = events.iter().map(|e| state.next(*e).map_or("-".into(), |s| format!("{s:?}"))).collect();

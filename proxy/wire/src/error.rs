@@ -169,7 +169,8 @@ impl<'a> Fields<'a> {
 /// Turns a NoticeResponse that announced the end ("terminating connection because of crash of another server process")
 /// into the FATAL that the client would otherwise miss: same fields, severity FATAL.
 pub fn write_fatal_from_notice(out: &mut BytesMut, body: &[u8]) {
-    let fields = Fields::new(body).iter().map(|(k, v)| if matches!(k, b'S' | b'V') { (k, &b"FATAL"[..]) } else { (k, v) });
+    let fields =
+        Fields::new(body).iter().map(|(k, v)| if matches!(k, b'S' | b'V') { (k, &b"FATAL"[..]) } else { (k, v) });
     write_fields(out, backend::ERROR_RESPONSE, fields);
 }
 
@@ -202,7 +203,10 @@ mod tests {
     #[test]
     fn what_is_written_is_read_back() {
         let mut out = BytesMut::new();
-        ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "full\0C99999").detail("proxy_code=X").hint("wait").write(&mut out);
+        ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "full\0C99999")
+            .detail("proxy_code=X")
+            .hint("wait")
+            .write(&mut out);
         let header = frame::server_header(&out).unwrap().unwrap();
         assert_eq!(header.total(), out.len());
         let fields = Fields::new(&out[HEADER..]);

@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn lengths_are_postgresqls() {
-        for (tag, limit) in [(b'Q', LARGE_MESSAGE), (b'd', LARGE_MESSAGE), (b'S', SMALL_MESSAGE), (b'X', SMALL_MESSAGE)] {
+        for (tag, limit) in [(b'Q', LARGE_MESSAGE), (b'd', LARGE_MESSAGE), (b'S', SMALL_MESSAGE), (b'X', SMALL_MESSAGE)]
+        {
             assert!(client_header(&header(tag, limit)).is_ok());
             assert!(client_header(&header(tag, limit + 1)).is_err());
             for short in 0..4 {

@@ -82,7 +82,9 @@ pub fn read_parameter_status(body: &[u8]) -> Option<(&str, &str)> {
 #[must_use]
 pub fn read_backend_key_data(body: &[u8]) -> Option<CancelKey> {
     let (&process, secret) = body.split_first_chunk::<4>()?;
-    (4..=256).contains(&secret.len()).then(|| CancelKey { process: u32::from_be_bytes(process), secret: secret.to_vec() })
+    (4..=256)
+        .contains(&secret.len())
+        .then(|| CancelKey { process: u32::from_be_bytes(process), secret: secret.to_vec() })
 }
 
 /// The text columns of a DataRow body; `None` inside is NULL. The outer `None` means that the body is malformed.

@@ -90,7 +90,9 @@ impl<'a> Authentication<'a> {
             0 => Self::Ok,
             3 => Self::Cleartext,
             5 => Self::Md5(*data.first_chunk::<4>()?),
-            10 => Self::Sasl(data.split(|b| *b == 0).filter_map(|m| std::str::from_utf8(m).ok()).filter(|m| !m.is_empty()).collect()),
+            10 => Self::Sasl(
+                data.split(|b| *b == 0).filter_map(|m| std::str::from_utf8(m).ok()).filter(|m| !m.is_empty()).collect(),
+            ),
             11 => Self::SaslContinue(data),
             12 => Self::SaslFinal(data),
             other => Self::Other(other),
@@ -116,6 +118,9 @@ mod tests {
     fn mechanisms_are_read_back() {
         let mut out = BytesMut::new();
         write_mechanisms(&mut out, &[SCRAM_SHA_256_PLUS, SCRAM_SHA_256]);
-        assert_eq!(Authentication::read(&out[5..]), Some(Authentication::Sasl(vec![SCRAM_SHA_256_PLUS, SCRAM_SHA_256])));
+        assert_eq!(
+            Authentication::read(&out[5..]),
+            Some(Authentication::Sasl(vec![SCRAM_SHA_256_PLUS, SCRAM_SHA_256]))
+        );
     }
 }

@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Raised when a template's contents change.
-const TEMPLATE: u32 = 3;
+const TEMPLATE: u32 = 4;
 pub const MAX_CONNECTIONS: u32 = 60;
 
 const SETTINGS: &str = "
@@ -39,6 +39,7 @@ wal_level = minimal
 max_wal_senders = 0
 max_prepared_transactions = 5
 jit = off
+timezone = 'UTC'
 ssl = on
 log_min_messages = warning
 log_line_prefix = '%m [%p] %u@%d '
@@ -201,7 +202,15 @@ impl Cluster {
                 dir = dir.display(),
             ));
             let (program, data, dir_text) = (bin.join("postgres"), dir.join("data"), dir.display().to_string());
-            let words = [&program.display().to_string(), "-D", &data.display().to_string(), "-p", &port.to_string(), "-k", &dir_text];
+            let words = [
+                &program.display().to_string(),
+                "-D",
+                &data.display().to_string(),
+                "-p",
+                &port.to_string(),
+                "-k",
+                &dir_text,
+            ];
             let command = words.map(str::to_owned).to_vec();
             let server = Supervised::start(Plan { dir: &dir, command, user, signal: "QUIT", max_files: None });
             let cluster = Self { dir, bin: bin.clone(), port, server: Mutex::new(server) };

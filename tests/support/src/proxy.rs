@@ -103,7 +103,11 @@ impl ProxyBuilder {
                 return proxy;
             }
             let log = proxy.log();
-            assert!(attempt < 4 && log.to_lowercase().contains("in use"), "tenantry does not start:\n{log}\n{}", self.text());
+            assert!(
+                attempt < 4 && log.to_lowercase().contains("in use"),
+                "tenantry does not start:\n{log}\n{}",
+                self.text()
+            );
         }
         unreachable!()
     }
@@ -298,7 +302,8 @@ fn built() -> PathBuf {
 
 fn newest_source(root: &Path) -> SystemTime {
     let mut newest = SystemTime::UNIX_EPOCH;
-    let mut open: Vec<PathBuf> = ["src", "config/src", "proxy/src", "proxy/wire/src", "admin/src"].map(|d| root.join(d)).into();
+    let mut open: Vec<PathBuf> =
+        ["src", "config/src", "proxy/src", "proxy/wire/src", "admin/src"].map(|d| root.join(d)).into();
     while let Some(dir) = open.pop() {
         for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
             let Ok(kind) = entry.file_type() else { continue };
