@@ -409,3 +409,43 @@ async fn a_slow_reader_of_a_large_result_takes_bounded_memory() {
     slow.vanish();
     assert_eq!(proxy.connect(&tenant).login().await.value("SELECT 1").await, "1");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn incident_a01_a_batch_in_parts_under_overload_gives_nobody_foreign_rows() {
+    let tenant = cluster().tenant("pools").await;
+    let proxy = proxy_with(&tenant, &[("pool.pool_size", 1.into()), ("pool.query_wait_timeout", "30ms".into())]).await;
+    let mut clients = JoinSet::new();
+    for id in 0..12 {
+        let connect = proxy.connect(&tenant);
+        clients.spawn(async move {
+            let mut client = connect.login().await;
+            let mut served = 0;
+            for n in 0..40 {
+                let text = format!("SELECT '{id}-{n}' FROM pg_sleep(0.002)");
+                let name = format!("s{n}");
+                // As Sequelize sends it: the parts in separate writes, each waited for.
+                client.send(&[say::parse(&name, &text), say::describe_statement(&name), say::flush()].concat()).await;
+                let mut failed = false;
+                for _ in 0..3 {
+                    let message = client.next().await.expect("the session goes on");
+                    if message.tag == b'E' {
+                        assert_eq!(message.fault().code, "53300");
+                        failed = true;
+                        break;
+                    }
+                }
+                client.send(&[say::bind("", &name, &[]), say::execute("", 0), say::flush()].concat()).await;
+                let rest = client.ask(&say::sync()).await;
+                if failed {
+                    assert_eq!(rest.tags(), "Z", "{:?}", rest.trace());
+                } else {
+                    assert_eq!(rest.ok().value(), format!("{id}-{n}"));
+                    served += 1;
+                }
+            }
+            served
+        });
+    }
+    let served: i32 = clients.join_all().await.into_iter().sum();
+    assert!(served > 0, "nobody was served");
+}

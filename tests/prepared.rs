@@ -277,3 +277,27 @@ async fn an_error_inside_a_statements_first_use_elsewhere_reaches_only_its_clien
         assert_eq!(a.value("SELECT 'fine'").await, "fine");
     }
 }
+
+#[tokio::test]
+async fn incident_a07_the_answers_of_a_failed_batch_are_not_given_to_the_next_client() {
+    let (tenant, proxy) = pool(1, 2).await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    for n in 0..20 {
+        let failing = match n % 4 {
+            0 => say::query("PREPARE x AS SELECT nothing; EXECUTE x"),
+            1 => [say::unnamed("SET work_mem = 'nonsense'", &[]), say::unnamed("SELECT 'a'", &[]), say::sync()].concat(),
+            2 => [say::parse("p", "SELECT 1/0"), say::bind("", "p", &[]), say::execute("", 0), say::bind("", "p", &[]), say::sync()].concat(),
+            _ => [say::bind("", "never", &[]), say::execute("", 0), say::sync(), say::query("SELECT 'a'")].concat(),
+        };
+        let answer = a.ask(&failing).await;
+        assert_eq!(answer.faults().len(), 1, "{n}: {:?}", answer.trace());
+        b.send(&say::query(&format!("SELECT 'b{n}'"))).await;
+        if n % 4 == 3 {
+            assert_eq!(a.until_ready().await.value(), "a");
+        }
+        if n % 4 == 2 {
+            a.ask(&[say::close_statement("p"), say::sync()].concat()).await.ok();
+        }
+        assert_eq!(b.until_ready().await.value(), format!("b{n}"));
+    }
+}

@@ -155,15 +155,15 @@ async fn gone(kind: &Kind, vanish: bool) {
 async fn startup_parameters_and_options_are_the_clients_own() {
     let (tenant, proxy) = two_servers().await;
     let connect = proxy.connect(&tenant).parameter("application_name", "mine").parameter("TimeZone", "Asia/Tokyo");
-    let connect = connect.parameter("options", "-c work_mem=7MB --statement-timeout=54321 -c search_path=a\\ b,public");
+    let connect = connect.parameter("options", "-c work_mem=7MB --statement-timeout=54321 -c DateStyle=ISO,\\ DMY");
     let mut mine = connect.login().await;
     assert_eq!(mine.parameters["application_name"], "mine");
     assert_eq!(mine.parameters["TimeZone"], "Asia/Tokyo");
-    let look = "SELECT current_setting('work_mem') || '|' || current_setting('TimeZone') || '|' || current_setting('statement_timeout') \
+    let look = "SELECT current_setting('DateStyle') || '|' || current_setting('work_mem') || '|' || current_setting('TimeZone') || '|' || current_setting('statement_timeout') \
                 || '|' || current_setting('application_name')";
     for _ in 0..3 {
-        assert_eq!(mine.value(look).await, "7MB|Asia/Tokyo|54321ms|mine");
-        others_see(&proxy, &tenant, look, "4MB|UTC|0|").await;
+        assert_eq!(mine.value(look).await, "ISO, DMY|7MB|Asia/Tokyo|54321ms|mine");
+        others_see(&proxy, &tenant, look, "ISO, MDY|4MB|UTC|0|").await;
     }
     // RESET goes back to what the client started with.
     mine.run("SET work_mem = '9MB'").await;
@@ -171,9 +171,9 @@ async fn startup_parameters_and_options_are_the_clients_own() {
     assert_eq!(mine.value("SHOW work_mem").await, "7MB");
     mine.run("SET TimeZone = 'UTC'").await;
     mine.run("RESET ALL").await;
-    assert_eq!(mine.value(look).await, "7MB|Asia/Tokyo|54321ms|mine");
+    assert_eq!(mine.value(look).await, "ISO, DMY|7MB|Asia/Tokyo|54321ms|mine");
     mine.run("DISCARD ALL").await;
-    assert_eq!(mine.value(look).await, "7MB|Asia/Tokyo|54321ms|mine");
+    assert_eq!(mine.value(look).await, "ISO, DMY|7MB|Asia/Tokyo|54321ms|mine");
 }
 
 #[tokio::test]

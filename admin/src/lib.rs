@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod http;
+pub mod jobs;
 mod metrics;
 mod routes;
 mod view;

@@ -205,8 +205,13 @@ impl Directory {
             let _ = tokio::time::timeout(Duration::from_secs(1), self.tasks.wait()).await;
         }
         let routes = self.routes.load_full();
-        for server in routes.servers.values() {
-            server.close(Duration::from_secs(1)).await;
+        // All at once: the deadline of a supervisor does not grow with the number of servers.
+        let closing = routes.servers.values().map(|s| {
+            let server = Arc::clone(s);
+            tokio::spawn(async move { server.close(Duration::from_secs(1)).await })
+        });
+        for closed in closing.collect::<Vec<_>>() {
+            let _ = closed.await;
         }
         if let Some(path) = &self.unix_socket {
             let _ = std::fs::remove_file(path);

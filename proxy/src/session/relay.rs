@@ -202,7 +202,8 @@ impl Session {
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
         self.waiting = None;
         self.pool.stats.add(&mut self.tally);
-        self.finish(end).await;
+        // In a box of its own: the goodbye needs memory that an idle session should not hold.
+        Box::pin(self.finish(end)).await;
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {

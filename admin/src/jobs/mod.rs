@@ -1,0 +1,3 @@
+//! Durable administrative work. So far its states; the queue and the journal come with the control plane.
+
+pub mod state;
