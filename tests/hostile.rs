@@ -100,7 +100,7 @@ async fn broken_first_packets_are_answered_as_by_postgresql() {
     let (tenant, proxy) = one_server("hostile").await;
     let mut too_long = say::startup(0, &[("user", &"u".repeat(10_050))]);
     too_long.truncate(10_010);
-    let packets: [(&str, Vec<u8>); 9] = [
+    let packets: [(&str, Vec<u8>); 8] = [
         ("length 0", vec![0, 0, 0, 0]),
         ("length 7", vec![0, 0, 0, 7, 0, 3, 0]),
         ("length 2^31", vec![0x80, 0, 0, 0]),
@@ -108,7 +108,6 @@ async fn broken_first_packets_are_answered_as_by_postgresql() {
         ("HTTP", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n".to_vec()),
         ("no terminator", say::packet(0x0003_0000, b"user\0x\0")),
         ("no user", say::startup(0, &[("database", &tenant.name)])),
-        ("protocol 2.0", say::packet(0x0002_0000, b"\0")),
         ("protocol 4.0", say::packet(0x0004_0000, b"user\0x\0\0")),
     ];
     for (what, packet) in packets {
@@ -119,6 +118,9 @@ async fn broken_first_packets_are_answered_as_by_postgresql() {
         let pooled = codes(raw(what, &proxy.connect(&tenant), &packet).await);
         assert_eq!(pooled, direct, "{what}");
     }
+    // PostgreSQL answers protocol 2.0 in that protocol's own format; we in ours.
+    let old = raw("protocol 2.0", &proxy.connect(&tenant), &say::packet(0x0002_0000, b"\0")).await;
+    assert!(old.len() == 1 && old[0].starts_with("E FATAL 0A000"), "{old:?}");
     assert_eq!(proxy.connect(&tenant).login().await.value("SELECT 1").await, "1");
 }
 
@@ -137,7 +139,7 @@ async fn a_first_packet_that_never_ends_is_closed_at_the_login_timeout() {
     tls.send(&say::packet(say::SSL_REQUEST, b"")).await;
     assert_eq!(tls.byte().await, Some(b'S'));
     tls.send(b"\x16\x03\x01").await;
-    assert_eq!(tls.byte().await.is_none_or(|byte| byte == 0x15), true, "closed, or a TLS alert");
+    assert!(tls.byte().await.is_none_or(|byte| byte == 0x15), "closed, or a TLS alert");
     assert_eq!(cluster().sessions(&tenant).await.len(), 0, "nobody logged in");
 }
 

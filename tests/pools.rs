@@ -414,11 +414,12 @@ async fn a_slow_reader_of_a_large_result_takes_bounded_memory() {
 async fn incident_a01_a_batch_in_parts_under_overload_gives_nobody_foreign_rows() {
     let tenant = cluster().tenant("pools").await;
     let proxy = proxy_with(&tenant, &[("pool.pool_size", 1.into()), ("pool.query_wait_timeout", "30ms".into())]).await;
+    // The first login of a pool dials, which may take longer than this wait.
+    eventually("the first login", async || proxy.connect(&tenant).try_login().await.ok()).await;
     let mut clients = JoinSet::new();
     for id in 0..12 {
-        let connect = proxy.connect(&tenant);
+        let mut client = proxy.connect(&tenant).login().await;
         clients.spawn(async move {
-            let mut client = connect.login().await;
             let mut served = 0;
             for n in 0..40 {
                 let text = format!("SELECT '{id}-{n}' FROM pg_sleep(0.002)");

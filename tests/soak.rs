@@ -160,7 +160,8 @@ impl Asker {
             // After an error rows may be missing, but none may come twice or late.
             let in_order = mine && expected.by_ref().any(|tag| Some(*tag) == number);
             if !in_order {
-                let text = format!("{}/{} asked {tags:?} and got {row:?} in {:#?}", self.tenant, self.id, answer.trace());
+                let text =
+                    format!("{}/{} asked {tags:?} and got {row:?} in {:#?}", self.tenant, self.id, answer.trace());
                 self.tally.complain(&self.tally.foreign, text);
             }
             rows += 1;

@@ -81,6 +81,7 @@ struct Routes {
     servers: BTreeMap<String, Arc<Server>>,
     tenants: BTreeMap<TenantId, Arc<Tenant>>,
     shared_roles: BTreeMap<String, Arc<RoleEntry>>,
+    any_roles: BTreeMap<String, Arc<RoleEntry>>,
 }
 
 /// What the data plane looks like at one moment.
@@ -254,8 +255,9 @@ impl Directory {
         self.routes.load().tenants.get(database).cloned()
     }
 
-    pub(crate) fn shared_role(&self, name: &str) -> Option<Arc<RoleEntry>> {
-        self.routes.load().shared_roles.get(name).cloned()
+    /// A role for a database that no tenant has: those of `[tenants."*"]`, and the shared ones.
+    pub(crate) fn any_role(&self, name: &str) -> Option<Arc<RoleEntry>> {
+        self.routes.load().any_roles.get(name).cloned()
     }
 
     /// The tenant that `[tenants."*"]` makes for a database nobody else has.
@@ -272,8 +274,7 @@ impl Directory {
             return None;
         }
         let settings = tenantry_config::Tenant { database: None, ..template.clone() };
-        let roles = roles_of(&template.roles, &routes.shared_roles, None);
-        let tenant = Tenant::new(id, settings, Arc::clone(server), roles, None);
+        let tenant = Tenant::new(id, settings, Arc::clone(server), routes.any_roles.clone(), None);
         any.insert(database.to_owned(), Arc::clone(&tenant));
         Some(tenant)
     }
@@ -360,6 +361,10 @@ impl Routes {
             }
         }
         let shared_roles = entries(&settings.roles, old.map(|o| &o.shared_roles));
+        let mut any_roles = shared_roles.clone();
+        if let Some(any) = &settings.any_tenant {
+            any_roles.extend(entries(&any.roles, old.map(|o| &o.any_roles)));
+        }
         let mut tenants = BTreeMap::new();
         for (id, tenant) in &settings.tenants {
             let Some(server) = servers.get(&tenant.server) else {
@@ -378,7 +383,7 @@ impl Routes {
                 (id.clone(), Tenant::new(id, tenant, server, roles, before.as_deref()))
             })
             .collect();
-        Ok(Self { settings, servers, tenants, shared_roles })
+        Ok(Self { settings, servers, tenants, shared_roles, any_roles })
     }
 }
 

@@ -84,6 +84,8 @@ pub enum Blocked {
     ServerCap,
     ConnectThrottle,
     ServerDown,
+    /// PostgreSQL itself refused another connection (53300).
+    ServerFull,
 }
 
 impl Blocked {
@@ -94,6 +96,7 @@ impl Blocked {
             Self::ServerCap => "server_cap",
             Self::ConnectThrottle => "connect_throttle",
             Self::ServerDown => "server_down",
+            Self::ServerFull => "server_full",
         }
     }
 }
@@ -410,10 +413,12 @@ impl Core {
 
     /// The one answer to "why does this pool's queue not move".
     #[must_use]
-    pub fn blocked(&self, id: PoolId, now: Millis) -> Blocked {
+    pub fn blocked(&self, id: PoolId) -> Blocked {
         let Some(pool) = self.pools.get(&id) else { return Blocked::PoolSize };
-        if self.down.is_open(now) || pool.backoff.is_open(now) || self.down.delay > 0 {
+        if self.down.delay > 0 {
             Blocked::ServerDown
+        } else if pool.backoff.delay > 0 {
+            Blocked::ServerFull
         } else if pool.size() >= pool.limits.size {
             Blocked::PoolSize
         } else if self.ledger.is_full() {
@@ -571,7 +576,7 @@ impl Core {
     fn expire_waiters(&mut self, now: Millis, actions: &mut Actions) {
         let ids: Vec<_> = self.pools.iter().filter(|(_, p)| !p.queue.is_empty()).map(|(id, _)| *id).collect();
         for id in ids {
-            let blocked = self.blocked(id, now);
+            let blocked = self.blocked(id);
             let Some(pool) = self.pools.get_mut(&id) else { continue };
             let timeout = pool.limits.query_wait_timeout;
             let mut ahead = 0;

@@ -302,7 +302,7 @@ impl Server {
     /// Why this pool's queue does not move.
     #[must_use]
     pub fn blocked(&self, pool: PoolId) -> Blocked {
-        self.inner.lock().core.blocked(pool, Millis::now())
+        self.inner.lock().core.blocked(pool)
     }
 
     #[must_use]
@@ -316,7 +316,7 @@ impl Server {
             counts: inner.core.counts(pool.id),
             waiting: inner.core.waiting(pool.id),
             oldest_wait: Duration::from_millis(inner.core.oldest_wait(pool.id, now)),
-            blocked: inner.core.blocked(pool.id, now),
+            blocked: inner.core.blocked(pool.id),
         }
     }
 

@@ -96,8 +96,8 @@ impl ConnectError {
                 Some(code) if code.starts_with("53") => DialFailure::Later,
                 _ => DialFailure::Refused,
             },
-            Self::WrongPlace { .. } => DialFailure::Later,
-            Self::Tls(_)
+            Self::WrongPlace { .. }
+            | Self::Tls(_)
             | Self::TlsRefused
             | Self::PlaintextInjected
             | Self::Credentials(..)

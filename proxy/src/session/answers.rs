@@ -6,6 +6,7 @@
 use std::task::Context;
 
 use bytes::BytesMut;
+use tenantry_config::PoolMode;
 use tenantry_wire::{
     error::{Fields, sqlstate},
     frame::{self, HEADER, Header},
@@ -61,6 +62,10 @@ impl Session {
             }
         }
         outcome?;
+        if self.said_fatal && self.answer.left == 0 {
+            // PostgreSQL closes after a FATAL, and so do we, whether or not it gets round to it.
+            return Err(End::ServerSaidWhy);
+        }
         Ok(run.at)
     }
 
@@ -104,7 +109,8 @@ impl Session {
             }
             backend::PARAMETER_STATUS => self.parameter(header, body, run),
             backend::NOTIFICATION_RESPONSE => {
-                self.take(header, Sink::Forward, run);
+                let listens = self.may_listen();
+                self.take(header, if listens { Sink::Forward } else { Sink::Discard }, run);
                 Ok(())
             }
             backend::READY_FOR_QUERY => self.ready(header, body, run),
@@ -166,8 +172,9 @@ impl Session {
             || (code == sqlstate::FEATURE_NOT_SUPPORTED
                 && fields.message().is_some_and(|m| m.starts_with("cached plan must not change")))
         {
-            // A demoted primary, or plans that no longer fit: this connection is of no use to the next client.
+            // A demoted primary, or plans that no longer fit: what the pool has is of no use to the next client.
             self.retire = true;
+            self.pool.server.reconnect(&self.pool);
         }
         let in_probe = self.evidence.is_some();
         match self.owed.error().map_err(|u| self.desync(&u.to_string()))? {
@@ -238,6 +245,9 @@ impl Session {
         self.owed.ready(transaction);
         match verdict {
             Verdict::Deliver | Verdict::Replace(_) => {
+                if transaction != status::IDLE && self.mode == PoolMode::Statement {
+                    return Err(End::Fatal(errors::no_transactions()));
+                }
                 if transaction == status::IDLE {
                     self.tally.transactions += 1;
                 }

@@ -23,6 +23,11 @@ pub fn refused(refusal: Refusal, pool: &Pool) -> ErrorResponse {
                 .detail(format!("proxy_code=SERVER_DOWN tenant={} waited_ms={waited}", pool.tenant))
                 .hint("Nothing was sent to the server; try again.")
         }
+        Refusal::Timeout { waited, blocked: Blocked::ServerFull, .. } => {
+            ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "the database server takes no more connections")
+                .detail(format!("proxy_code=SERVER_FULL tenant={} waited_ms={waited}", pool.tenant))
+                .hint("Its max_connections, or a CONNECTION LIMIT of the role or database, is reached by others.")
+        }
         Refusal::Timeout { waited, blocked, .. } => {
             let settings = pool.settings();
             ErrorResponse::error(
@@ -154,7 +159,7 @@ pub fn malformed(error: &FrameError) -> ErrorResponse {
 
 #[must_use]
 pub fn message_too_large(limit: usize) -> ErrorResponse {
-    ErrorResponse::fatal(
+    ErrorResponse::error(
         sqlstate::PROGRAM_LIMIT_EXCEEDED,
         format!("a named Parse is larger than max_message_size ({limit} bytes)"),
     )

@@ -53,7 +53,7 @@ pub(super) async fn prove(
     let tenant = directory.tenant(&database);
     let role = match &tenant {
         Some(tenant) => tenant.role(&name),
-        None => directory.shared_role(&name),
+        None => directory.any_role(&name),
     };
     let settings = directory.settings();
     let proof = match settings.auth.auth_type {

@@ -76,6 +76,8 @@ struct Entry {
 enum What {
     Request(Kind, For),
     Own(Own),
+    /// The client's CopyDone or CopyFail, sent before the server said that it wants copy data. Not answered.
+    CopyEnd,
     /// Will fail on purpose, so that PostgreSQL's own state follows; its error is replaced by this one.
     Poison(Box<ErrorResponse>),
 }
@@ -163,6 +165,9 @@ impl Owed {
 
     /// The client's CopyDone or CopyFail was sent.
     pub fn copy_ended(&mut self) {
+        if self.copy_in == CopyIn::No && !self.queue.is_empty() {
+            self.queue.push_back(Entry { what: What::CopyEnd, undo: None });
+        }
         self.copy_in = CopyIn::No;
     }
 
@@ -172,7 +177,7 @@ impl Owed {
     pub fn next_own(&mut self) -> Option<Own> {
         let Some(What::Own(own)) = self.queue.front().map(|e| &e.what) else { return None };
         let own = *own;
-        self.queue.pop_front();
+        self.pop();
         Some(own)
     }
 
@@ -230,7 +235,7 @@ impl Owed {
             What::Request(Kind::Sync | Kind::Query | Kind::FunctionCall, whose) => {
                 return Ok(if *whose == For::Client { Verdict::Deliver } else { Verdict::Swallow });
             }
-            What::Request(..) | What::Poison(_) | What::Own(_) => {}
+            What::Request(..) | What::Poison(_) | What::Own(_) | What::CopyEnd => {}
         }
         // A Sync went into the copy: whether the server ignored it or will answer it depends on when it read it.
         self.unclear |= copy == CopyIn::Yes { synced: true };
@@ -322,6 +327,10 @@ impl Owed {
         if let Some(entry) = self.queue.pop_front() {
             self.forget(&entry);
         }
+        // An end of copy data that nothing was copied for: the server ignores it.
+        while matches!(self.queue.front(), Some(Entry { what: What::CopyEnd, .. })) {
+            self.queue.pop_front();
+        }
     }
 
     fn forget(&mut self, entry: &Entry) {
@@ -333,11 +342,21 @@ impl Owed {
     /// Syncs that were sent right behind the COPY are in the server's hands before any copy data: it ignores them.
     fn begin_copy_in(&mut self) {
         self.copy_in = CopyIn::Yes { synced: false };
-        while let Some(Entry { what: What::Request(Kind::Sync, _), .. }) = self.queue.get(1) {
+        while let Some(next) = self.queue.get(1) {
+            let (ignored, ended) =
+                (matches!(next.what, What::Request(Kind::Sync, _)), matches!(next.what, What::CopyEnd));
+            if !ignored && !ended {
+                return;
+            }
             if let Some(entry) = self.queue.remove(1) {
                 self.forget(&entry);
             }
-            self.open_batch = true;
+            if ended {
+                self.copy_in = CopyIn::No;
+                return;
+            }
+            // The batch is open again, unless a Sync that counts has been sent behind the end of the data.
+            self.open_batch = !self.queue.iter().any(|e| matches!(e.what, What::Request(Kind::Sync, _)));
         }
     }
 

@@ -148,6 +148,29 @@ fn a_sync_behind_an_extended_copy_is_ignored_and_the_one_after_its_end_is_not() 
 }
 
 #[test]
+fn copy_data_may_be_sent_before_it_was_asked_for() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Query]);
+    owed.copy_ended();
+    client(&mut owed, &[Kind::Query]);
+    replies(&mut owed, b"G");
+    assert!(!owed.in_copy_in(), "its end is on the way already");
+    replies(&mut owed, b"CZTDCZ");
+    assert!(owed.is_at_rest());
+    // Extended: the Sync before the end is ignored, the one after it is not.
+    client(&mut owed, &[Kind::Execute, Kind::Sync]);
+    owed.copy_ended();
+    client(&mut owed, &[Kind::Sync]);
+    replies(&mut owed, b"GCZ");
+    assert!(owed.is_at_rest());
+    // No COPY after all: the end is ignored.
+    client(&mut owed, &[Kind::Query]);
+    owed.copy_ended();
+    replies(&mut owed, b"CZ");
+    assert!(owed.is_at_rest() && owed.is_empty());
+}
+
+#[test]
 fn a_copy_that_fails_after_a_sync_inside_it_leaves_the_connection_unclear() {
     let mut owed = Owed::default();
     client(&mut owed, &[Kind::Execute]);

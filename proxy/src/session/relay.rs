@@ -56,6 +56,8 @@ pub(super) const CHUNK: usize = 64 * 1024;
 pub(super) const MAX_OWED: usize = 65_536;
 /// How long a client that closed its sending side may still get the answer to what it asked.
 const HALF_CLOSE_GRACE: Duration = Duration::from_secs(1);
+/// How long a client may take to close its side after we closed ours.
+const LINGER: Duration = Duration::from_secs(1);
 /// How long a cancel request may take.
 pub(super) const CANCEL_LIMIT: Duration = Duration::from_secs(10);
 
@@ -112,8 +114,12 @@ pub struct Session {
     pub(super) names: Names,
     /// What the client's session has set.
     pub(super) settings: Settings,
+    /// What it began with: RESET goes back to this.
+    startup: Settings,
     /// After an error of ours without a server: messages are dropped until the client's Sync.
     pub(super) skip_to_sync: bool,
+    /// A Flush was sent on our own account, to learn how an earlier Parse ended.
+    pub(super) asked_to_flush: bool,
     /// The request at the head of `input` was answered with an error of ours, and is to be dropped.
     pub(super) refused: bool,
     client_closed: bool,
@@ -169,8 +175,10 @@ impl Session {
             input: BytesMut::new(),
             request: Partial::default(),
             names: Names::default(),
+            startup: settings.clone(),
             settings,
             skip_to_sync: false,
+            asked_to_flush: false,
             refused: false,
             client_closed: false,
             grace: None,
@@ -321,22 +329,28 @@ impl Session {
     }
 
     /// Takes a connection into use: its settings are made ours in the same write as the client's first bytes.
-    fn attach(&mut self, mut lease: Lease, now: Millis) -> Result<(), End> {
+    fn attach(&mut self, lease: Lease, now: Millis) -> Result<(), End> {
         self.owed.reset();
-        if let Some(conn) = lease.conn()
-            && conn.label != self.settings
-        {
-            let difference = conn.label.difference(&self.settings);
-            self.hold = difference.must_be_confirmed();
-            let written = message::write_query(&mut self.to_server.buf, &probe::replay(&difference));
-            written.map_err(|_| End::Fatal(errors::internal()))?;
-            conn.label = self.settings.clone();
-            self.owed.push(Kind::Query, For::Us, None);
-            Stats::count(&self.pool.stats.replays);
-        }
         self.lease = Some(lease);
+        self.replay()?;
         self.enter_at(SessionEvent::Work, now);
         self.registered.shared.transaction(Some(now));
+        Ok(())
+    }
+
+    /// Makes the connection's settings the client's, if they are not.
+    fn replay(&mut self) -> Result<(), End> {
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        if conn.label == self.settings {
+            return Ok(());
+        }
+        let difference = conn.label.difference(&self.settings);
+        self.hold = difference.must_be_confirmed();
+        let written = message::write_query(&mut self.to_server.buf, &probe::replay(&difference));
+        written.map_err(|_| End::Fatal(errors::internal()))?;
+        conn.label = self.settings.clone();
+        self.owed.push(Kind::Query, For::Us, None);
+        Stats::count(&self.pool.stats.replays);
         Ok(())
     }
 
@@ -416,9 +430,6 @@ impl Session {
     }
 
     fn settle_in_transaction(&mut self) -> Result<(), End> {
-        if self.mode == PoolMode::Statement {
-            return Err(End::Fatal(errors::no_transactions()));
-        }
         if self.state == SessionState::Active {
             self.enter(SessionEvent::RestInTransaction);
         }
@@ -461,7 +472,9 @@ impl Session {
                 if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
                     conn.label = settings.clone();
                 }
-                self.settings = settings;
+                // A startup setting that is gone was reset, and RESET goes back to what the client asked for at the start.
+                let gone = self.startup.iter().filter(|(name, _)| settings.get(name).is_none());
+                self.settings = gone.fold(settings.clone(), |all, (name, value)| all.with(name, Some(value)));
             }
             None => pins.add(PinReason::Unknown),
         }
@@ -470,7 +483,9 @@ impl Session {
             self.drop_pin();
             return Ok(());
         }
-        self.take_pin()
+        self.take_pin()?;
+        // It stays on this connection, where a RESET may have undone what the client began with.
+        self.replay()
     }
 
     fn take_pin(&mut self) -> Result<(), End> {
@@ -573,8 +588,9 @@ impl Session {
         }
     }
 
-    fn is_blocked(&self) -> bool {
-        self.waiting.is_some() || self.hold
+    /// The client's requests must wait: for a connection, or until it is known what its settings are.
+    pub(super) fn is_blocked(&self) -> bool {
+        self.waiting.is_some() || self.hold || self.evidence.is_some()
     }
 
     /// True when nothing is left to write. A write that fails is not the last word: the server's may still be unread.
@@ -628,6 +644,11 @@ impl Session {
             return Err(End::ClientGone);
         }
         Ok(())
+    }
+
+    /// Whether a notification can be meant for this client.
+    pub(super) fn may_listen(&self) -> bool {
+        self.pinned || self.signs.suspect || self.mode == PoolMode::Session
     }
 
     pub(super) fn client_said_goodbye(&mut self) {
@@ -714,8 +735,7 @@ impl Session {
             let goodbye = std::future::poll_fn(|cx| self.to_client.poll_send(&mut self.client, cx, &[]));
             let _ = tokio::time::timeout(Duration::from_secs(5), goodbye).await;
         }
-        let _: Result<io::Result<()>, _> =
-            tokio::time::timeout(Duration::from_secs(1), tokio::io::AsyncWriteExt::shutdown(&mut self.client)).await;
+        let _ = tokio::time::timeout(LINGER, linger(&mut self.client)).await;
     }
 
     /// Exactly one error per failure, or none if PostgreSQL said it already.
@@ -731,6 +751,16 @@ impl Session {
             }
         }
     }
+}
+
+/// Closes our side and reads what the client still sends: with unread bytes the kernel would reset the connection, and
+/// the client might never see our last words.
+async fn linger(client: &mut Stream) -> io::Result<()> {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    client.shutdown().await?;
+    let mut sink = [0u8; 4096];
+    while client.read(&mut sink).await? > 0 {}
+    Ok(())
 }
 
 impl Drop for Session {

@@ -98,7 +98,9 @@ impl Session {
                     self.begin(header, header.body, Sink::Discard);
                 }
                 Step::Incomplete if header.total() > self.max_message => {
-                    return Err(End::Fatal(errors::message_too_large(self.max_message)));
+                    self.poison(&mut run, errors::message_too_large(self.max_message))?;
+                    run.cut(&mut self.to_server.buf, HEADER);
+                    self.begin(header, header.body, Sink::Discard);
                 }
                 Step::Incomplete | Step::Wait => break,
             }
@@ -145,17 +147,13 @@ impl Session {
 
     /// One message of the client. A table of contents: what happens without a server, then by type.
     fn request(&mut self, header: Header, rest: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
-        let empty = matches!(header.tag, frontend::SYNC | frontend::FLUSH | frontend::COPY_DONE);
-        if empty && header.body != 0 {
-            return Err(End::Fatal(errors::malformed(&FrameError::Length { tag: header.tag, length: u32::MAX })));
-        }
         if let Some(step) = self.request_without_server(header) {
             return Ok(step);
         }
         if !self.ensure_lease()? {
             return Ok(if self.refused { self.drop_refused(header) } else { Step::Wait });
         }
-        if self.hold || self.owed.len() >= MAX_OWED {
+        if self.is_blocked() || self.owed.len() >= MAX_OWED {
             return Ok(Step::Wait);
         }
         if self.owed.is_skipping() && header.tag != frontend::SYNC {
@@ -188,6 +186,11 @@ impl Session {
                 self.owed.copy_ended();
                 Ok(Step::Forward(Sink::Forward))
             }
+            frontend::FLUSH if header.body > 0 => {
+                // Malformed: answered by an error, and by nothing else.
+                self.owed.push(Kind::Close, For::Client, None);
+                Ok(Step::Forward(Sink::Forward))
+            }
             // Flush and CopyData.
             _ => Ok(Step::Forward(Sink::Forward)),
         }
@@ -197,8 +200,9 @@ impl Session {
     fn request_without_server(&mut self, header: Header) -> Option<Step> {
         let copy = matches!(header.tag, frontend::COPY_DATA | frontend::COPY_DONE | frontend::COPY_FAIL);
         if copy {
-            // PostgreSQL ignores them outside a COPY: a client may still be sending when its COPY has failed.
-            return (!self.owed.in_copy_in()).then_some(Step::Discard);
+            // PostgreSQL ignores them outside a COPY: a client may still be sending when its COPY has failed. While
+            // anything is unanswered it may yet turn out to be a COPY that these are for.
+            return (self.lease.is_none() || self.owed.is_empty()).then_some(Step::Discard);
         }
         if self.refused {
             return Some(self.drop_refused(header));
@@ -210,7 +214,7 @@ impl Session {
             }
             return Some(Step::Discard);
         }
-        if self.lease.is_none() {
+        if self.lease.is_none() && header.body == 0 {
             if header.tag == frontend::SYNC {
                 self.to_client.buf.extend_from_slice(&message::ready_for_query(status::IDLE));
                 return Some(Step::Discard);
@@ -294,11 +298,17 @@ impl Session {
     fn parse_named(&mut self, header: Header, parse: &Parse<'_>, run: &mut Run<'_>) -> Result<Step, End> {
         if self.names.get(parse.name).is_some() {
             if !self.owed.is_empty() {
-                // Whether the earlier one stands is only known when it was answered.
+                // Whether the earlier one stands is only known when it was answered, which PostgreSQL may put off.
+                if !self.asked_to_flush {
+                    self.asked_to_flush = true;
+                    run.cut(&mut self.to_server.buf, 0);
+                    self.to_server.buf.extend_from_slice(message::FLUSH);
+                }
                 return Ok(Step::Wait);
             }
             return self.poison(run, errors::duplicate_statement(parse.name));
         }
+        self.asked_to_flush = false;
         if self.names.len() >= MAX_NAMES {
             return self.poison(run, errors::too_many_statements());
         }

@@ -13,6 +13,7 @@ use crate::{
 pub const PARSE_COMPLETE: &[u8] = &[backend::PARSE_COMPLETE, 0, 0, 0, 4];
 pub const CLOSE_COMPLETE: &[u8] = &[backend::CLOSE_COMPLETE, 0, 0, 0, 4];
 pub const SYNC: &[u8] = &[frontend::SYNC, 0, 0, 0, 4];
+pub const FLUSH: &[u8] = &[frontend::FLUSH, 0, 0, 0, 4];
 pub const TERMINATE: &[u8] = &[frontend::TERMINATE, 0, 0, 0, 4];
 /// CopyFail with the reason that PostgreSQL will repeat in its error.
 pub const COPY_FAIL: &[u8] = b"f\0\0\0\x14client vanished\0";

@@ -139,10 +139,11 @@ fn startup(version: u32, body: &[u8]) -> Result<Startup, StartupError> {
     let mut startup = Startup { minor, parameters: Vec::new(), protocol_options: Vec::new() };
     let mut words = pairs.split(|b| *b == 0);
     loop {
-        let name = words.next().unwrap_or_default();
-        if name.is_empty() {
-            break;
-        }
+        let name = match words.next() {
+            Some([]) => break,
+            Some(name) => name,
+            None => return Err(StartupError::Terminator),
+        };
         let Some(value) = words.next() else { return Err(StartupError::Terminator) };
         let name = std::str::from_utf8(name).map_err(|_| StartupError::Encoding)?;
         let value = std::str::from_utf8(value).map_err(|_| StartupError::Encoding)?;
@@ -274,6 +275,10 @@ mod tests {
         let last = no_end.len() - 1;
         no_end[last] = b'x';
         assert_eq!(decode(&no_end), Err(StartupError::Terminator));
+        let mut no_last = packet(&[("user", "u")], 0);
+        no_last.truncate(last);
+        no_last[3] -= 1;
+        assert_eq!(decode(&no_last), Err(StartupError::Terminator), "the last value's NUL is no terminator");
         assert_eq!(decode(&[0, 0, 0, 9, 0, 2, 0, 0, 0]), Err(StartupError::Version(2, 0)));
     }
 

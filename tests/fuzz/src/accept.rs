@@ -28,6 +28,8 @@ use tokio::{
 const METHODS: [&str; 4] = ["scram-sha-256", "md5", "password", "trust"];
 /// The secret of `plain`, and what those of `kept` and `old` were made of.
 const SECRET: &[u8] = b"fuzzpw";
+const SCRAM: &str = "SCRAM-SHA-256$1:MDEyMzQ1Njc4OWFiY2RlZg==$dbvcLNHJYFcMwpcrfny/hQfiGd5YJWu29QKl6QHcuAo=:+sXD6zd4TC2bBoQeojkP1zM/nJn1lbIhMIZi5pVWq9o=";
+const MD5: &str = "md5661598ff504a0905b082f5727bc73037";
 /// Longer than every deadline of the settings together.
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -94,24 +96,33 @@ impl Stage {
 
 /// Nothing listens on port 1.
 fn settings(place: &str, method: &str) -> String {
-    format!(
+    // Not over this Unix socket, but passwords in the clear are only taken where TLS is to be had.
+    let tls = if method == "password" { "allow" } else { "disable" };
+    let mut settings = format!(
         r#"
-        listen = {{ addresses = ["127.0.0.1:0"], unix_socket_dir = "{place}", client_login_timeout = "1s", tls = {{ mode = "disable" }} }}
-        auth = {{ auth_type = "{method}", scram_iterations = 1 }}
-        pool = {{ query_wait_timeout = "20ms" }}
-        admin = {{ address = "" }}
-        servers.main = {{ host = "127.0.0.1", port = 1 }}
-        [[tenants.alpha.roles]]
-        name = "plain"
-        password = "fuzzpw"
-        [[tenants.alpha.roles]]
-        name = "kept"
-        password = "SCRAM-SHA-256$1:MDEyMzQ1Njc4OWFiY2RlZg==$dbvcLNHJYFcMwpcrfny/hQfiGd5YJWu29QKl6QHcuAo=:+sXD6zd4TC2bBoQeojkP1zM/nJn1lbIhMIZi5pVWq9o="
-        [[tenants.alpha.roles]]
-        name = "old"
-        password = "md5661598ff504a0905b082f5727bc73037"
+        [listen]
+        addresses = ["127.0.0.1:0"]
+        unix_socket_dir = "{place}"
+        client_login_timeout = "1s"
+        tls = {{ mode = "{tls}", state_dir = "{place}" }}
+        [auth]
+        auth_type = "{method}"
+        scram_iterations = 1
+        [pool]
+        query_wait_timeout = "20ms"
+        [admin]
+        address = ""
+        [servers.main]
+        host = "127.0.0.1"
+        port = 1
         "#
-    )
+    );
+    // No hash of one method serves the other.
+    let roles = [("plain", "fuzzpw", true), ("kept", SCRAM, method != "md5"), ("old", MD5, method != "scram-sha-256")];
+    for (name, password, _) in roles.into_iter().filter(|(_, _, fits)| *fits) {
+        settings += &format!("[[tenants.alpha.roles]]\nname = \"{name}\"\npassword = \"{password}\"\n");
+    }
+    settings
 }
 
 /// Everything that is answered until the connection is closed.

@@ -50,19 +50,23 @@ pub fn startup(data: &[u8]) {
             assert_eq!(same, data[..length]);
         }
         First::Startup(startup) => {
-            started(startup);
+            let rewritten = started(startup);
+            // The values of protocol options are not kept, nor where they stood.
+            if startup.protocol_options.is_empty() {
+                assert_eq!(rewritten, data[..length]);
+            }
             startup.parameters.iter().for_each(|(_, value)| options(value));
         }
     }
 }
 
-fn started(startup: &Startup) {
+/// Gives the packet as we would write it.
+fn started(startup: &Startup) -> BytesMut {
     let mut parameters: Vec<(&str, &str)> = startup.parameters.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     for (name, _) in &parameters {
         assert!(!name.starts_with("_pq_.") && !name.is_empty());
         assert!(startup.parameter(name).is_some());
     }
-    // The values of protocol options are not kept.
     parameters.extend(startup.protocol_options.iter().map(|option| (option.as_str(), "")));
     let mut same = BytesMut::new();
     first::write_startup(&mut same, startup.minor, &parameters);
@@ -80,6 +84,7 @@ fn started(startup: &Startup) {
     } else {
         assert_eq!(startup.agreed_minor(), startup.minor);
     }
+    same
 }
 
 fn options(text: &str) {
