@@ -166,10 +166,14 @@ impl Directory {
         let _one_at_a_time = self.reload.lock();
         let old = self.routes.load_full();
         let tls = settings.listen.tls.clone();
-        let fresh = Routes::build(settings, Some(&old))?;
+        // What can fail is tried first, so that a bad file changes nothing.
+        for server in settings.servers.values() {
+            crate::net::tls::Connector::load(&server.tls, &server.host)?;
+        }
         if let Some(acceptor) = &self.acceptor {
             acceptor.reload(&tls)?;
         }
+        let fresh = Routes::build(settings, Some(&old))?;
         fresh.tenants.values().for_each(|t| t.prewarm());
         self.routes.store(Arc::new(fresh));
         self.any.lock().clear();
@@ -194,9 +198,13 @@ impl Directory {
         self.stopped.store(true, Relaxed);
         self.stop.notify_waiters();
         self.tasks.close();
-        self.registry.end_all(EndReason::Shutdown);
         let finished = async {
-            while !self.registry.is_empty() {
+            // Again and again: a login that was under way becomes a session that must be told too.
+            loop {
+                self.registry.end_all(EndReason::Shutdown);
+                if self.registry.is_empty() {
+                    break;
+                }
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };

@@ -88,10 +88,10 @@ pub(crate) async fn run(listener: Listener, directory: Arc<Directory>) {
                     tracing::error!(%error, "cannot accept connections; pausing");
                 }
                 failures = failures.wrapping_add(1);
-                if spare.take().is_some() {
+                if is_out_of_descriptors(&error) && spare.take().is_some() {
                     refuse_one(&listener).await;
-                    spare = File::open("/dev/null").ok();
                 }
+                spare = spare.or_else(|| File::open("/dev/null").ok());
                 tokio::time::sleep(PAUSE).await;
             }
         }
@@ -103,6 +103,11 @@ fn admit(directory: &Arc<Directory>, stream: Stream) {
     let guard = directory.client_guard();
     let work = hello::serve(Arc::clone(directory), stream, guard);
     directory.spawn(work);
+}
+
+/// EMFILE, ENFILE.
+fn is_out_of_descriptors(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(24 | 23))
 }
 
 /// With the spare descriptor free, tells the next client why it cannot be served.

@@ -244,6 +244,11 @@ impl Core {
         self.ledger.set_cap(limits.cap);
     }
 
+    /// No dial from now on.
+    pub fn stop_dialing(&mut self) {
+        self.ledger.set_cap(0);
+    }
+
     pub fn set_pool_limits(&mut self, id: PoolId, limits: PoolLimits) {
         if let Some(pool) = self.pools.get_mut(&id) {
             pool.limits = limits;

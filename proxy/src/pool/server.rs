@@ -259,16 +259,18 @@ impl Server {
     }
 
     /// Cancels what runs on a connection; the number under way at once is limited, and so is the time.
-    /// Resolves when PostgreSQL has acted on it, or could not be asked.
-    pub async fn cancel(self: Arc<Self>, key: tenantry_wire::startup::CancelKey, deadline: Duration) {
+    /// True when PostgreSQL has acted on it; false when that is unknown, and it may yet hit whoever comes next.
+    pub async fn cancel(self: Arc<Self>, key: tenantry_wire::startup::CancelKey, deadline: Duration) -> bool {
         let endpoint = self.endpoint();
         let work = async {
             let _permit = self.cancels.acquire().await.ok()?;
             connect::cancel(&endpoint, &key).await.ok()
         };
-        if tokio::time::timeout(deadline, work).await.ok().flatten().is_none() {
+        let delivered = tokio::time::timeout(deadline, work).await.ok().flatten().is_some();
+        if !delivered {
             tracing::warn!(server = %self.name, "a cancel request could not be delivered");
         }
+        delivered
     }
 
     /// Runs work that belongs to this server's connections; `close` waits for it.
@@ -285,6 +287,7 @@ impl Server {
         let now = Millis::now();
         {
             let mut inner = self.inner.lock();
+            inner.core.stop_dialing();
             let pools: Vec<_> = inner.pools.keys().copied().collect();
             pools.into_iter().for_each(|id| inner.core.reconnect(id, now, &mut actions));
             self.act(inner, actions);

@@ -93,9 +93,20 @@ impl ConnectError {
             Self::Refused(body) => match Fields::new(body).code() {
                 // Starting up, shutting down, in recovery: later, for everybody.
                 Some("57P03" | "57P01" | "57P02") => DialFailure::ServerDown,
-                Some(code) if code.starts_with("53") => DialFailure::Later,
-                _ => DialFailure::Refused,
+                // Wrong for good: authorization, no such database, no privilege, not allowed.
+                Some(code) if ["28", "3D", "42", "55", "0A"].iter().any(|class| code.starts_with(class)) => {
+                    DialFailure::Refused
+                }
+                _ => DialFailure::Later,
             },
+            Self::Tls(tls::TlsError::Handshake { source, .. })
+                if matches!(
+                    source.kind(),
+                    io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe
+                ) =>
+            {
+                DialFailure::ServerDown
+            }
             Self::WrongPlace { .. }
             | Self::Tls(_)
             | Self::TlsRefused

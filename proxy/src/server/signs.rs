@@ -7,6 +7,9 @@ use std::sync::LazyLock;
 
 use aho_corasick::{Anchored, automaton::Automaton, dfa::DFA};
 
+/// Most settings with a dot that one text or session may name; with more, the session stays pinned.
+pub const MAX_CUSTOM: usize = 64;
+
 /// What a text showed.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Signs {
@@ -29,9 +32,19 @@ impl Signs {
         self.opaque |= other.opaque;
         self.commits |= other.commits;
         for name in &other.custom {
-            if !self.custom.contains(name) {
-                self.custom.push(name.clone());
-            }
+            self.touched(name.clone());
+        }
+    }
+
+    /// A setting with a dot in its name was touched.
+    fn touched(&mut self, name: String) {
+        if self.custom.contains(&name) {
+            return;
+        }
+        if self.custom.len() < MAX_CUSTOM {
+            self.custom.push(name);
+        } else {
+            self.opaque = true;
         }
     }
 
@@ -54,9 +67,9 @@ const PATTERNS: [&str; 14] = [
     "with hold",
     "create temp ",
     "create temporary ",
-    "create local temp",
-    "create global temp",
-    "create unlogged temp",
+    "local temp",
+    "global temp",
+    "unlogged temp",
     "replace temp ",
     "replace temporary ",
     "into temp ",
@@ -77,6 +90,8 @@ const MAX_WORD: usize = 64;
 pub struct Scan {
     state: Option<aho_corasick::automaton::StateID>,
     blank: bool,
+    /// Comments around the one we are in.
+    depth: u32,
     at: At,
     word: Vec<u8>,
     /// Words of the statement so far, up to three: SET, SESSION, name.
@@ -96,6 +111,7 @@ enum At {
     Dash,
     BlockComment,
     BlockStar,
+    BlockSlash,
     LineComment,
     /// Past the words that matter.
     Body,
@@ -131,7 +147,7 @@ impl Scan {
             (None, Err(_)) => return,
         };
         for &raw in text {
-            let byte = if raw.is_ascii_whitespace() { b' ' } else { raw };
+            let byte = if is_blank(raw) { b' ' } else { raw };
             if byte != b' ' || !self.blank {
                 state = dfa.next_state(Anchored::No, state, byte);
                 if dfa.is_special(state) && dfa.is_match(state) {
@@ -178,7 +194,7 @@ impl Scan {
             ([b'(', b'\'', name @ ..], b'\'') => {
                 let name = String::from_utf8_lossy(name).to_ascii_lowercase();
                 if name.contains('.') {
-                    signs.custom.push(name);
+                    signs.touched(name);
                 }
                 self.argument = None;
             }
@@ -191,12 +207,25 @@ impl Scan {
     }
 
     fn step(&mut self, byte: u8, signs: &mut Signs) {
-        let word = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'"');
+        let quote_begins = byte == b'"'
+            && !self.word.is_empty()
+            && self.word.first() != Some(&b'"')
+            && self.word.last() != Some(&b'.');
+        if self.at == At::Word && quote_begins {
+            // SET"name": the keyword is over although no blank says so.
+            self.at = if self.end_word(signs) { At::Body } else { At::Gap };
+        }
+        let word = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'"' | b'$' | 0x80..);
         self.at = match (self.at, byte) {
             (At::BlockComment, b'*') | (At::BlockStar, b'*') => At::BlockStar,
-            (At::BlockStar, b'/') => At::Gap,
-            (At::BlockComment | At::BlockStar, _) => At::BlockComment,
-            (At::LineComment, b'\n') => At::Gap,
+            (At::BlockStar, b'/') => self.close_comment(),
+            (At::BlockComment | At::BlockSlash, b'/') => At::BlockSlash,
+            (At::BlockSlash, b'*') => {
+                self.depth = self.depth.saturating_add(1);
+                At::BlockComment
+            }
+            (At::BlockComment | At::BlockStar | At::BlockSlash, _) => At::BlockComment,
+            (At::LineComment, b'\n' | b'\r') => At::Gap,
             (At::LineComment, _) => At::LineComment,
             (At::Slash, b'*') => At::BlockComment,
             (At::Dash, b'-') => At::LineComment,
@@ -220,7 +249,7 @@ impl Scan {
                     _ if past || before == At::Body => At::Body,
                     b'/' => At::Slash,
                     b'-' => At::Dash,
-                    b if b.is_ascii_whitespace() || b == b'(' => At::Gap,
+                    b if is_blank(b) || b == b'(' || b == 0 => At::Gap,
                     b if word => {
                         self.word.clear();
                         self.word.push(b);
@@ -230,6 +259,13 @@ impl Scan {
                 }
             }
         };
+    }
+
+    /// PostgreSQL's comments nest.
+    fn close_comment(&mut self) -> At {
+        let outer = self.depth.checked_sub(1);
+        self.depth = outer.unwrap_or(0);
+        if outer.is_some() { At::BlockComment } else { At::Gap }
     }
 
     /// Looks at a word that is over; true if no further word of this statement matters.
@@ -247,7 +283,7 @@ impl Scan {
             (Verb::Set | Verb::Reset, _) => {
                 signs.suspect = true;
                 if word.contains(&b'.') {
-                    signs.custom.push(String::from_utf8_lossy(&word).replace('"', "").to_ascii_lowercase());
+                    signs.touched(String::from_utf8_lossy(&word).replace('"', "").to_ascii_lowercase());
                 }
                 true
             }
@@ -257,6 +293,11 @@ impl Scan {
         self.word.clear();
         past
     }
+}
+
+/// PostgreSQL's white space.
+fn is_blank(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || byte == 0x0B
 }
 
 fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
@@ -310,6 +351,11 @@ mod tests {
             "  set session Search_Path to x",
             "/* app */ SET a = 1",
             "-- c\nSET a = 1",
+            "-- c\rSET a = 1",
+            "/* a /* b */ select */ SET x = 1",
+            "SET\"search_path\"TO x",
+            "\0SET a = 1",
+            "select 1 into local temp t",
             "SELECT 1; SET a = 1",
             "BEGIN;set a=1;COMMIT",
             "RESET ALL",

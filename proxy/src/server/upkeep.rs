@@ -46,11 +46,9 @@ pub async fn rollback(conn: &mut ServerConn) -> Result<(), Unusable> {
     run(conn, "ROLLBACK").await
 }
 
-/// Asks for a sign of life with the cheapest request there is: a Sync.
+/// Asks for a sign of life with an empty query. Its answer cannot be mistaken for a ReadyForQuery left from before.
 pub async fn check(conn: &mut ServerConn) -> Result<(), Unusable> {
-    conn.stream.write_all(message::SYNC).await.map_err(|_| Unusable)?;
-    conn.stream.flush().await.map_err(|_| Unusable)?;
-    settle(conn).await
+    run(conn, "").await
 }
 
 async fn run(conn: &mut ServerConn, sql: &str) -> Result<(), Unusable> {
@@ -65,6 +63,7 @@ async fn run(conn: &mut ServerConn, sql: &str) -> Result<(), Unusable> {
 async fn settle(conn: &mut ServerConn) -> Result<(), Unusable> {
     let mut input = BytesMut::new();
     let mut seen = 0usize;
+    let mut answered = false;
     loop {
         while let Some(header) = frame::server_header(&input).map_err(|_| Unusable)? {
             if header.total() > MAX_UPKEEP_INPUT {
@@ -77,14 +76,15 @@ async fn settle(conn: &mut ServerConn) -> Result<(), Unusable> {
             let body = message.get(HEADER..).unwrap_or_default();
             match header.tag {
                 backend::READY_FOR_QUERY => {
-                    return if body == [status::IDLE] && input.is_empty() { Ok(()) } else { Err(Unusable) };
+                    return if answered && body == [status::IDLE] && input.is_empty() { Ok(()) } else { Err(Unusable) };
                 }
                 backend::PARAMETER_STATUS => {
                     if let Some((name, value)) = message::read_parameter_status(body) {
                         conn.reported(name, value);
                     }
                 }
-                backend::COMMAND_COMPLETE | backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => {}
+                backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE => answered = true,
+                backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => {}
                 _ => return Err(Unusable),
             }
         }

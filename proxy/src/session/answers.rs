@@ -24,7 +24,7 @@ use crate::{pool::lease::Lease, server::conn::is_setting};
 /// Of an ErrorResponse or NoticeResponse, this much is looked at; the fields that matter come first.
 const MAX_FIELDS: usize = 4096;
 /// Longest message that is taken whole: a ParameterStatus, a row of our own probe.
-const MAX_WHOLE: usize = 64 * 1024;
+const MAX_WHOLE: usize = 1024 * 1024;
 /// Longest command tag.
 const MAX_TAG: usize = 64;
 
@@ -254,7 +254,7 @@ impl Session {
                 self.take(header, Sink::Forward, run);
             }
             Verdict::Swallow => {
-                self.hold = false;
+                self.confirmed |= std::mem::take(&mut self.hold);
                 self.take(header, Sink::Discard, run);
             }
             Verdict::Read => {
@@ -269,7 +269,7 @@ impl Session {
 
     /// DISCARD ALL and DEALLOCATE ALL take every statement from the server, the shared ones too.
     fn command_complete(&mut self, body: &[u8]) {
-        if body == b"DISCARD ALL\0" || body == b"DEALLOCATE ALL\0" {
+        if message::drops_all_statements(body) {
             self.names.clear();
             if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
                 conn.prepared.clear();

@@ -61,6 +61,8 @@ pub enum Undo {
     OnServer(u64),
     /// Both of a Parse.
     NameOnServer(Box<[u8]>, u64),
+    /// The unnamed statement was replaced by this Parse.
+    Unnamed,
     /// The statement was evicted from the server by this Close.
     Evicted(u64),
 }
@@ -109,6 +111,8 @@ pub struct Owed {
     /// The server discards everything until a Sync that was not sent yet.
     skipping: bool,
     copy_in: CopyIn,
+    /// A Sync was sent where a COPY may have ignored it; settled when the COPY succeeds.
+    sync_in_copy: bool,
     /// A Sync may or may not have been ignored: the connection can be used on, but never by anybody else.
     unclear: bool,
     status: Option<u8>,
@@ -120,8 +124,8 @@ pub struct Owed {
 enum CopyIn {
     #[default]
     No,
-    /// The server reads copy data; `true` once a Sync was sent into it.
-    Yes { synced: bool },
+    /// The server reads copy data.
+    Yes,
 }
 
 impl Owed {
@@ -137,8 +141,8 @@ impl Owed {
     /// A message was sent.
     pub fn push(&mut self, kind: Kind, whose: For, undo: Option<Box<Undo>>) {
         if kind == Kind::Sync {
-            if let CopyIn::Yes { synced } = &mut self.copy_in {
-                *synced = true;
+            if self.copy_in == CopyIn::Yes {
+                self.sync_in_copy = true;
                 return;
             }
             self.skipping = false;
@@ -185,10 +189,16 @@ impl Owed {
     pub fn reply(&mut self, tag: u8) -> Result<Verdict, Unexpected> {
         let unexpected = Err(Unexpected(tag));
         let Some(What::Request(kind, whose)) = self.queue.front().map(|e| &e.what) else {
-            // A Sync that we took for ignored was not, after all.
+            // A Sync that may have been ignored was not, after all.
             return if self.unclear && tag == backend::READY_FOR_QUERY { Ok(Verdict::Deliver) } else { unexpected };
         };
         let (kind, whose) = (*kind, *whose);
+        if self.unclear
+            && tag == backend::READY_FOR_QUERY
+            && !matches!(kind, Kind::Sync | Kind::Query | Kind::FunctionCall)
+        {
+            return Ok(Verdict::Deliver);
+        }
         let last = match (tag, kind) {
             (backend::PARSE_COMPLETE, Kind::Parse)
             | (backend::BIND_COMPLETE, Kind::Bind)
@@ -209,6 +219,9 @@ impl Owed {
             }
             _ => return unexpected,
         };
+        if tag == backend::COMMAND_COMPLETE {
+            self.sync_in_copy = false;
+        }
         if last {
             self.pop();
         }
@@ -229,7 +242,9 @@ impl Owed {
 
     /// An ErrorResponse arrived that does not end the connection.
     pub fn error(&mut self) -> Result<Verdict, Unexpected> {
-        let copy = std::mem::take(&mut self.copy_in);
+        self.copy_in = CopyIn::No;
+        // Whether the server ignored that Sync or will answer it depends on when it read it: nobody else may get the answer.
+        self.unclear |= std::mem::take(&mut self.sync_in_copy);
         let Some(head) = self.queue.front() else { return Err(Unexpected(backend::ERROR_RESPONSE)) };
         match &head.what {
             What::Request(Kind::Sync | Kind::Query | Kind::FunctionCall, whose) => {
@@ -237,8 +252,6 @@ impl Owed {
             }
             What::Request(..) | What::Poison(_) | What::Own(_) | What::CopyEnd => {}
         }
-        // A Sync went into the copy: whether the server ignored it or will answer it depends on when it read it.
-        self.unclear |= copy == CopyIn::Yes { synced: true };
         let verdict = match self.queue.front_mut().map(|e| &mut e.what) {
             Some(What::Poison(error)) => {
                 let error = std::mem::replace(error, Box::new(ErrorResponse::error("XX000", "")));
@@ -341,7 +354,7 @@ impl Owed {
 
     /// Syncs that were sent right behind the COPY are in the server's hands before any copy data: it ignores them.
     fn begin_copy_in(&mut self) {
-        self.copy_in = CopyIn::Yes { synced: false };
+        self.copy_in = CopyIn::Yes;
         while let Some(next) = self.queue.get(1) {
             let (ignored, ended) =
                 (matches!(next.what, What::Request(Kind::Sync, _)), matches!(next.what, What::CopyEnd));
@@ -351,6 +364,7 @@ impl Owed {
             if let Some(entry) = self.queue.remove(1) {
                 self.forget(&entry);
             }
+            self.sync_in_copy |= ignored;
             if ended {
                 self.copy_in = CopyIn::No;
                 return;

@@ -213,3 +213,28 @@ fn a_transaction_is_not_at_rest() {
     owed.ready(status::TRANSACTION);
     assert!(owed.is_empty() && !owed.is_at_rest());
 }
+
+#[test]
+fn a_copy_that_fails_before_it_read_anything_answers_the_sync_that_was_taken_for_ignored() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Bind, Kind::Execute, Kind::Sync]);
+    owed.copy_ended();
+    client(&mut owed, &[Kind::Sync]);
+    replies(&mut owed, b"2G");
+    owed.error().unwrap();
+    replies(&mut owed, b"Z");
+    assert!(!owed.is_at_rest(), "one more may come, and must not become somebody else's");
+    replies(&mut owed, b"Z");
+    assert!(owed.is_unclear() && !owed.is_at_rest());
+}
+
+#[test]
+fn a_sync_inside_a_simple_copy_that_fails_is_unclear_too() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Query]);
+    replies(&mut owed, b"G");
+    client(&mut owed, &[Kind::Sync]);
+    owed.copy_ended();
+    owed.error().unwrap();
+    assert!(owed.is_unclear());
+}

@@ -102,7 +102,20 @@ pub fn replay(difference: &Difference) -> String {
 
 /// A string literal, whatever standard_conforming_strings says.
 fn literal(text: &str) -> String {
-    format!("E'{}'", text.replace('\\', "\\\\").replace('\'', "''"))
+    let mut quoted = String::from("E'");
+    for c in text.chars() {
+        match c {
+            '\\' => quoted.push_str("\\\\"),
+            '\'' => quoted.push_str("''"),
+            c if c.is_ascii() => quoted.push(c),
+            // By number: the connection's client_encoding may be any.
+            c => {
+                let _ = write!(quoted, "\\U{:08X}", u32::from(c));
+            }
+        }
+    }
+    quoted.push('\'');
+    quoted
 }
 
 /// A setting's name: each part quoted.

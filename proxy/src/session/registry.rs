@@ -116,7 +116,9 @@ impl Shared {
         let over = |limit: u64| limit > 0 && waited >= limit;
         let started = self.transaction_since.load(Relaxed);
         match self.state() {
-            SessionState::Idle if over(self.watch.client_idle) => self.ask_to_end(EndReason::IdleTimeout),
+            SessionState::Idle | SessionState::Pinned if over(self.watch.client_idle) => {
+                self.ask_to_end(EndReason::IdleTimeout)
+            }
             SessionState::IdleInTransaction if over(self.watch.idle_transaction) => {
                 self.ask_to_end(EndReason::IdleTransactionTimeout);
             }

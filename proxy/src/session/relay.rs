@@ -46,7 +46,7 @@ use crate::{
     },
     server::{
         settings::Settings,
-        signs::{Scan, Signs},
+        signs::{MAX_CUSTOM, Scan, Signs},
     },
 };
 
@@ -134,12 +134,16 @@ pub struct Session {
     pub(super) owed: Owed,
     /// The client's requests wait until the replay of its role was confirmed.
     pub(super) hold: bool,
+    /// The replay was confirmed just now: the client's own request comes next, before the connection may go elsewhere.
+    pub(super) confirmed: bool,
+    /// A cancel came while only our own statement ran; it is for the client's, once that runs.
+    cancel_later: bool,
     pub(super) last_notice: Option<Box<[u8]>>,
     pub(super) said_fatal: bool,
     /// The connection must not be used again after this transaction.
     pub(super) retire: bool,
     server_write_failed: bool,
-    cancelling: Option<JoinHandle<()>>,
+    cancelling: Option<JoinHandle<bool>>,
 
     // What the session may leave behind.
     pub(super) scan: Scan,
@@ -189,6 +193,8 @@ impl Session {
             answer: Partial::default(),
             owed: Owed::default(),
             hold: false,
+            confirmed: false,
+            cancel_later: false,
             last_notice: None,
             said_fatal: false,
             retire: false,
@@ -241,11 +247,13 @@ impl Session {
 
     fn heed_wishes(&mut self) -> Result<(), End> {
         let shared = &self.registered.shared;
-        if shared.take_cancel() {
+        if shared.take_cancel() || (self.cancel_later && !self.owed.head_is_ours()) {
+            self.cancel_later = false;
             self.cancel();
         }
         let Some(reason) = self.registered.shared.end() else { return Ok(()) };
-        let busy = self.lease.is_some() && !(self.pinned && self.owed.is_at_rest());
+        let resting = (self.pinned || self.mode == PoolMode::Session) && self.owed.is_at_rest();
+        let busy = self.lease.is_some() && !resting;
         match reason {
             // Its transaction may finish; the drain's deadline ends it otherwise.
             EndReason::Shutdown if busy || self.waiting.is_some() => Ok(()),
@@ -263,6 +271,10 @@ impl Session {
         }
         let under_way = self.cancelling.as_ref().is_some_and(|task| !task.is_finished());
         if !self.owed.client_waits() || under_way {
+            return;
+        }
+        if self.owed.head_is_ours() {
+            self.cancel_later = true;
             return;
         }
         let server = Arc::clone(&self.pool.server);
@@ -331,6 +343,9 @@ impl Session {
     /// Takes a connection into use: its settings are made ours in the same write as the client's first bytes.
     fn attach(&mut self, lease: Lease, now: Millis) -> Result<(), End> {
         self.owed.reset();
+        self.last_notice = None;
+        self.server_write_failed = false;
+        self.cancel_later = false;
         self.lease = Some(lease);
         self.replay()?;
         self.enter_at(SessionEvent::Work, now);
@@ -404,13 +419,18 @@ impl Session {
             if self.owed.status() != status::IDLE && !self.owed.has_open_batch() {
                 return self.settle_in_transaction();
             }
-            if self.owed.is_unclear() && !self.pins.has(PinReason::Unclear) {
-                self.pins.add(PinReason::Unclear);
-                self.take_pin()?;
+            if self.owed.is_unclear() && self.owed.is_empty() && self.owed.status() == status::IDLE {
+                // Nobody knows whether one more ReadyForQuery is on its way: the connection ends with this transaction.
+                self.retire = true;
+                self.give_back();
             }
             return Ok(());
         }
         if self.request.left > 0 || !self.to_server.is_done() {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.confirmed) && !self.input.is_empty() {
+            // What it was confirmed for is about to be sent.
             return Ok(());
         }
         self.pool.stats.add(&mut self.tally);
@@ -438,7 +458,7 @@ impl Session {
 
     fn needs_probe(&self) -> bool {
         let changed = self.signs.suspect || self.signs.opaque || !self.signs.custom.is_empty();
-        (changed || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session && !self.retire
+        (changed || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session
     }
 
     fn start_probe(&mut self) -> Result<(), End> {
@@ -446,6 +466,10 @@ impl Session {
             if !self.custom.contains(&name) {
                 self.custom.push(name);
             }
+        }
+        if self.custom.len() > MAX_CUSTOM {
+            self.custom.truncate(MAX_CUSTOM);
+            self.signs.opaque = true;
         }
         if self.signs.opaque {
             self.pins.add(PinReason::Opaque);
@@ -515,8 +539,9 @@ impl Session {
         self.enter_at(SessionEvent::Rest, now);
         self.registered.shared.transaction(None);
         let Some(lease) = self.lease.take() else { return };
-        let cancelling = self.cancelling.take().filter(|task| !task.is_finished());
-        if std::mem::take(&mut self.retire) {
+        // Finished or not: whether it was delivered decides whether the connection may go to anybody else.
+        let cancelling = self.cancelling.take();
+        if std::mem::take(&mut self.retire) || self.server_write_failed {
             drop(lease);
         } else if let Some(task) = cancelling {
             super::vanish::after_cancel(lease, task, now);
@@ -528,7 +553,11 @@ impl Session {
     // The client's requests.
 
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        if self.to_server.is_stalled() && !self.flush_to_server(cx) {
+        if self.to_client.buf.len() >= CHUNK {
+            // It does not read its answers: no more questions. `poll_answers` has asked to be woken.
+            return Ok(false);
+        }
+        if self.to_server.is_stalled() && !self.flush_to_server(cx)? {
             return Ok(false);
         }
         let mut progress = false;
@@ -542,7 +571,7 @@ impl Session {
             }
             self.after_requests()?;
         }
-        if !self.flush_to_server(cx) {
+        if !self.flush_to_server(cx)? {
             return Ok(progress);
         }
         if self.client_closed
@@ -594,16 +623,16 @@ impl Session {
     }
 
     /// True when nothing is left to write. A write that fails is not the last word: the server's may still be unread.
-    fn flush_to_server(&mut self, cx: &mut Context<'_>) -> bool {
-        if self.to_server.is_done() {
-            return true;
+    fn flush_to_server(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        while !self.to_server.is_done() {
+            self.send_to_server(cx, &[]);
+            if !self.to_server.is_done() {
+                return Ok(false);
+            }
+            // Perhaps everything was at rest but for this; which may give the server something new to do.
+            self.settle()?;
         }
-        self.send_to_server(cx, &[]);
-        if self.to_server.is_done() {
-            // Nothing of the client's may be half-sent now: perhaps everything was at rest but for this.
-            return self.settle().is_ok();
-        }
-        false
+        Ok(true)
     }
 
     pub(super) fn send_to_server(&mut self, cx: &mut Context<'_>, fresh: &[u8]) {
@@ -620,7 +649,11 @@ impl Session {
 
     fn after_requests(&mut self) -> Result<(), End> {
         if self.owed.client_waits() && self.state != SessionState::Active && self.lease.is_some() {
-            self.enter(SessionEvent::Work);
+            let now = Millis::now();
+            if self.state == SessionState::Pinned {
+                self.registered.shared.transaction(Some(now));
+            }
+            self.enter_at(SessionEvent::Work, now);
         }
         // A message whose end came after its answer (a late CopyData) may have been all that kept the connection.
         if self.lease.is_some() && self.owed.is_at_rest() { self.settle() } else { Ok(()) }
@@ -635,7 +668,7 @@ impl Session {
 
     /// The client closed its sending side: what it asked is still answered, within a grace; then it is gone.
     fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let asked = self.owed.client_waits() || self.waiting.is_some();
+        let asked = self.owed.client_waits() || (self.is_blocked() && !self.input.is_empty());
         if !asked && self.to_client.is_done() {
             return Err(End::ClientGone);
         }
@@ -659,7 +692,8 @@ impl Session {
 
     /// Takes back what the server skipped or failed.
     pub(super) fn undo(&mut self) {
-        for undo in self.owed.take_undone() {
+        // Last in, first out: what was done later stands on what was done before.
+        for undo in self.owed.take_undone().into_iter().rev() {
             let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return };
             match undo {
                 Undo::Name(name) => drop(self.names.remove(&name)),
@@ -668,6 +702,10 @@ impl Session {
                 Undo::NameOnServer(name, id) => {
                     self.names.remove(&name);
                     conn.prepared.remove(id);
+                }
+                Undo::Unnamed => {
+                    conn.unnamed_of = 0;
+                    self.names.set_unnamed(None);
                 }
                 Undo::Evicted(id) => {
                     // It is still there; if that makes one too many, another goes, and is closed on the server later.

@@ -69,12 +69,27 @@ impl Session {
     /// Deals with the client's bytes as far as possible; says how many were dealt with. The rest must be kept.
     pub(super) fn take_requests(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
         let mut run = Run { bytes, start: 0, at: 0 };
+        let outcome = self.walk_requests(&mut run);
+        // What came before a malformed message was a request all the same.
+        if self.lease.is_some() {
+            let pending = run.pending();
+            if !pending.is_empty() || !self.to_server.is_done() {
+                self.send_to_server(cx, pending);
+            }
+        }
+        self.emit_own();
+        outcome?;
+        Ok(run.at)
+    }
+
+    fn walk_requests(&mut self, run: &mut Run<'_>) -> Result<(), End> {
+        let bytes = run.bytes;
         loop {
             if self.request.left > 0 {
                 if run.at >= bytes.len() {
                     break;
                 }
-                self.pass_on(&mut run);
+                self.pass_on(run);
                 continue;
             }
             let rest = bytes.get(run.at..).unwrap_or_default();
@@ -87,7 +102,7 @@ impl Session {
                 run.start = run.at;
                 break;
             }
-            match self.request(header, rest, &mut run)? {
+            match self.request(header, rest, run)? {
                 Step::Forward(sink) => {
                     run.at = run.at.saturating_add(HEADER);
                     self.begin(header, header.body, sink);
@@ -97,22 +112,17 @@ impl Session {
                     run.cut(&mut self.to_server.buf, HEADER);
                     self.begin(header, header.body, Sink::Discard);
                 }
-                Step::Incomplete if header.total() > self.max_message => {
-                    self.poison(&mut run, errors::message_too_large(self.max_message))?;
+                Step::Incomplete
+                    if header.tag == frontend::PARSE && header.total() > self.max_message && rest.len() > HEADER =>
+                {
+                    self.poison(run, errors::message_too_large(self.max_message))?;
                     run.cut(&mut self.to_server.buf, HEADER);
                     self.begin(header, header.body, Sink::Discard);
                 }
                 Step::Incomplete | Step::Wait => break,
             }
         }
-        if self.lease.is_some() {
-            let pending = run.pending();
-            if !pending.is_empty() || !self.to_server.is_done() {
-                self.send_to_server(cx, pending);
-            }
-        }
-        self.emit_own();
-        Ok(run.at)
+        Ok(())
     }
 
     /// Begins a message of which `left` bytes are still to be dealt with.
@@ -179,6 +189,8 @@ impl Session {
                 Ok(Step::Forward(Sink::Forward))
             }
             frontend::FUNCTION_CALL => {
+                // A function by its number: it may be any.
+                self.signs.suspect = true;
                 self.owed.push(Kind::FunctionCall, For::Client, None);
                 Ok(Step::Forward(Sink::Forward))
             }
@@ -272,19 +284,21 @@ impl Session {
     }
 
     fn parse_unnamed(&mut self, parse: &Parse<'_>, message: &[u8]) -> Step {
-        self.signs.merge(&Signs::of(parse.query));
+        self.names.unnamed_signs = Signs::of(parse.query);
         let kept = (message.len() <= MAX_UNNAMED).then(|| Bytes::copy_from_slice(message));
         self.names.set_unnamed(kept);
         self.own_unnamed();
-        self.owed.push(Kind::Parse, For::Client, None);
+        self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed)));
         Step::Forward(Sink::Forward)
     }
 
     /// Too large to keep: streamed through. Its text is looked at in passing, types and all; that can only suspect too much.
     fn parse_large_unnamed(&mut self) -> Step {
         self.names.set_unnamed(None);
+        // Its text is looked at as it passes, for this batch; whatever comes of it later is suspected.
+        self.names.unnamed_signs = Signs { suspect: true, commits: true, ..Signs::default() };
         self.own_unnamed();
-        self.owed.push(Kind::Parse, For::Client, None);
+        self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed)));
         Step::Forward(Sink::Scan)
     }
 
@@ -306,6 +320,7 @@ impl Session {
                 }
                 return Ok(Step::Wait);
             }
+            self.asked_to_flush = false;
             return self.poison(run, errors::duplicate_statement(parse.name));
         }
         self.asked_to_flush = false;
@@ -364,6 +379,7 @@ impl Session {
             if let Some(step) = self.need_unnamed(run)? {
                 return Ok(step);
             }
+            self.signs.merge(&self.names.unnamed_signs);
             self.owed.push(Kind::Bind, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         }
@@ -396,7 +412,7 @@ impl Session {
         conn.unnamed_of = id;
         run.cut(&mut self.to_server.buf, 0);
         self.to_server.buf.extend_from_slice(&parse);
-        self.owed.push(Kind::Parse, For::Us, None);
+        self.owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::Unnamed)));
         Ok(None)
     }
 

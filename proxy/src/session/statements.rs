@@ -6,7 +6,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use bytes::Bytes;
 
-use crate::server::statements::Statement;
+use crate::server::{signs::Signs, statements::Statement};
 
 /// Most names that one client may hold; past it a Parse is answered with 54000.
 pub const MAX_NAMES: usize = 65_536;
@@ -18,6 +18,8 @@ pub struct Names {
     names: HashMap<Box<[u8]>, Arc<Statement>>,
     /// The last unnamed Parse as it was sent, to be sent again where another server connection needs it.
     unnamed: Option<Bytes>,
+    /// What running it may leave behind; known also when it is too large to be kept.
+    pub unnamed_signs: Signs,
 }
 
 impl Names {

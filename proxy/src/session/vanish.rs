@@ -41,17 +41,22 @@ pub struct Remains {
     pub lost: bool,
     /// The session may have left state behind.
     pub dirty: bool,
-    pub cancelling: Option<JoinHandle<()>>,
+    pub cancelling: Option<JoinHandle<bool>>,
 }
 
 /// Hands the remains to a task of their own, with a time limit.
 pub fn bring_to_rest(remains: Remains, limit: Duration) {
     let Remains { lease, owed, .. } = &remains;
-    if remains.lost || remains.unsent || owed.is_unclear() {
+    // A replay of settings under way may be hit by the cancel, and then nobody knows what is set.
+    if remains.lost || remains.unsent || owed.is_unclear() || owed.head_is_ours() {
         // Dropping the lease closes the connection.
         return;
     }
-    let quiet = owed.is_at_rest() && remains.input.is_empty() && !remains.dirty && remains.cancelling.is_none();
+    let quiet = owed.is_at_rest()
+        && remains.partial.left == 0
+        && remains.input.is_empty()
+        && !remains.dirty
+        && remains.cancelling.is_none();
     if quiet {
         remains.lease.release(Millis::now());
         return;
@@ -67,11 +72,13 @@ pub fn bring_to_rest(remains: Remains, limit: Duration) {
 }
 
 /// A connection at rest, for which a cancel request is still under way: it is nobody's until that has ended.
-pub fn after_cancel(mut lease: Lease, cancelling: JoinHandle<()>, now: Millis) {
+pub fn after_cancel(mut lease: Lease, cancelling: JoinHandle<bool>, now: Millis) {
     lease.await_cancel(now);
     let server = Arc::clone(&lease.pool().server);
     server.spawn(async move {
-        let _ = cancelling.await;
+        if !matches!(cancelling.await, Ok(true)) {
+            return;
+        }
         lease.begin_reset(Millis::now());
         let Some(conn) = lease.conn() else { return };
         // One round trip more: a signal that came late has hit by then, and hit nobody's query.
@@ -82,8 +89,10 @@ pub fn after_cancel(mut lease: Lease, cancelling: JoinHandle<()>, now: Millis) {
 }
 
 async fn settle(remains: &mut Remains) -> Result<(), Unusable> {
-    if let Some(task) = remains.cancelling.take() {
-        let _ = task.await;
+    if let Some(task) = remains.cancelling.take()
+        && !matches!(task.await, Ok(true))
+    {
+        return Err(Unusable);
     }
     let server = Arc::clone(&remains.lease.pool().server);
     let conn = remains.lease.conn().ok_or(Unusable)?;
@@ -91,8 +100,8 @@ async fn settle(remains: &mut Remains) -> Result<(), Unusable> {
     if remains.owed.in_copy_in() {
         last.extend_from_slice(message::COPY_FAIL);
         remains.owed.copy_ended();
-    } else if !remains.owed.is_empty() {
-        server.cancel(conn.key.clone(), CANCEL_LIMIT).await;
+    } else if !remains.owed.is_empty() && !server.cancel(conn.key.clone(), CANCEL_LIMIT).await {
+        return Err(Unusable);
     }
     if remains.owed.has_open_batch() || remains.owed.is_skipping() {
         last.extend_from_slice(message::SYNC);
@@ -124,8 +133,13 @@ async fn drain(remains: &mut Remains) -> Result<(), Unusable> {
         while left == 0
             && let Some(header) = frame::server_header(&input).map_err(|_| Unusable)?
         {
-            let whole =
-                matches!(header.tag, backend::READY_FOR_QUERY | backend::PARAMETER_STATUS | backend::ERROR_RESPONSE);
+            let whole = matches!(
+                header.tag,
+                backend::READY_FOR_QUERY
+                    | backend::PARAMETER_STATUS
+                    | backend::ERROR_RESPONSE
+                    | backend::COMMAND_COMPLETE
+            );
             if whole && header.body > 64 * 1024 {
                 return Err(Unusable);
             }
@@ -155,7 +169,7 @@ fn note(remains: &mut Remains, tag: u8, body: &[u8]) -> Result<(), Unusable> {
                 conn.reported(name, value);
             }
         }
-        backend::ERROR_RESPONSE if Fields::new(body).is_fatal() => return Err(Unusable),
+        backend::ERROR_RESPONSE if Fields::new(body).is_fatal() || remains.owed.head_is_ours() => return Err(Unusable),
         backend::ERROR_RESPONSE => {
             remains.owed.error().map_err(|_| Unusable)?;
         }
@@ -164,6 +178,13 @@ fn note(remains: &mut Remains, tag: u8, body: &[u8]) -> Result<(), Unusable> {
             if tag == backend::COPY_IN_RESPONSE {
                 // The client's copy data will never come.
                 return Err(Unusable);
+            }
+            if tag == backend::COMMAND_COMPLETE
+                && message::drops_all_statements(body)
+                && let Some(conn) = remains.lease.conn()
+            {
+                conn.prepared.clear();
+                conn.unnamed_of = 0;
             }
             if tag == backend::READY_FOR_QUERY {
                 remains.owed.ready(body.first().copied().unwrap_or(status::FAILED));
@@ -177,6 +198,7 @@ fn note(remains: &mut Remains, tag: u8, body: &[u8]) -> Result<(), Unusable> {
             Undo::OnServer(id) | Undo::NameOnServer(_, id) => conn.prepared.remove(id),
             // Still there although our books said it was closed: simplest to begin anew.
             Undo::Evicted(_) => return Err(Unusable),
+            Undo::Unnamed => conn.unnamed_of = 0,
             Undo::Name(_) | Undo::Closed(..) => {}
         }
     }

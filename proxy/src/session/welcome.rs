@@ -3,7 +3,7 @@
 //! Settings of the startup packet that could be wrong are tried on a server connection here, so that a bad one is told at
 //! connect, in PostgreSQL's words, as on a direct connection. What was tried once is remembered.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use bytes::BytesMut;
 use tenantry_config::PoolMode;
@@ -28,6 +28,7 @@ use crate::{
     directory::Directory,
     pool::{
         Pool,
+        core::Refusal,
         lease::{Handoff, Lease},
         server::Asked,
         stats::Stats,
@@ -66,7 +67,8 @@ pub(super) async fn welcome(
         pool.learn_credentials(credentials);
     }
     let asked = requested(startup)?;
-    let (baseline, settings) = establish(&pool, asked).await?;
+    let limit_of_login = directory.settings().listen.client_login_timeout;
+    let (baseline, settings) = establish(&pool, asked, limit_of_login).await?;
     let settings = pool.share(settings);
     Stats::count(&pool.stats.logins);
     let secret = if startup.agreed_minor() >= 2 { LONG_SECRET } else { SHORT_SECRET };
@@ -113,7 +115,7 @@ fn canonical(name: &str, value: String) -> (String, String) {
 }
 
 /// What a fresh connection reports, and the session's settings as PostgreSQL spells them.
-async fn establish(pool: &Arc<Pool>, asked: Settings) -> Result<(Parameters, Settings), Refused> {
+async fn establish(pool: &Arc<Pool>, asked: Settings, limit: Duration) -> Result<(Parameters, Settings), Refused> {
     if let Some(baseline) = pool.welcome() {
         let own = beyond(&asked, &baseline);
         if own.iter().all(|(name, value)| is_harmless(name, value)) {
@@ -123,7 +125,7 @@ async fn establish(pool: &Arc<Pool>, asked: Settings) -> Result<(Parameters, Set
             return Ok((baseline, known));
         }
     }
-    let mut lease = borrow(pool).await?;
+    let mut lease = borrow(pool, limit).await?;
     let Some(conn) = lease.conn() else { return Err(Refused::Silently) };
     let baseline = Arc::clone(&conn.baseline);
     let own = beyond(&asked, &baseline);
@@ -148,13 +150,20 @@ fn beyond(asked: &Settings, baseline: &[(String, String)]) -> Settings {
     asked.iter().filter(|(k, v)| !same(k, v)).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }
 
-async fn borrow(pool: &Arc<Pool>) -> Result<Lease, Refused> {
+/// A connection for the login itself. The wait ends a little before the login's own deadline, so that the client is told
+/// why and not merely cut off.
+async fn borrow(pool: &Arc<Pool>, limit: Duration) -> Result<Lease, Refused> {
     let handoff = Arc::new(Handoff::default());
-    match pool.server.checkout(pool, &handoff, Millis::now()) {
+    let begun = Millis::now();
+    match pool.server.checkout(pool, &handoff, begun) {
         Asked::Lease(lease) => Ok(lease),
         Asked::Refused(refusal) => Err(errors::refused(refusal, pool).into()),
         Asked::Waiting(mut waiting) => {
-            let outcome = std::future::poll_fn(|cx| waiting.poll(cx)).await;
+            let outcome = tokio::time::timeout(limit * 9 / 10, std::future::poll_fn(|cx| waiting.poll(cx))).await;
+            let outcome = outcome.unwrap_or_else(|_| {
+                let waited = u64::try_from(Millis::now().since(begun).as_millis()).unwrap_or(u64::MAX);
+                Err(Refusal::Timeout { waited, ahead: 0, blocked: pool.server.blocked(pool.id) })
+            });
             outcome.map_err(|refusal| errors::refused(refusal, pool).into())
         }
     }

@@ -79,6 +79,12 @@ pub fn read_parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     (words.next() == Some(b"") && words.next().is_none()).then_some((name, value))
 }
 
+/// Whether the body of a CommandComplete says that every prepared statement is gone.
+#[must_use]
+pub fn drops_all_statements(body: &[u8]) -> bool {
+    matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0")
+}
+
 /// The key in a BackendKeyData body.
 #[must_use]
 pub fn read_backend_key_data(body: &[u8]) -> Option<CancelKey> {
