@@ -73,10 +73,8 @@ soak: ## "no row reaches another client": a million tagged rows under cancels, v
 	SOAK_QUERIES=$${SOAK_QUERIES:-1000000} TENANTRY_BIN=$$PWD/target/release/tenantry \
 	  cargo nextest run --package tenantry-tests --test soak --no-capture --no-tests=fail
 
-# cargo-fuzz asks for a nightly compiler; the stable one does with RUSTC_BOOTSTRAP, for this alone.
 fuzz: ## "hostile bytes do no harm": ten minutes of new ones for each target; FUZZ_SECONDS=60 for less
 	@command -v cargo-fuzz >/dev/null || cargo install --locked cargo-fuzz
-	export RUSTC_BOOTSTRAP=1
 	for target in $$(cargo fuzz list --fuzz-dir tests/fuzz); do
 	  cargo fuzz run --fuzz-dir tests/fuzz --sanitizer none $$target -- -max_total_time=$(FUZZ_SECONDS)
 	done

@@ -1,6 +1,6 @@
 //! Protocol-level prepared statements in transaction mode: names are the client's own, whatever server connection answers.
 
-use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, oracle, say};
+use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, say};
 
 async fn pool(size: i64, statements: i64) -> (Tenant, Proxy) {
     let tenant = cluster().tenant("prepared").await;
