@@ -251,7 +251,7 @@ async fn every_row_carries_the_askers_tag_whatever_happens() {
         tally.vanished.load(Ordering::Relaxed),
         tally.cancels.load(Ordering::Relaxed),
     );
-    let wrong = tally.wrong.lock().expect("no panic inside");
+    let wrong = std::mem::take(&mut *tally.wrong.lock().expect("no panic inside"));
     assert!(wrong.is_empty(), "{} wrong answers, among them:\n{}", wrong.len(), wrong[..wrong.len().min(5)].join("\n"));
     assert!(most <= CAP, "{most} connections, the cap is {CAP}");
     let expected = ["ERROR 57014", "FATAL 57P01", "FATAL 08006", "FATAL 08007"];
