@@ -95,6 +95,10 @@ mod tests {
     }
 
     #[test]
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whether to rewrite the file is asked of the person who runs the test"
+    )]
     fn the_file_on_disk_is_the_reference() {
         let rewrite = std::env::var_os("UPDATE_REFERENCE").is_some();
         if rewrite {
