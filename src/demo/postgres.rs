@@ -23,6 +23,8 @@ use crate::failure::Failure;
 
 /// What is fetched when nothing is found, and preferred when several are.
 const VERSION: &str = "16";
+/// An older one is only used when none can be fetched.
+const OLDEST: u32 = 16;
 /// The test kit's own script, so that an installed binary can do what a checkout can.
 const GET_POSTGRES: &str = include_str!("../../tests/support/get-postgres");
 const DISTRIBUTION: &str = "/usr/lib/postgresql";
@@ -57,9 +59,13 @@ impl Cluster {
                 return Err(Failure::Usage(format!("{}: has no postgres and initdb", bin.display())));
             }
             Some(bin) => bin.to_owned(),
-            None => match installed() {
+            // An older one that is here already is better than none.
+            None => match installed(OLDEST) {
                 Some(bin) => bin,
-                None => fetch().await?,
+                None => match (fetch().await, installed(0)) {
+                    (Ok(bin), _) | (Err(_), Some(bin)) => bin,
+                    (Err(failure), None) => return Err(failure),
+                },
             },
         };
         let (directory, password) = (place.cluster(), password());
@@ -165,8 +171,8 @@ fn has_server(bin: &Path) -> bool {
     ["postgres", "initdb"].iter().all(|program| bin.join(program).is_file())
 }
 
-/// PostgreSQL 16 if the distribution has it, else its newest, else what is in the PATH.
-fn installed() -> Option<PathBuf> {
+/// PostgreSQL 16 if the distribution has it, else its newest from `oldest` on, else what is in the PATH.
+fn installed(oldest: u32) -> Option<PathBuf> {
     let mut found: Vec<(u32, PathBuf)> = fs::read_dir(DISTRIBUTION)
         .into_iter()
         .flatten()
@@ -174,7 +180,7 @@ fn installed() -> Option<PathBuf> {
             let entry = entry.ok()?;
             Some((entry.file_name().to_str()?.parse().ok()?, entry.path().join("bin")))
         })
-        .filter(|(_, bin)| has_server(bin))
+        .filter(|(version, bin)| *version >= oldest && has_server(bin))
         .collect();
     found.sort_by_key(|(version, _)| (version.to_string() == VERSION, *version));
     let in_path = || Some(which::which("postgres").ok()?.canonicalize().ok()?.parent()?.to_owned());
@@ -182,7 +188,7 @@ fn installed() -> Option<PathBuf> {
 }
 
 async fn fetch() -> Result<PathBuf, Failure> {
-    tracing::info!(version = VERSION, "no PostgreSQL here; fetching one");
+    tracing::info!(version = VERSION, "no PostgreSQL of this version here; fetching one");
     let unavailable = || Failure::unavailable("no PostgreSQL here, and python3 is needed to fetch one");
     let mut python = Command::new("python3")
         .args(["-", VERSION])
