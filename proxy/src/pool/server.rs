@@ -40,8 +40,9 @@ use crate::{
 
 /// How often time passes for the core: the resolution of its deadlines.
 const TICK: Duration = Duration::from_millis(100);
-/// An idle connection that lay this long is looked at (one peek) before it is lent: PostgreSQL may have ended it.
-const PEEK_AFTER: Duration = Duration::from_millis(50);
+/// An idle connection that lay this long is looked at (one peek) before it is lent: PostgreSQL may have ended it. A busy
+/// pool hands connections over without their ever being idle, and pays nothing.
+const PEEK_AFTER: Duration = Duration::from_millis(1);
 
 /// A PostgreSQL instance and all of its pools.
 #[derive(Debug)]

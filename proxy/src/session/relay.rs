@@ -703,10 +703,8 @@ impl Session {
                     self.names.remove(&name);
                     conn.prepared.remove(id);
                 }
-                Undo::Unnamed => {
-                    conn.unnamed_of = 0;
-                    self.names.set_unnamed(None);
-                }
+                // Nobody's now; what the client parsed last is sent again where it is used.
+                Undo::Unnamed => conn.unnamed_of = 0,
                 Undo::Evicted(id) => {
                     // It is still there; if that makes one too many, another goes, and is closed on the server later.
                     if conn.prepared.insert(id).is_some() {
