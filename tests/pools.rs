@@ -7,7 +7,7 @@ use std::{
 };
 
 use tenantry_testkit::{Proxy, ProxyBuilder, Tenant, cluster, eventually, one_server, say};
-use tokio::{sync::Notify, task::JoinSet};
+use tokio::task::JoinSet;
 
 async fn proxy_with(tenant: &Tenant, settings: &[(&str, toml::Value)]) -> Proxy {
     let start = ProxyBuilder::new(cluster()).tenant(tenant);
@@ -286,18 +286,19 @@ async fn incident_b13_a_cold_pool_fills_without_a_tick() {
     let tenant = cluster().tenant("pools").await;
     let proxy = proxy_with(&tenant, &[("pool.pool_size", 10.into()), ("servers.main.max_connecting", 10.into())]).await;
     let mut tasks = JoinSet::new();
-    let go = Arc::new(Notify::new());
+    let go = Arc::new(tokio::sync::Semaphore::new(0));
     for _ in 0..10 {
         let (connect, go) = (proxy.connect(&tenant), Arc::clone(&go));
         tasks.spawn(async move {
             let mut client = connect.login().await;
             client.run("BEGIN").await;
-            go.notified().await;
+            // A permit waits for who comes late; a notification would not.
+            go.acquire().await.expect("never closed").forget();
             client.run("COMMIT").await;
         });
     }
     busy(&tenant, 10).await;
-    go.notify_waiters();
+    go.add_permits(10);
     tasks.join_all().await;
 }
 
