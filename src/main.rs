@@ -8,9 +8,10 @@ mod log;
 mod output;
 mod serve;
 
-use std::process::ExitCode;
+use std::{num::NonZeroU32, process::ExitCode};
 
 use clap::Parser;
+use tenantry_config::OrAuto;
 
 use crate::{
     cli::{Cli, Command},
@@ -29,25 +30,33 @@ fn main() -> ExitCode {
 }
 
 fn run(cli: Cli) -> Result<(), Failure> {
-    if let Command::Version = cli.command {
-        return output::line(&format!("tenantry {}", env!("CARGO_PKG_VERSION")));
+    match cli.command {
+        Command::Serve(args) => {
+            let settings = args.source.load()?;
+            on_runtime(settings.process.workers, serve::run(args, settings))
+        }
+        Command::Check(args) => on_runtime(OrAuto::Auto, check::run(args)),
+        Command::Demo(args) => on_runtime(OrAuto::Auto, demo::run(args)),
+        Command::Version => output::line(&format!("tenantry {}", env!("CARGO_PKG_VERSION"))),
     }
-    // As many workers as the cgroup grants CPU: `available_parallelism` reads its quota.
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+}
+
+fn on_runtime(workers: OrAuto<NonZeroU32>, work: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(workers)
+        .worker_threads(worker_threads(workers))
         .enable_all()
         .build()
         .map_err(Failure::internal("cannot start the runtime"))?;
-    let done = runtime.block_on(async {
-        match cli.command {
-            Command::Serve(args) => serve::run(args).await,
-            Command::Check(args) => check::run(args).await,
-            Command::Demo(args) => demo::run(args).await,
-            Command::Version => Ok(()),
-        }
-    });
+    let done = runtime.block_on(work);
     // What is still open after the drain's deadline is not waited for.
     runtime.shutdown_background();
     done
+}
+
+/// `available_parallelism` knows the cgroup's quota and the CPUs we are bound to.
+fn worker_threads(workers: OrAuto<NonZeroU32>) -> usize {
+    match workers {
+        OrAuto::Is(workers) => usize::try_from(workers.get()).unwrap_or(usize::MAX),
+        OrAuto::Auto => (std::thread::available_parallelism().map_or(1, usize::from) / 2).max(1),
+    }
 }

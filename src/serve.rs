@@ -14,8 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{cli, failure::Failure, log};
 
-pub async fn run(args: cli::Serve) -> Result<(), Failure> {
-    let settings = args.source.load()?;
+pub async fn run(args: cli::Serve, settings: Settings) -> Result<(), Failure> {
     let filter = log::start(&settings.log)?;
     let recorder = tenantry_admin::recorder().map_err(Failure::internal("cannot install the metrics"))?;
     // Before anything is started, so that no early signal is lost to the default action.
@@ -82,6 +81,7 @@ impl Running {
         filter.reload(&fresh.log)?;
         self.directory.reload(fresh.clone())?;
         let fixed = [
+            ("process.workers", fresh.process != self.settings.process),
             ("admin.address", fresh.admin != self.settings.admin),
             ("log.format", fresh.log.format != self.settings.log.format),
         ];

@@ -9,14 +9,19 @@ use std::{
 };
 
 use crate::{
-    AuthType, ClientTlsMode, Role, RoleSecret, Server, ServerTlsMode, Settings, Tenant, layers::join, problem::Report,
+    AuthType, ClientTlsMode, OrAuto, Role, RoleSecret, Server, ServerTlsMode, Settings, Tenant, layers::join,
+    problem::Report,
 };
 
 /// `sun_path` is 108 bytes with its NUL; the file name is at most `/.s.PGSQL.65535`.
 const MAX_SOCKET_DIR_BYTES: usize = 107 - "/.s.PGSQL.65535".len();
 
+/// Far above any machine; below it a typing error cannot eat the memory.
+const MOST_WORKERS: u32 = 1024;
+
 pub(crate) fn check(settings: &Settings, report: &mut Report) {
     check_presence(settings, report);
+    check_process(settings, report);
     check_listen(settings, report);
     check_pool(settings, report);
     for (name, server) in &settings.servers {
@@ -48,6 +53,15 @@ fn check_presence(settings: &Settings, report: &mut Report) {
 fn at_least_one(key: &str, number: u32, report: &mut Report) {
     if number == 0 {
         report.problem(&[key], "must be at least 1");
+    }
+}
+
+fn check_process(settings: &Settings, report: &mut Report) {
+    if let OrAuto::Is(workers) = settings.process.workers
+        && workers.get() > MOST_WORKERS
+    {
+        let message = format!("is {workers}; at most {MOST_WORKERS}, and more than the machine has CPUs never helps");
+        report.problem(&["process.workers"], message);
     }
 }
 

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use documented::{Documented, DocumentedFields};
 
 use crate::{
-    Admin, Auth, ClientTls, Listen, Log, Pool, PoolMode, Secret, Server, ServerTls, Tenant,
+    Admin, Auth, ClientTls, Listen, Log, Pool, PoolMode, Process, Secret, Server, ServerTls, Tenant,
     value::{Octal, Setting},
 };
 
@@ -43,6 +43,7 @@ macro_rules! section {
     };
 }
 
+section!(Process { workers; ; });
 section!(Listen {
     addresses, unix_socket_dir, unix_socket_mode as Octal, max_client_conn, client_login_timeout, max_message_size;
     tls;

@@ -45,6 +45,7 @@ pub fn load(file: Option<&Path>, overrides: &Overrides) -> Result<Settings, Prob
 
 fn read_settings(settings: &mut Settings, root: Map<String, Value>, overrides: &Overrides, report: &mut Report) {
     let mut reader = Reader { path: String::new(), table: root, known: Vec::new(), report };
+    reader.section("process", &mut settings.process);
     reader.section("listen", &mut settings.listen);
     reader.section("auth", &mut settings.auth);
     reader.section("pool", &mut settings.pool);

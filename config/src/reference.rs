@@ -22,10 +22,11 @@ const HEAD: &str = "\
 #[must_use]
 pub fn reference() -> String {
     let mut out = HEAD.to_owned();
-    let Settings { mut listen, mut auth, mut pool, mut admin, mut log, .. } = Settings::default();
+    let Settings { mut process, mut listen, mut auth, mut pool, mut admin, mut log, .. } = Settings::default();
     let mut server = Server { host: "db.example.com".to_owned(), ..Server::default() };
     let mut tenant = Tenant { server: "main".to_owned(), ..Tenant::default() };
     let mut role = RoleKeys { name: "app".to_owned(), ..RoleKeys::default() };
+    table(&mut out, "[process]", &[], &mut process);
     table(&mut out, "[listen]", &[], &mut listen);
     table(&mut out, "[auth]", &[], &mut auth);
     table(&mut out, "[pool]", &[], &mut pool);

@@ -1,6 +1,6 @@
 //! The loader as its callers see it. No sleeps, no global environment: files live in a directory of each test.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{fs, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use super::*;
 
@@ -110,6 +110,16 @@ fn human_values_are_read() {
     assert_eq!(settings.pool.query_timeout, Some(Duration::from_secs(90 * 60)));
     assert_eq!(settings.pool.transaction_timeout, None);
     assert_eq!(settings.pool.server_check_delay, Duration::from_millis(500));
+}
+
+#[test]
+fn workers_are_a_number_or_auto() {
+    assert_eq!(loaded(MINIMUM).process.workers, OrAuto::Auto);
+    assert_eq!(loaded(&format!("[process]\nworkers = \"auto\"\n{MINIMUM}")).process.workers, OrAuto::Auto);
+    let three = loaded(&format!("[process]\nworkers = 3\n{MINIMUM}")).process.workers;
+    assert_eq!(three, OrAuto::Is(NonZeroU32::MIN.saturating_add(2)));
+    one_problem(&format!("[process]\nworkers = 0\n{MINIMUM}"), "tenantry.toml:2: ", "at least 1, or \"auto\"");
+    one_problem(&format!("[process]\nworkers = 5000\n{MINIMUM}"), "tenantry.toml:2: ", "at most 1024");
 }
 
 #[test]

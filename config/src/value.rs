@@ -7,7 +7,7 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use config::{Value, ValueKind};
 
-use crate::{AuthType, ClientTlsMode, LogFormat, PoolMode, Secret, ServerTlsMode};
+use crate::{AuthType, ClientTlsMode, LogFormat, OrAuto, PoolMode, Secret, ServerTlsMode};
 
 /// No timer needs more, and `Instant + Duration` must not overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -46,6 +46,22 @@ impl<T: Setting> Setting for Option<T> {
 
     fn render(&self) -> String {
         self.as_ref().map_or_else(|| quoted(T::ABSENT.unwrap_or_default()), T::render)
+    }
+}
+
+impl<T: Setting> Setting for OrAuto<T> {
+    fn read(value: &Value) -> Result<Self, String> {
+        match &value.kind {
+            ValueKind::String(text) if text == "auto" => Ok(Self::Auto),
+            _ => T::read(value).map(Self::Is).map_err(|error| format!("{error}, or \"auto\"")),
+        }
+    }
+
+    fn render(&self) -> String {
+        match self {
+            Self::Auto => quoted("auto"),
+            Self::Is(value) => value.render(),
+        }
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::task::Context;
 
-use bytes::BytesMut;
 use tenantry_config::PoolMode;
 use tenantry_wire::{
     error::{Fields, sqlstate},
@@ -18,6 +17,7 @@ use super::{
     errors,
     owed::{Own, Verdict},
     relay::{End, Session, Sink},
+    run::Run,
 };
 use crate::{pool::lease::Lease, server::conn::is_setting};
 
@@ -28,29 +28,10 @@ const MAX_WHOLE: usize = 1024 * 1024;
 /// Longest command tag.
 const MAX_TAG: usize = 64;
 
-/// The bytes at hand, what of them is forwarded as it stands, and whether anything went another way.
-struct Run<'a> {
-    bytes: &'a [u8],
-    start: usize,
-    at: usize,
-}
-
-impl Run<'_> {
-    fn pending(&self) -> &[u8] {
-        self.bytes.get(self.start..self.at).unwrap_or_default()
-    }
-
-    fn cut(&mut self, out: &mut BytesMut, next: usize) {
-        out.extend_from_slice(self.pending());
-        self.at = self.at.saturating_add(next);
-        self.start = self.at;
-    }
-}
-
 impl Session {
     /// Deals with the server's bytes as far as possible; says how many were dealt with. The rest must be kept.
     pub(super) fn take_answers(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
-        let mut run = Run { bytes, start: 0, at: 0 };
+        let mut run = Run::new(bytes);
         let outcome = self.walk_answers(&mut run);
         // What came before the bad byte, or before the server's last words, is still the client's.
         let pending = run.pending();

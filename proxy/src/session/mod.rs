@@ -1,11 +1,12 @@
 //! One client from accept to goodbye.
 //!
 //! In the order that a client meets them: `hello` (first packets, TLS), `login` (who is it), `relay` (the session proper:
-//! `requests` to the server, `answers` from it), `vanish` (what becomes of its server connection). Pure, and tested
+//! `requests` to the server, `answers` from it, `evidence` of what it left behind), `vanish` (what becomes of its server connection). Pure, and tested
 //! without a socket: `state`, `owed`, `statements`, `pin`, `probe`.
 
 mod answers;
 pub mod errors;
+mod evidence;
 pub mod hello;
 mod login;
 pub mod owed;
@@ -14,6 +15,7 @@ pub mod probe;
 pub mod registry;
 mod relay;
 mod requests;
+mod run;
 pub mod state;
 pub mod statements;
 mod vanish;

@@ -2,7 +2,7 @@
 
 /// State on a server connection that cannot be replayed on another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u16)]
+#[repr(u8)]
 pub enum PinReason {
     AdvisoryLock = 1,
     Cursor = 2,
@@ -13,14 +13,12 @@ pub enum PinReason {
     Authorization = 32,
     /// LOAD, or a setting that PostgreSQL does not show.
     Opaque = 64,
-    /// A Sync whose answer is uncertain.
-    Unclear = 128,
     /// The probe failed; it is asked again later.
-    Unknown = 256,
+    Unknown = 128,
 }
 
 impl PinReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 8] = [
         Self::AdvisoryLock,
         Self::Cursor,
         Self::TempObject,
@@ -28,7 +26,6 @@ impl PinReason {
         Self::Listen,
         Self::Authorization,
         Self::Opaque,
-        Self::Unclear,
         Self::Unknown,
     ];
 
@@ -42,7 +39,6 @@ impl PinReason {
             Self::Listen => "listen",
             Self::Authorization => "session_authorization",
             Self::Opaque => "opaque",
-            Self::Unclear => "unclear",
             Self::Unknown => "unknown",
         }
     }
@@ -50,16 +46,16 @@ impl PinReason {
 
 /// A set of reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pins(u16);
+pub struct Pins(u8);
 
 impl Pins {
     pub fn add(&mut self, reason: PinReason) {
-        self.0 |= reason as u16;
+        self.0 |= reason as u8;
     }
 
     #[must_use]
     pub fn has(self, reason: PinReason) -> bool {
-        self.0 & reason as u16 != 0
+        self.0 & reason as u8 != 0
     }
 
     #[must_use]

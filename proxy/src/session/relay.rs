@@ -29,7 +29,7 @@ use tokio::{task::JoinHandle, time::Sleep};
 use super::{
     errors,
     owed::{For, Kind, Owed, Undo},
-    pin::{PinReason, Pins},
+    pin::Pins,
     probe::{self, Evidence},
     registry::{EndReason, Registered},
     state::{SessionEvent, SessionState},
@@ -46,7 +46,7 @@ use crate::{
     },
     server::{
         settings::Settings,
-        signs::{MAX_CUSTOM, Scan, Signs},
+        signs::{Scan, Signs},
     },
 };
 
@@ -115,7 +115,7 @@ pub struct Session {
     /// What the client's session has set.
     pub(super) settings: Settings,
     /// What it began with: RESET goes back to this.
-    startup: Settings,
+    pub(super) startup: Settings,
     /// After an error of ours without a server: messages are dropped until the client's Sync.
     pub(super) skip_to_sync: bool,
     /// A Flush was sent on our own account, to learn how an earlier Parse ended.
@@ -148,10 +148,10 @@ pub struct Session {
     // What the session may leave behind.
     pub(super) scan: Scan,
     pub(super) signs: Signs,
-    custom: Vec<String>,
+    pub(super) custom: Vec<String>,
     pub(super) evidence: Option<Box<Evidence>>,
-    pins: Pins,
-    pinned: bool,
+    pub(super) pins: Pins,
+    pub(super) pinned: bool,
 
     pub(super) tally: Tally,
     pub(super) max_message: usize,
@@ -354,7 +354,7 @@ impl Session {
     }
 
     /// Makes the connection's settings the client's, if they are not.
-    fn replay(&mut self) -> Result<(), End> {
+    pub(super) fn replay(&mut self) -> Result<(), End> {
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         if conn.label == self.settings {
             return Ok(());
@@ -454,83 +454,6 @@ impl Session {
             self.enter(SessionEvent::RestInTransaction);
         }
         Ok(())
-    }
-
-    fn needs_probe(&self) -> bool {
-        let changed = self.signs.suspect || self.signs.opaque || !self.signs.custom.is_empty();
-        (changed || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session
-    }
-
-    fn start_probe(&mut self) -> Result<(), End> {
-        for name in std::mem::take(&mut self.signs.custom) {
-            if !self.custom.contains(&name) {
-                self.custom.push(name);
-            }
-        }
-        if self.custom.len() > MAX_CUSTOM {
-            self.custom.truncate(MAX_CUSTOM);
-            self.signs.opaque = true;
-        }
-        if self.signs.opaque {
-            self.pins.add(PinReason::Opaque);
-        }
-        self.signs = Signs::default();
-        let written = message::write_query(&mut self.to_server.buf, &probe::probe(&self.custom));
-        written.map_err(|_| End::Fatal(errors::internal()))?;
-        self.owed.push(Kind::Query, For::Probe, None);
-        self.evidence = Some(Box::default());
-        Ok(())
-    }
-
-    /// The probe's answer is complete, or failed (`None`).
-    pub(super) fn conclude_probe(&mut self, evidence: Option<Evidence>) -> Result<(), End> {
-        let mut pins = Pins::default();
-        for reason in [PinReason::Opaque, PinReason::Unclear] {
-            if self.pins.has(reason) {
-                pins.add(reason);
-            }
-        }
-        match evidence.and_then(|e| e.conclude(&self.pool.role)) {
-            Some((settings, found)) => {
-                found.iter().for_each(|r| pins.add(r));
-                if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
-                    conn.label = settings.clone();
-                }
-                // A startup setting that is gone was reset, and RESET goes back to what the client asked for at the start.
-                let gone = self.startup.iter().filter(|(name, _)| settings.get(name).is_none());
-                self.settings = gone.fold(settings.clone(), |all, (name, value)| all.with(name, Some(value)));
-            }
-            None => pins.add(PinReason::Unknown),
-        }
-        self.pins = pins;
-        if pins.is_empty() {
-            self.drop_pin();
-            return Ok(());
-        }
-        self.take_pin()?;
-        // It stays on this connection, where a RESET may have undone what the client began with.
-        self.replay()
-    }
-
-    fn take_pin(&mut self) -> Result<(), End> {
-        if self.pinned || self.mode == PoolMode::Session {
-            return Ok(());
-        }
-        if !self.pool.pin() {
-            return Err(End::Fatal(errors::too_many_pinned(&self.pool)));
-        }
-        self.pinned = true;
-        let mut counts = self.pool.stats.pins.lock();
-        for reason in self.pins.iter() {
-            *counts.entry(reason.as_str()).or_default() += 1;
-        }
-        Ok(())
-    }
-
-    fn drop_pin(&mut self) {
-        if std::mem::take(&mut self.pinned) {
-            self.pool.unpin();
-        }
     }
 
     /// The connection is at rest and nothing ties the session to it.

@@ -5,7 +5,7 @@
 
 use std::{sync::Arc, task::Context};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use tenantry_wire::{
     error::ErrorResponse,
     extended::{self, BindHead, Parse, Target},
@@ -18,6 +18,7 @@ use super::{
     errors,
     owed::{For, Kind, Own, Undo},
     relay::{End, MAX_OWED, Session, Sink},
+    run::Run,
     statements::{MAX_NAMES, MAX_UNNAMED},
 };
 use crate::{
@@ -45,30 +46,10 @@ enum Step {
     Wait,
 }
 
-/// The bytes at hand and the part of them that is to be forwarded as it stands.
-struct Run<'a> {
-    bytes: &'a [u8],
-    start: usize,
-    at: usize,
-}
-
-impl Run<'_> {
-    fn pending(&self) -> &[u8] {
-        self.bytes.get(self.start..self.at).unwrap_or_default()
-    }
-
-    /// Puts the pending bytes into `out` and begins anew after `next` bytes of what follows.
-    fn cut(&mut self, out: &mut BytesMut, next: usize) {
-        out.extend_from_slice(self.pending());
-        self.at = self.at.saturating_add(next);
-        self.start = self.at;
-    }
-}
-
 impl Session {
     /// Deals with the client's bytes as far as possible; says how many were dealt with. The rest must be kept.
     pub(super) fn take_requests(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
-        let mut run = Run { bytes, start: 0, at: 0 };
+        let mut run = Run::new(bytes);
         let outcome = self.walk_requests(&mut run);
         // What came before a malformed message was a request all the same.
         if self.lease.is_some() {

@@ -45,6 +45,8 @@ impl ProxyBuilder {
             .set("servers.main.host", server.ip().to_string())
             .set("servers.main.port", i64::from(server.port()))
             .set("log.filter", "info")
+            // More than one, whatever the machine: what only happens between threads shall happen here.
+            .set("process.workers", 2)
     }
 
     /// Sets a key by its dotted path; times and sizes as text, as in the file.

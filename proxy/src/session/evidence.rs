@@ -1,0 +1,95 @@
+//! Pin on suspicion, unpin on evidence: what a session does when something it ran may have left state behind.
+//!
+//! What always holds: a lease with reasons is not given back; reasons go only when PostgreSQL itself was asked.
+
+use tenantry_config::PoolMode;
+use tenantry_wire::message;
+
+use super::{
+    errors,
+    owed::{For, Kind},
+    pin::{PinReason, Pins},
+    probe::{self, Evidence},
+    relay::{End, Session},
+};
+use crate::{
+    pool::lease::Lease,
+    server::signs::{MAX_CUSTOM, Signs},
+};
+
+impl Session {
+    pub(super) fn needs_probe(&self) -> bool {
+        let changed = self.signs.suspect || self.signs.opaque || !self.signs.custom.is_empty();
+        (changed || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session
+    }
+
+    pub(super) fn start_probe(&mut self) -> Result<(), End> {
+        for name in std::mem::take(&mut self.signs.custom) {
+            if !self.custom.contains(&name) {
+                self.custom.push(name);
+            }
+        }
+        if self.custom.len() > MAX_CUSTOM {
+            self.custom.truncate(MAX_CUSTOM);
+            self.signs.opaque = true;
+        }
+        if self.signs.opaque {
+            self.pins.add(PinReason::Opaque);
+        }
+        self.signs = Signs::default();
+        let written = message::write_query(&mut self.to_server.buf, &probe::probe(&self.custom));
+        written.map_err(|_| End::Fatal(errors::internal()))?;
+        self.owed.push(Kind::Query, For::Probe, None);
+        self.evidence = Some(Box::default());
+        Ok(())
+    }
+
+    /// The probe's answer is complete, or failed (`None`).
+    pub(super) fn conclude_probe(&mut self, evidence: Option<Evidence>) -> Result<(), End> {
+        let mut pins = Pins::default();
+        if self.pins.has(PinReason::Opaque) {
+            pins.add(PinReason::Opaque);
+        }
+        match evidence.and_then(|e| e.conclude(&self.pool.role)) {
+            Some((settings, found)) => {
+                found.iter().for_each(|r| pins.add(r));
+                if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+                    conn.label = settings.clone();
+                }
+                // A startup setting that is gone was reset, and RESET goes back to what the client asked for at the start.
+                let gone = self.startup.iter().filter(|(name, _)| settings.get(name).is_none());
+                self.settings = gone.fold(settings.clone(), |all, (name, value)| all.with(name, Some(value)));
+            }
+            None => pins.add(PinReason::Unknown),
+        }
+        self.pins = pins;
+        if pins.is_empty() {
+            self.drop_pin();
+            return Ok(());
+        }
+        self.take_pin()?;
+        // It stays on this connection, where a RESET may have undone what the client began with.
+        self.replay()
+    }
+
+    fn take_pin(&mut self) -> Result<(), End> {
+        if self.pinned || self.mode == PoolMode::Session {
+            return Ok(());
+        }
+        if !self.pool.pin() {
+            return Err(End::Fatal(errors::too_many_pinned(&self.pool)));
+        }
+        self.pinned = true;
+        let mut counts = self.pool.stats.pins.lock();
+        for reason in self.pins.iter() {
+            *counts.entry(reason.as_str()).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    pub(super) fn drop_pin(&mut self) {
+        if std::mem::take(&mut self.pinned) {
+            self.pool.unpin();
+        }
+    }
+}
