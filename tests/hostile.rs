@@ -310,6 +310,26 @@ async fn a_message_above_the_limit_is_refused_and_the_session_goes_on() {
 }
 
 #[tokio::test]
+async fn large_messages_above_the_memory_of_all_clients_get_53200_and_the_session_goes_on() {
+    let tenant = cluster().tenant("hostile").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("listen.max_message_memory", "300KiB").start().await;
+    let large = say::parse("large", &format!("SELECT length('{}')", "x".repeat(200_000)));
+    let mut slow = proxy.connect(&tenant).login().await;
+    // All but its end: it is held until the rest comes.
+    let (most, rest) = large.split_at(large.len() - 10);
+    slow.send(most).await;
+    let held = async || (proxy.metric("tenantry_message_memory_bytes").await > 200_000.0).then_some(());
+    eventually("the message is held", held).await;
+    let mut other = proxy.connect(&tenant).login().await;
+    other.ask(&[large.clone(), say::sync()].concat()).await.error("53200");
+    assert_eq!(other.value("SELECT 1").await, "1");
+    slow.ask(&[rest.to_vec(), say::sync()].concat()).await.ok();
+    let free = async || (proxy.metric("tenantry_message_memory_bytes").await == 0.0).then_some(());
+    eventually("the memory is free again", free).await;
+    other.ask(&[large, say::sync()].concat()).await.ok();
+}
+
+#[tokio::test]
 async fn clients_above_max_client_conn_get_53300_and_the_others_go_on() {
     let tenant = cluster().tenant("hostile").await;
     let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("listen.max_client_conn", 3).start().await;

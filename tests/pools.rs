@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tenantry_testkit::{Proxy, ProxyBuilder, Tenant, cluster, eventually, one_server, say};
+use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, eventually, one_server, say};
 use tokio::task::JoinSet;
 
 async fn proxy_with(tenant: &Tenant, settings: &[(&str, toml::Value)]) -> Proxy {
@@ -311,6 +311,29 @@ async fn idle_transaction_timeout_is_25p03() {
     client.run("BEGIN").await;
     client.until_end().await.fatal("25P03");
     assert_eq!(proxy.connect(&tenant).login().await.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_process_that_stood_still_ends_nobody_who_was_not_late() {
+    let tenant = cluster().tenant("pools").await;
+    let limits = [("pool.idle_transaction_timeout", "2s"), ("pool.client_idle_timeout", "2s")];
+    let proxy = proxy_with(&tenant, &limits.map(|(key, value)| (key, value.into()))).await;
+    let mut open = proxy.connect(&tenant).login().await;
+    open.run("BEGIN").await;
+    let mut idle: Vec<Client> = Vec::new();
+    for _ in 0..10 {
+        idle.push(proxy.connect(&tenant).login().await);
+    }
+    proxy.signal("STOP");
+    for client in idle.iter_mut().chain([&mut open]) {
+        client.send(&say::query("SELECT 1")).await;
+    }
+    // The pause itself is what is tested: longer than the limits.
+    tokio::time::sleep(Duration::from_millis(2500)).await;
+    proxy.signal("CONT");
+    for client in idle.iter_mut().chain([&mut open]) {
+        assert_eq!(client.until_ready().await.ok().value(), "1");
+    }
 }
 
 #[tokio::test]

@@ -107,6 +107,13 @@ scripts! {
         say::unnamed("SELECT 1", &[]), say::sync(), say::unnamed("SELECT 1/0", &[]), say::unnamed("SELECT 2", &[]), say::sync(),
         say::unnamed("SELECT 3", &[]), say::sync(),
     ], 3);
+    an_unnamed_statement_parsed_behind_a_failing_batch_stands => vec![
+        Step::Send(join(&[
+            say::unnamed("SELECT 1/0", &[]), say::unnamed("SELECT 2", &[]), say::sync(), say::parse("", "SELECT 3"), say::flush(),
+        ])),
+        Step::Ready(1), Step::Until(b'1'),
+        Step::Send(join(&[say::bind("", "", &[]), say::execute("", 0), say::sync()])), Step::Ready(1),
+    ];
     a_pipeline_of_transactions => pipeline(&[
         say::query("BEGIN"), say::unnamed("SELECT 1", &[]), say::sync(), say::query("COMMIT"), say::query("SELECT 2"),
         say::unnamed("BEGIN", &[]), say::unnamed("SELECT 3", &[]), say::unnamed("COMMIT", &[]), say::sync(),

@@ -48,11 +48,13 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 31] = [
+pub const METRICS: [Metric; 33] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
     level("tenantry_clients", "", "Client connections, those still logging in included"),
+    level("tenantry_message_memory_bytes", "", "Memory held for large messages that must be looked at whole"),
+    level("tenantry_message_memory_limit_bytes", "", "max_message_memory"),
     count("tenantry_refusals_total", "sqlstate", "Errors that clients saw before they had a tenant, by SQLSTATE"),
     level("tenantry_client_connections", "tenant, role, state", "Client connections by the state of their session"),
     level("tenantry_server_connections", "tenant, role, server, state", "Server connections by state"),
@@ -150,6 +152,9 @@ pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, sta
         gauge!("tenantry_server_cap", "server" => server.name.clone()).set(f64::from(server.cap));
     }
     gauge!("tenantry_clients").set(f64::from(snapshot.clients));
+    let (held, limit) = snapshot.message_memory;
+    gauge!("tenantry_message_memory_bytes").set(bytes(held));
+    gauge!("tenantry_message_memory_limit_bytes").set(bytes(limit));
     for (sqlstate, n) in refusals {
         counter!("tenantry_refusals_total", "sqlstate" => sqlstate.clone()).absolute(*n);
     }
@@ -210,6 +215,11 @@ fn number(n: impl TryInto<u32>) -> f64 {
     f64::from(n.try_into().unwrap_or(u32::MAX))
 }
 
+/// Exact up to 4 GiB, and to the KiB above it.
+fn bytes(n: usize) -> f64 {
+    u32::try_from(n).map_or_else(|_| number(n / 1024) * 1024.0, f64::from)
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
@@ -266,6 +276,7 @@ mod tests {
             pools: vec![view],
             sessions: [((tenant, "app".to_owned()), [0, 0, 5, 0, 0, 0, 0, 0])].into(),
             clients: 6,
+            message_memory: (0, 1 << 20),
         }
     }
 

@@ -45,7 +45,8 @@ macro_rules! section {
 
 section!(Process { workers; ; });
 section!(Listen {
-    addresses, unix_socket_dir, unix_socket_mode as Octal, max_client_conn, client_login_timeout, max_message_size;
+    addresses, unix_socket_dir, unix_socket_mode as Octal, max_client_conn, client_login_timeout, max_message_size,
+    max_message_memory;
     tls;
 });
 section!(ClientTls { mode, cert_file, key_file, state_dir; ; });

@@ -72,6 +72,8 @@ pub struct Listen {
     pub client_login_timeout: Duration,
     /// Largest memory one client may make us hold for one message that must be looked at whole (a named Parse).
     pub max_message_size: usize,
+    /// Largest memory that all clients together may make us hold for such messages; the next one gets 53200.
+    pub max_message_memory: usize,
     /// `[listen.tls]`.
     pub tls: ClientTls,
 }
@@ -320,6 +322,7 @@ impl Default for Listen {
             max_client_conn: 10_000,
             client_login_timeout: Duration::from_secs(60),
             max_message_size: 16 << 20,
+            max_message_memory: 256 << 20,
             tls: ClientTls::default(),
         }
     }

@@ -32,3 +32,40 @@ impl Millis {
         Duration::from_millis(self.0.saturating_sub(earlier.0))
     }
 }
+
+/// Tells time in which the process ran from time in which it did not (SIGSTOP, a suspended machine).
+///
+/// Nobody is late by such a pause alone: what arrived meanwhile is looked at first, deadlines at the next tick.
+#[derive(Debug)]
+pub struct Pulse(Millis);
+
+impl Pulse {
+    /// Ticks come ten times a second; one this late means that nothing ran.
+    const PAUSE: u64 = 1000;
+
+    #[must_use]
+    pub fn new(now: Millis) -> Self {
+        Self(now)
+    }
+
+    /// At every tick; false for the first one after a pause.
+    #[must_use]
+    pub fn beat(&mut self, now: Millis) -> bool {
+        let elapsed = now.0.saturating_sub(self.0.0);
+        self.0 = now;
+        elapsed < Self::PAUSE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_tick_after_a_pause_is_passed_over() {
+        let mut pulse = Pulse::new(Millis(100));
+        assert!(pulse.beat(Millis(200)) && pulse.beat(Millis(900)));
+        assert!(!pulse.beat(Millis(60_900)));
+        assert!(pulse.beat(Millis(61_000)));
+    }
+}

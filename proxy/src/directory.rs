@@ -22,16 +22,19 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    clock::Millis,
+    clock::{Millis, Pulse},
     listen::{self, Listener},
-    net::tls::{Acceptor, TlsError},
+    net::{
+        memory::Memory,
+        tls::{Acceptor, TlsError},
+    },
     pool::{
         Pool,
         server::{PoolSnapshot, Server},
         stats::Stats,
     },
     session::{
-        errors,
+        Limits, errors,
         registry::{EndReason, Registry},
         state::SessionState,
     },
@@ -64,6 +67,7 @@ pub struct Directory {
     addresses: Vec<SocketAddr>,
     unix_socket: Option<PathBuf>,
     clients: Arc<AtomicU32>,
+    memory: Arc<Memory>,
     /// Errors that clients saw before they had a tenant.
     pub refusals: Stats,
     draining: AtomicBool,
@@ -93,6 +97,8 @@ pub struct Snapshot {
     pub sessions: HashMap<(TenantId, String), [u64; SessionState::ALL.len()]>,
     /// Client connections, those still logging in included.
     pub clients: u32,
+    /// Bytes held for large messages, and the most there may be.
+    pub message_memory: (usize, usize),
 }
 
 /// A server's permits.
@@ -134,6 +140,7 @@ impl Directory {
         if let Some(path) = &unix_socket {
             listeners.push(listen::unix(path, settings.listen.unix_socket_mode)?);
         }
+        let memory = Arc::new(Memory::new(settings.listen.max_message_memory));
         let routes = Routes::build(settings, None)?;
         routes.tenants.values().for_each(|t| t.prewarm());
         let directory = Arc::new(Self {
@@ -144,6 +151,7 @@ impl Directory {
             addresses,
             unix_socket,
             clients: Arc::default(),
+            memory,
             refusals: Stats::default(),
             draining: AtomicBool::new(false),
             stop: Notify::new(),
@@ -175,6 +183,7 @@ impl Directory {
         }
         let fresh = Routes::build(settings, Some(&old))?;
         fresh.tenants.values().for_each(|t| t.prewarm());
+        self.memory.set_limit(fresh.settings.listen.max_message_memory);
         self.routes.store(Arc::new(fresh));
         self.any.lock().clear();
         Ok(())
@@ -244,6 +253,7 @@ impl Directory {
             pools: pools.map(|pool| PoolView { snapshot: pool.server.snapshot(&pool), pool }).collect(),
             sessions: self.registry.states(),
             clients: self.clients.load(Relaxed),
+            message_memory: (self.memory.held(), self.memory.limit()),
         }
     }
 
@@ -257,6 +267,12 @@ impl Directory {
 
     pub(crate) fn settings(&self) -> SettingsRef {
         SettingsRef(self.routes.load_full())
+    }
+
+    /// What a session that begins now may make us hold.
+    pub(crate) fn limits(&self) -> Limits {
+        let max_message = self.routes.load().settings.listen.max_message_size;
+        Limits { max_message, memory: Arc::clone(&self.memory) }
     }
 
     pub(crate) fn tenant(&self, database: &str) -> Option<Arc<Tenant>> {
@@ -434,9 +450,13 @@ async fn load_acceptor(settings: &Settings) -> Result<Option<Acceptor>, StartErr
 async fn sweep(directory: Weak<Directory>) {
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    let mut pulse = Pulse::new(Millis::now());
     loop {
         ticks.tick().await;
         let Some(directory) = directory.upgrade() else { return };
-        directory.registry.sweep(Millis::now());
+        let now = Millis::now();
+        if pulse.beat(now) {
+            directory.registry.sweep(now);
+        }
     }
 }

@@ -1,4 +1,5 @@
 //! Sockets: streams of both sides and the listeners.
 
+pub mod memory;
 pub mod stream;
 pub mod tls;

@@ -27,7 +27,7 @@ use super::{
     waiters::WaiterId,
 };
 use crate::{
-    clock::Millis,
+    clock::{Millis, Pulse},
     net::tls::{Connector, TlsError},
     server::{
         conn::ServerConn,
@@ -104,10 +104,14 @@ impl Server {
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(TICK);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            let mut pulse = Pulse::new(Millis::now());
             loop {
                 ticks.tick().await;
                 let Some(server) = weak.upgrade() else { break };
-                server.tick();
+                let now = Millis::now();
+                if pulse.beat(now) {
+                    server.tick(now);
+                }
             }
         });
         Ok(server)
@@ -329,10 +333,10 @@ impl Server {
         self.me.upgrade().unwrap_or_else(|| unreachable!("a server outlives its own call"))
     }
 
-    fn tick(&self) {
+    fn tick(&self, now: Millis) {
         let mut actions = Actions::new();
         let mut inner = self.inner.lock();
-        inner.core.tick(Millis::now(), &mut actions);
+        inner.core.tick(now, &mut actions);
         self.act(inner, actions);
     }
 

@@ -168,6 +168,16 @@ pub fn message_too_large(limit: usize) -> ErrorResponse {
 }
 
 #[must_use]
+pub fn out_of_memory() -> ErrorResponse {
+    ErrorResponse::error(
+        sqlstate::OUT_OF_MEMORY,
+        "clients make Tenantry hold too many large messages (named Parse) at once: max_message_memory is reached",
+    )
+    .detail("proxy_code=MESSAGE_MEMORY")
+    .hint("Try again, send it as an unnamed statement, or raise listen.max_message_memory.")
+}
+
+#[must_use]
 pub fn internal() -> ErrorResponse {
     ErrorResponse::fatal("XX000", "internal error").detail("proxy_code=INTERNAL")
 }

@@ -92,9 +92,9 @@ pub async fn serve(directory: Arc<Directory>, stream: Stream, guard: ClientGuard
 }
 
 fn begin(directory: &Arc<Directory>, stream: Stream, input: BytesMut, ready: welcome::Ready, guard: ClientGuard) {
-    let max_message = directory.settings().listen.max_message_size;
+    let limits = directory.limits();
     let welcome::Ready { registered, pool, mode, settings, tenant_guard } = ready;
-    let mut session = Session::new(stream, registered, pool, mode, settings, max_message);
+    let mut session = Session::new(stream, registered, pool, mode, settings, limits);
     if !input.is_empty() {
         session.input = input;
     }

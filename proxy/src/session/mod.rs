@@ -14,6 +14,7 @@ pub mod pin;
 pub mod probe;
 pub mod registry;
 mod relay;
+pub use relay::Limits;
 mod requests;
 mod run;
 pub mod state;

@@ -37,7 +37,10 @@ use super::{
 };
 use crate::{
     clock::Millis,
-    net::stream::{Outgoing, Stream},
+    net::{
+        memory::{Held, Memory},
+        stream::{Outgoing, Stream},
+    },
     pool::{
         Pool,
         lease::{Handoff, Lease, Waiting},
@@ -154,7 +157,16 @@ pub struct Session {
     pub(super) pinned: bool,
 
     pub(super) tally: Tally,
-    pub(super) max_message: usize,
+    pub(super) limits: Limits,
+    /// For the message at the head of `input`, if it is large.
+    pub(super) held: Option<Held>,
+}
+
+/// What one client may make us hold.
+#[derive(Debug, Clone)]
+pub struct Limits {
+    pub max_message: usize,
+    pub memory: Arc<Memory>,
 }
 
 impl Session {
@@ -166,7 +178,7 @@ impl Session {
         pool: Arc<Pool>,
         mode: PoolMode,
         settings: Settings,
-        max_message: usize,
+        limits: Limits,
     ) -> Self {
         Self {
             registered,
@@ -207,7 +219,8 @@ impl Session {
             pins: Pins::default(),
             pinned: false,
             tally: Tally::default(),
-            max_message,
+            limits,
+            held: None,
         }
     }
 
@@ -535,7 +548,7 @@ impl Session {
     /// How much of the message at the head of `input` must be there before it can be dealt with.
     fn wanted_input(&self) -> usize {
         match frame::client_header(&self.input) {
-            Ok(Some(header)) => header.total().min(self.max_message).saturating_add(1),
+            Ok(Some(header)) => header.total().min(self.limits.max_message).saturating_add(1),
             _ => 0,
         }
     }

@@ -17,7 +17,7 @@ use tenantry_wire::{
 use super::{
     errors,
     owed::{For, Kind, Own, Undo},
-    relay::{End, MAX_OWED, Session, Sink},
+    relay::{CHUNK, End, MAX_OWED, Session, Sink},
     run::Run,
     statements::{MAX_NAMES, MAX_UNNAMED},
 };
@@ -88,20 +88,37 @@ impl Session {
                     run.at = run.at.saturating_add(HEADER);
                     self.begin(header, header.body, sink);
                 }
-                Step::Replaced { first } => self.begin(header, header.total().saturating_sub(first), Sink::Forward),
+                Step::Replaced { first } => {
+                    self.held = None;
+                    self.begin(header, header.total().saturating_sub(first), Sink::Forward);
+                }
                 Step::Discard => {
                     run.cut(&mut self.to_server.buf, HEADER);
                     self.begin(header, header.body, Sink::Discard);
                 }
                 Step::Incomplete
-                    if header.tag == frontend::PARSE && header.total() > self.max_message && rest.len() > HEADER =>
+                    if header.tag == frontend::PARSE
+                        && rest.len() > HEADER
+                        && let Err(error) = self.hold_message(header.total()) =>
                 {
-                    self.poison(run, errors::message_too_large(self.max_message))?;
+                    self.poison(run, error)?;
                     run.cut(&mut self.to_server.buf, HEADER);
                     self.begin(header, header.body, Sink::Discard);
                 }
                 Step::Incomplete | Step::Wait => break,
             }
+        }
+        Ok(())
+    }
+
+    /// The message at hand must be there whole before it can be dealt with: takes the memory for it.
+    fn hold_message(&mut self, bytes: usize) -> Result<(), ErrorResponse> {
+        if bytes > self.limits.max_message {
+            return Err(errors::message_too_large(self.limits.max_message));
+        }
+        // Any client may have this much.
+        if bytes > CHUNK && self.held.is_none() {
+            self.held = Some(self.limits.memory.take(bytes).ok_or_else(errors::out_of_memory)?);
         }
         Ok(())
     }
