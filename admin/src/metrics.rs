@@ -10,7 +10,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle, Prometheu
 use metrics_util::MetricKindMask;
 use tenantry_proxy::{
     directory::{PoolView, Snapshot},
-    pool::{slot::SlotState, stats::Stats},
+    pool::{explain::Blocked, slot::SlotState, stats::Stats},
     session::state::SessionState,
 };
 
@@ -48,7 +48,7 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 33] = [
+pub const METRICS: [Metric; 38] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
@@ -66,6 +66,27 @@ pub const METRICS: [Metric; 33] = [
     level("tenantry_server_cap", "server", "Most connections that may be held on the server"),
     level("tenantry_waiting_clients", POOL, "Clients in the queue for a server connection"),
     level("tenantry_oldest_wait_seconds", POOL, "How long the first client of the queue has waited; 0 without a queue"),
+    level(
+        "tenantry_blocked_clients",
+        "tenant, role, limit",
+        "Clients in the queue, by the limit that holds its first one up",
+    ),
+    level(
+        "tenantry_tenant_permits",
+        "tenant, server",
+        "Connections that count against the tenant's ceiling, closing ones included",
+    ),
+    level("tenantry_tenant_floor", "tenant, server", "Server connections that are always available to the tenant"),
+    level(
+        "tenantry_tenant_ceiling",
+        "tenant, server",
+        "Most server connections of the tenant: its ceiling or the server's cap, whichever is less",
+    ),
+    level(
+        "tenantry_tenant_weight",
+        "tenant, server",
+        "The tenant's part of what is above the floors while several wait",
+    ),
     level("tenantry_pinned_leases", POOL, "Server connections kept beyond their transaction now"),
     count(
         "tenantry_pins_total",
@@ -166,6 +187,7 @@ pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, sta
     }
     for pool in &snapshot.pools {
         publish_pool(pool);
+        publish_budget(pool);
     }
 }
 
@@ -185,6 +207,10 @@ fn publish_pool(view: &PoolView) {
         gauge!("tenantry_server_connections", with(&on_server, "state", state.as_str())).set(f64::from(n));
     }
     gauge!("tenantry_waiting_clients", labels.clone()).set(number(snapshot.waiting));
+    for limit in Blocked::ALL {
+        let held_up = if limit == snapshot.explanation.blocked { snapshot.waiting } else { 0 };
+        gauge!("tenantry_blocked_clients", with(&labels, "limit", limit.as_str())).set(number(held_up));
+    }
     gauge!("tenantry_oldest_wait_seconds", labels.clone()).set(snapshot.oldest_wait.as_secs_f64());
     gauge!("tenantry_pinned_leases", labels.clone()).set(f64::from(pool.pinned()));
     let settings = pool.settings();
@@ -200,6 +226,17 @@ fn publish_pool(view: &PoolView) {
     for (reason, n) in pins {
         counter!("tenantry_pins_total", with(&labels, "reason", reason)).absolute(n);
     }
+}
+
+/// The tenant's, told by each of its pools alike.
+fn publish_budget(view: &PoolView) {
+    let (snapshot, why) = (&view.snapshot, &view.snapshot.explanation);
+    let Some(budget) = snapshot.budget else { return };
+    let labels = vec![Label::new("tenant", snapshot.tenant.to_string()), Label::new("server", snapshot.server.clone())];
+    gauge!("tenantry_tenant_permits", labels.clone()).set(f64::from(why.held));
+    gauge!("tenantry_tenant_floor", labels.clone()).set(f64::from(budget.floor));
+    gauge!("tenantry_tenant_ceiling", labels.clone()).set(f64::from(budget.ceiling.min(why.cap)));
+    gauge!("tenantry_tenant_weight", labels).set(f64::from(budget.weight));
 }
 
 fn pool_labels(tenant: &str, role: &str) -> Vec<Label> {
@@ -226,6 +263,7 @@ mod tests {
 
     use tenantry_config::TenantId;
     use tenantry_proxy::{
+        budget::fair::Budget,
         directory::ServerSnapshot,
         pool::{PoolSettings, server::Server},
         server::credentials::Credentials,
@@ -266,7 +304,14 @@ mod tests {
         let tenant = TenantId::parse("acme").unwrap();
         let defaults = tenantry_config::Pool::default();
         let pool = PoolSettings { mode: defaults.pool_mode, pool: defaults };
-        let pool = server.add_pool(&tenant, "acme", "app", pool, Credentials::None);
+        let pool = server.add_pool(
+            &tenant,
+            Budget { floor: 2, ceiling: 9, weight: 3 },
+            "acme",
+            "app",
+            pool,
+            Credentials::None,
+        );
         pool.stats.transactions.store(7, Relaxed);
         pool.stats.error("53300");
         pool.stats.pins.lock().insert("listen", 2);

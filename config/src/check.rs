@@ -18,6 +18,8 @@ const MAX_SOCKET_DIR_BYTES: usize = 107 - "/.s.PGSQL.65535".len();
 
 /// Far above any machine; below it a typing error cannot eat the memory.
 const MOST_WORKERS: u32 = 1024;
+/// More would only make the others wait as if they had no weight at all.
+const MOST_WEIGHT: u32 = 1000;
 
 pub(crate) fn check(settings: &Settings, report: &mut Report) {
     check_presence(settings, report);
@@ -32,6 +34,7 @@ pub(crate) fn check(settings: &Settings, report: &mut Report) {
         check_tenant(&path, tenant, settings, report);
     }
     check_warm_connections(settings, report);
+    check_floors(settings, report);
 }
 
 /// Every tenant with its path, `"*"` last.
@@ -128,7 +131,6 @@ fn check_server(path: &str, server: &Server, report: &mut Report) {
     if server.host.trim().is_empty() {
         report.problem(&[&join(path, "host")], "is missing; write a host name, an address or a socket directory");
     }
-    at_least_one(&join(path, "cap"), server.cap, report);
     at_least_one(&join(path, "max_connecting"), server.max_connecting, report);
     at_least_one(&join(path, "max_cancels"), server.max_cancels, report);
     // libpq's rule for sslnegotiation=direct: without a way back to plain, only a mode that insists on TLS makes sense.
@@ -149,6 +151,7 @@ fn check_tenant(path: &str, tenant: &Tenant, settings: &Settings, report: &mut R
         let keys = [min.as_str(), size.as_str(), "pool.min_pool_size", "pool.pool_size"];
         check_min_pool_size(&keys, tenant.pool.min_pool_size, tenant.pool.pool_size, report);
     }
+    check_budget(path, tenant, report);
     if tenant.max_client_conn == Some(0) {
         report.problem(&[&join(path, "max_client_conn")], "must be at least 1, or \"off\"");
     }
@@ -158,6 +161,24 @@ fn check_tenant(path: &str, tenant: &Tenant, settings: &Settings, report: &mut R
             let key = join(&format!("{}[{i}]", join(path, "roles")), "pool_size");
             check_min_pool_size(&[&key, &min, "pool.min_pool_size"], tenant.pool.min_pool_size, own, report);
         }
+    }
+}
+
+fn check_budget(path: &str, tenant: &Tenant, report: &mut Report) {
+    let [floor, ceiling, weight] = ["floor", "ceiling", "weight"].map(|key| join(path, key));
+    if let Some(most) = tenant.ceiling {
+        at_least_one(&ceiling, most, report);
+        if tenant.floor > most {
+            let message = format!("{} is more than ceiling {most}; lower it or raise ceiling", tenant.floor);
+            report.problem(&[&floor, &ceiling], message);
+        }
+    }
+    if tenant.weight.get() > MOST_WEIGHT {
+        report.problem(&[&weight], format!("is {}; write 1 to {MOST_WEIGHT}", tenant.weight));
+    }
+    if path == join("tenants", "*") && tenant.floor > 0 {
+        let message = "any number of databases would each get it; give those that need a floor a section of their own";
+        report.problem(&[&floor], message);
     }
 }
 
@@ -210,15 +231,37 @@ fn check_warm_connections(settings: &Settings, report: &mut Report) {
     for (name, parts) in sums {
         let Some(server) = settings.servers.get(name) else { continue };
         let sum = parts.iter().fold(0_u64, |sum, (_, warm)| sum.saturating_add(*warm));
-        if sum > u64::from(server.cap) {
+        if let OrAuto::Is(cap) = server.cap
+            && sum > u64::from(cap.get())
+        {
             let message = format!(
-                "{} is less than the {sum} connections that min_pool_size keeps open ({}); raise it or lower them",
-                server.cap,
+                "{cap} is less than the {sum} connections that min_pool_size keeps open ({}); raise it or lower them",
                 name_parts(parts),
             );
             report.problem(&[&join(&join("servers", name), "cap"), "pool.min_pool_size"], message);
         }
     }
+}
+
+/// A floor is a promise: those of a server's tenants must all be kept at once. An auto cap is known only when the server
+/// is asked: then `tenantry check` and the log tell.
+fn check_floors(settings: &Settings, report: &mut Report) {
+    for (name, server) in &settings.servers {
+        let OrAuto::Is(cap) = server.cap else { continue };
+        let floors: Vec<_> = floors(settings, name).map(|(path, floor)| (path, u64::from(floor))).collect();
+        let sum = floors.iter().fold(0_u64, |sum, (_, floor)| sum.saturating_add(*floor));
+        if sum > u64::from(cap.get()) {
+            let message =
+                format!("{cap} is less than the {sum} of all floors ({}); raise it or lower them", name_parts(floors));
+            report.problem(&[&join(&join("servers", name), "cap")], message);
+        }
+    }
+}
+
+/// The floors of a server's tenants, with their paths.
+fn floors<'a>(settings: &'a Settings, server: &'a str) -> impl Iterator<Item = (String, u32)> + 'a {
+    let here = tenants(settings).filter(move |(_, tenant)| tenant.server == server && tenant.floor > 0);
+    here.map(|(path, tenant)| (path, tenant.floor))
 }
 
 /// The largest few: with thousands of tenants the line must stay readable.

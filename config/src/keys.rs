@@ -60,11 +60,11 @@ section!(Pool {
 section!(Admin { address; ; });
 section!(Log { filter, format; ; });
 section!(Server {
-    host, port, cap, max_connecting, server_login_retry, tcp_user_timeout, max_cancels;
+    host, port, cap, reserve, max_connecting, server_login_retry, tcp_user_timeout, max_cancels;
     tls;
 });
 section!(ServerTls { mode, ca_file, direct; ; });
-section!(Tenant { server, database, max_client_conn; ; pool, roles });
+section!(Tenant { server, database, floor, ceiling, weight, max_client_conn; ; pool, roles });
 section!(RoleKeys { name, password, password_file, password_env, pool_mode, pool_size; ; });
 
 /// `[[tenants.NAME.roles]]`: a role that may log in to this tenant; `[[roles]]` takes the same keys, for every tenant.

@@ -206,8 +206,11 @@ pub struct Server {
     pub host: String,
     /// TCP port, or the number in the name of the Unix socket.
     pub port: u16,
-    /// Most connections Tenantry holds on this server over all tenants.
-    pub cap: u32,
+    /// Most connections Tenantry holds on this server over all tenants. "auto": PostgreSQL's `max_connections` without
+    /// those it reserves and without `reserve`; and never more than others leave free.
+    pub cap: OrAuto<NonZeroU32>,
+    /// Connections kept free for people and maintenance when `cap` is "auto".
+    pub reserve: u32,
     /// Most dials under way at once (storm guard).
     pub max_connecting: u32,
     /// First wait after a failed dial, doubled up to 4 times this.
@@ -255,6 +258,12 @@ pub struct Tenant {
     pub database: Option<String>,
     /// `[pool]` with this tenant's own values laid over it (written flat in `[tenants.NAME]`).
     pub pool: Pool,
+    /// Server connections that are always available to this tenant; those of a server's tenants together must fit its `cap`.
+    pub floor: u32,
+    /// Most server connections of this tenant, over all of its roles; "off": as many as the server's `cap` allows.
+    pub ceiling: Option<u32>,
+    /// Its part of the connections above the floors while several tenants wait, in proportion to the others'; 1 to 1000.
+    pub weight: NonZeroU32,
     /// Most client connections of this tenant; "off": only the limit over all tenants.
     pub max_client_conn: Option<u32>,
     /// Roles that may log in to this tenant, besides those of all tenants.
@@ -390,7 +399,8 @@ impl Default for Server {
         Self {
             host: String::new(),
             port: 5432,
-            cap: 80,
+            cap: OrAuto::Auto,
+            reserve: 10,
             max_connecting: 4,
             server_login_retry: Duration::from_millis(50),
             tls: ServerTls::default(),
@@ -410,7 +420,16 @@ impl Default for ServerTls {
 /// A tenant with the default pool; the server's name, if empty, is filled in by the loader.
 impl Default for Tenant {
     fn default() -> Self {
-        Self { server: String::new(), database: None, pool: Pool::default(), max_client_conn: None, roles: Vec::new() }
+        Self {
+            server: String::new(),
+            database: None,
+            floor: 0,
+            ceiling: None,
+            weight: NonZeroU32::MIN,
+            pool: Pool::default(),
+            max_client_conn: None,
+            roles: Vec::new(),
+        }
     }
 }
 

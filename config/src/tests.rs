@@ -43,6 +43,10 @@ fn one_problem(text: &str, start: &str, part: &str) {
     assert!(told.starts_with(start) && told.contains(part), "{told}");
 }
 
+fn cap(n: u32) -> OrAuto<NonZeroU32> {
+    OrAuto::Is(NonZeroU32::new(n).unwrap())
+}
+
 fn id(name: &str) -> TenantId {
     TenantId::parse(name).unwrap()
 }
@@ -76,7 +80,7 @@ fn flags_win_over_environment_over_file_over_defaults() {
     let settings = try_load(&text, &overrides).unwrap();
     let pool = &settings.tenants["acme"].pool;
     assert_eq!((pool.pool_size, pool.max_waiters, pool.max_pinned), (1, 2, 3));
-    assert_eq!((pool.query_wait_timeout, settings.servers["main"].cap), (Duration::from_secs(5), 10));
+    assert_eq!((pool.query_wait_timeout, settings.servers["main"].cap), (Duration::from_secs(5), cap(10)));
     assert_eq!(pool.server_lifetime, Pool::default().server_lifetime);
 }
 
@@ -110,6 +114,35 @@ fn human_values_are_read() {
     assert_eq!(settings.pool.query_timeout, Some(Duration::from_secs(90 * 60)));
     assert_eq!(settings.pool.transaction_timeout, None);
     assert_eq!(settings.pool.server_check_delay, Duration::from_millis(500));
+}
+
+#[test]
+fn floors_that_cannot_all_be_kept_are_refused_with_their_sum() {
+    let text = "[servers.main]\nhost = \"127.0.0.1\"\ncap = 9\n\
+                [tenants.a]\nfloor = 6\n[tenants.b]\nfloor = 4\nceiling = 8\nweight = 3\n[tenants.c]\n";
+    one_problem(
+        text,
+        "tenantry.toml:3: servers.main.cap: 9 is less than the 10 of all floors ",
+        "tenants.a: 6, tenants.b: 4",
+    );
+    let settings = loaded(&text.replace("cap = 9", "cap = 10"));
+    assert_eq!((settings.tenants["b"].ceiling, settings.tenants["b"].weight.get()), (Some(8), 3));
+    // What an auto cap is, only the server can tell.
+    assert_eq!(loaded(&text.replace("cap = 9", "cap = \"auto\"")).servers["main"].cap, OrAuto::Auto);
+}
+
+#[test]
+fn budgets_that_make_no_sense_are_refused() {
+    for (keys, part) in [
+        ("floor = 5\nceiling = 4", "5 is more than ceiling 4"),
+        ("ceiling = 0", "at least 1"),
+        ("weight = 0", "at least 1"),
+        ("weight = 1001", "write 1 to 1000"),
+    ] {
+        one_problem(&format!("{MINIMUM}{keys}\n"), "tenantry.toml:", part);
+    }
+    let any = "[servers.main]\nhost = \"127.0.0.1\"\n[tenants.\"*\"]\nfloor = 1\n";
+    one_problem(any, "tenantry.toml:4: tenants.\"*\".floor: ", "a section of their own");
 }
 
 #[test]
@@ -171,7 +204,7 @@ password = 5
         "tenantry.toml:3: pool.query_wait_timeout: 30 has no unit; write e.g. \"30s\" or \"30ms\"",
         "tenantry.toml:4: pool.pool_mode: \"transactional\" is not a word for this; \
          write one of transaction, session, statement",
-        "tenantry.toml:8: servers.main.cap: must be at least 1",
+        "tenantry.toml:8: servers.main.cap: must be at least 1, or \"auto\"",
         "tenantry.toml:10: tenants.postgres: cannot be a tenant: the name is reserved \
          (postgres, template0, template1, rdsadmin, pgbouncer, tenantry); choose another",
         "tenantry.toml:12: tenants.acme.server: there is no server \"mian\"; did you mean \"main\"?",
@@ -269,7 +302,7 @@ name = \"own\"
 name = \"all\"
 ";
     one_problem(text, "tenantry.toml:5: servers.main.cap: 9 is less than the 14 ", "tenants.b: 8, tenants.a: 6");
-    assert_eq!(loaded(&text.replace("cap = 9", "cap = 14")).servers["main"].cap, 14);
+    assert_eq!(loaded(&text.replace("cap = 9", "cap = 14")).servers["main"].cap, cap(14));
 }
 
 #[test]

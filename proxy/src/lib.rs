@@ -1,6 +1,6 @@
 #![doc = include_str!("../README.md")]
 
-mod budget;
+pub mod budget;
 pub mod clock;
 pub mod directory;
 mod listen;

@@ -1,5 +1,7 @@
-//! How many connections a server may be asked to hold.
+//! How many connections a server may be asked to hold, and which tenant gets the next one.
 //!
-//! `permit` is the hard cap; sharing it fairly between tenants is decided on top of it. Pure: no clock, no I/O.
+//! `permit` is the hard cap and `cap` what it is now; `fair` shares it: floors, ceilings, weights. Pure: no clock, no I/O.
 
+pub mod cap;
+pub mod fair;
 pub mod permit;

@@ -5,23 +5,36 @@
 //! events with the same `now` give the same actions.
 //!
 //! What always holds, after every call:
-//! - a slot holds a permit from `Connecting` until `closed`; permits never exceed the cap;
+//! - a slot holds a permit from `Connecting` until `closed`; permits never exceed the cap, nor a tenant's its ceiling;
 //! - a pool that has an idle slot has no waiter;
-//! - `counts` of a pool are the states of its slots, since only `shift` changes either.
+//! - `counts` of a pool are the states of its slots, since only `shift` changes either;
+//! - what a tenant wants in `fair` is what its pools want (`refresh`).
 //!
-//! Calls: `add_pool` first; then `checkout`, `release`, `dialed`, `dial_failed`, `closed`, `leave_queue` as things happen,
-//! and `tick` about ten times a second. Each appends to `actions` what the shell must do, in order.
+//! Calls: `tenant` and `add_pool` first; then `checkout`, `release`, `dialed`, `dial_failed`, `closed`, `leave_queue` as things happen,
+//! and `tick` about ten times a second, `nudge` ten times as often while `is_contended`. Each appends to `actions` what the shell must do, in order.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, VecDeque},
+};
 
 use slab::Slab;
 use smallvec::SmallVec;
+use tenantry_config::TenantId;
 
 use super::{
+    explain::{Blocked, Explanation},
     slot::{SlotEvent, SlotState},
     waiters::{Queue, WaiterId},
 };
-use crate::{budget::permit::Ledger, clock::Millis};
+use crate::{
+    budget::{
+        cap::{Cap, Room},
+        fair::{Budget, FairShare, QUANTUM, TenantKey},
+        permit::Ledger,
+    },
+    clock::Millis,
+};
 
 /// A pool within one server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -47,7 +60,9 @@ pub struct PoolLimits {
 /// What a server may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerLimits {
-    pub cap: u32,
+    /// `None`: what PostgreSQL has, without the reserve.
+    pub cap: Option<u32>,
+    pub reserve: u32,
     pub max_connecting: u32,
     /// First pause after a failed dial; doubled up to 4 times this, so that a server that is back is found soon.
     pub login_retry: u64,
@@ -70,43 +85,23 @@ pub enum Action {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
     /// Waited longer than `query_wait_timeout`.
-    Timeout { waited: u64, ahead: usize, blocked: Blocked },
+    Timeout(Explanation),
     /// `max_waiters` are waiting already.
-    QueueFull { waiting: usize },
+    QueueFull(Explanation),
     /// The server turned the login down for good (password, database, role); its error is with the pool.
     LoginRefused,
 }
 
-/// Which limit keeps a waiter waiting.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Blocked {
-    PoolSize,
-    ServerCap,
-    ConnectThrottle,
-    ServerDown,
-    /// PostgreSQL itself refused another connection (53300).
-    ServerFull,
-}
-
-impl Blocked {
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::PoolSize => "pool_size",
-            Self::ServerCap => "server_cap",
-            Self::ConnectThrottle => "connect_throttle",
-            Self::ServerDown => "server_down",
-            Self::ServerFull => "server_full",
-        }
-    }
-}
-
-/// How a dial failed.
+/// How a dial failed. Each cause holds up exactly those whom it concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DialFailure {
     /// Nobody answers, or "starting up": holds for every pool of the server.
     ServerDown,
-    /// Only this pool's login failed, and may succeed later (53300 for its role or database, timeout inside login).
+    /// PostgreSQL has no room for anybody (53300): the cap shrinks for a while, and everybody waits on.
+    ServerFull,
+    /// PostgreSQL has no room for this role or database (53300 of a CONNECTION LIMIT): only this pool waits.
+    TenantFull,
+    /// Only this pool's login failed, and may succeed later (a timeout inside the login, a passing error).
     Later,
     /// Only this pool's login failed, and will again (password, database): its waiters are told at once.
     Refused,
@@ -133,8 +128,9 @@ pub enum Rested {
 
 pub type Actions = SmallVec<[Action; 4]>;
 
-/// A waiter of another pool that has waited this much longer takes the next free connection's place at the cap.
-const TRANSFER_LAG: u64 = 100;
+/// An idle connection is only closed for another pool's waiter once nobody has wanted it for this long: its client may be
+/// about to ask again, and would then wait for a connect.
+const LEAST_IDLE: u64 = 5;
 
 #[derive(Debug)]
 struct Slot {
@@ -169,12 +165,15 @@ impl Backoff {
 
 #[derive(Debug)]
 struct PoolState {
+    tenant: TenantKey,
     limits: PoolLimits,
     generation: u32,
     idle: VecDeque<SlotId>,
     queue: Queue,
     counts: [u32; SlotState::ALL.len()],
     backoff: Backoff,
+    /// Why, while `backoff` has a delay.
+    trouble: DialFailure,
     /// Set by a successful login, cleared when credentials failed: may we dial without a client waiting?
     may_prewarm: bool,
     retired: bool,
@@ -189,15 +188,41 @@ impl PoolState {
     fn size(&self) -> u32 {
         self.counts.iter().sum::<u32>() - self.count(SlotState::Closing)
     }
+
+    /// How many more connections this pool could use right now, whatever its tenant may have.
+    fn wants(&self, now: Millis) -> u32 {
+        if self.queue.is_empty() || self.backoff.is_open(now) {
+            return 0;
+        }
+        let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
+        let coming = self.count(SlotState::Connecting);
+        waiting.saturating_sub(coming).min(self.limits.size.saturating_sub(self.size()))
+    }
+}
+
+/// A state in which a permit is of use to its tenant, and charged for.
+fn is_use(state: SlotState) -> bool {
+    match state {
+        SlotState::Connecting | SlotState::Active | SlotState::Resetting | SlotState::CancelPending => true,
+        SlotState::Idle | SlotState::Checking | SlotState::Closing => false,
+    }
 }
 
 /// All pools of one server.
 #[derive(Debug)]
 pub struct Core {
     limits: ServerLimits,
+    cap: Cap,
     ledger: Ledger,
+    fair: FairShare,
+    names: BTreeMap<TenantId, TenantKey>,
+    /// The pools of each tenant.
+    members: BTreeMap<TenantKey, SmallVec<[PoolId; 1]>>,
     pools: BTreeMap<PoolId, PoolState>,
     slots: Slab<Slot>,
+    /// The states of all slots.
+    totals: [u32; SlotState::ALL.len()],
+    stopped: bool,
     down: Backoff,
     next_waiter: u64,
     next_pool: u32,
@@ -208,11 +233,18 @@ pub struct Core {
 impl Core {
     #[must_use]
     pub fn new(limits: ServerLimits) -> Self {
+        let cap = Cap::new(limits.cap, limits.reserve);
         Self {
             limits,
-            ledger: Ledger::new(limits.cap),
+            ledger: Ledger::new(cap.effective()),
+            cap,
+            fair: FairShare::default(),
+            names: BTreeMap::new(),
+            members: BTreeMap::new(),
             pools: BTreeMap::new(),
             slots: Slab::new(),
+            totals: [0; SlotState::ALL.len()],
+            stopped: false,
             down: Backoff::default(),
             next_waiter: 0,
             next_pool: 0,
@@ -222,48 +254,89 @@ impl Core {
 
     // Set-up and reload.
 
-    pub fn add_pool(&mut self, limits: PoolLimits, may_prewarm: bool) -> PoolId {
+    /// The tenant of this name, with this budget from now on; it is forgotten with its last pool.
+    pub fn tenant(&mut self, name: &TenantId, budget: Budget, now: Millis) -> TenantKey {
+        if let Some(key) = self.names.get(name).copied() {
+            self.fair.set_budget(key, budget);
+            self.refresh(key, now);
+            return key;
+        }
+        let key = self.fair.add(budget);
+        self.names.insert(name.clone(), key);
+        self.members.insert(key, SmallVec::new());
+        key
+    }
+
+    /// A new budget for a tenant that has pools.
+    pub fn set_budget(&mut self, name: &TenantId, budget: Budget, now: Millis) {
+        if self.names.contains_key(name) {
+            self.tenant(name, budget, now);
+        }
+    }
+
+    pub fn add_pool(&mut self, tenant: TenantKey, limits: PoolLimits, may_prewarm: bool) -> PoolId {
         let id = PoolId(self.next_pool);
         self.next_pool += 1;
         let pool = PoolState {
+            tenant,
             limits,
             generation: 0,
             idle: VecDeque::new(),
             queue: Queue::default(),
             counts: [0; SlotState::ALL.len()],
             backoff: Backoff::default(),
+            trouble: DialFailure::Later,
             may_prewarm,
             retired: false,
         };
         self.pools.insert(id, pool);
+        self.members.entry(tenant).or_default().push(id);
         id
     }
 
     pub fn set_limits(&mut self, limits: ServerLimits) {
         self.limits = limits;
-        self.ledger.set_cap(limits.cap);
+        self.cap.change(limits.cap, limits.reserve);
+        self.apply_cap();
+    }
+
+    /// PostgreSQL told what room it has, on a connection that is one of ours.
+    pub fn observe(&mut self, room: Room) {
+        // Some of those that are connecting may not be counted yet: too few others for a moment rather than too many.
+        self.cap.observe(room, self.ledger.held());
+        self.apply_cap();
     }
 
     /// No dial from now on.
     pub fn stop_dialing(&mut self) {
-        self.ledger.set_cap(0);
+        self.stopped = true;
+        self.apply_cap();
     }
 
-    pub fn set_pool_limits(&mut self, id: PoolId, limits: PoolLimits) {
+    fn apply_cap(&mut self) {
+        self.ledger.set_cap(if self.stopped { 0 } else { self.cap.effective() });
+    }
+
+    pub fn set_pool_limits(&mut self, id: PoolId, limits: PoolLimits, now: Millis) {
         if let Some(pool) = self.pools.get_mut(&id) {
             pool.limits = limits;
+            let tenant = pool.tenant;
+            self.refresh(tenant, now);
         }
     }
 
     /// Closes what the pool has as it comes to rest, idle connections at once, and dials afresh from now on.
     pub fn reconnect(&mut self, id: PoolId, now: Millis, actions: &mut Actions) {
+        self.pass(now);
         let Some(pool) = self.pools.get_mut(&id) else { return };
+        let tenant = pool.tenant;
         pool.generation = pool.generation.wrapping_add(1);
         pool.backoff = Backoff::default();
         for slot in std::mem::take(&mut pool.idle) {
             self.shift(slot, SlotEvent::Close, now);
             actions.push(Action::Close { slot });
         }
+        self.refresh(tenant, now);
     }
 
     /// Nobody will ask this pool again: its connections close as they come to rest, then it is forgotten.
@@ -277,16 +350,26 @@ impl Core {
     }
 
     fn forget_if_empty(&mut self, id: PoolId) {
-        if self.pools.get(&id).is_some_and(|p| p.retired && p.counts.iter().all(|n| *n == 0)) {
-            self.pools.remove(&id);
+        if !self.pools.get(&id).is_some_and(|p| p.retired && p.counts.iter().all(|n| *n == 0)) {
+            return;
+        }
+        let Some(tenant) = self.pools.remove(&id).map(|pool| pool.tenant) else { return };
+        let Some(members) = self.members.get_mut(&tenant) else { return };
+        members.retain(|member| *member != id);
+        if members.is_empty() {
+            self.members.remove(&tenant);
+            self.names.retain(|_, key| *key != tenant);
+            self.fair.remove(tenant);
         }
     }
 
     /// A client proved a secret that can log in to the server: the pool may dial without waiting for another.
-    pub fn credentials_known(&mut self, id: PoolId) {
+    pub fn credentials_known(&mut self, id: PoolId, now: Millis) {
         if let Some(pool) = self.pools.get_mut(&id) {
             pool.may_prewarm = true;
             pool.backoff = Backoff::default();
+            let tenant = pool.tenant;
+            self.refresh(tenant, now);
         }
     }
 
@@ -294,6 +377,7 @@ impl Core {
 
     /// A session wants a connection of this pool.
     pub fn checkout(&mut self, id: PoolId, now: Millis, actions: &mut Actions) -> Checkout {
+        self.pass(now);
         let Some(pool) = self.pools.get_mut(&id) else { return Checkout::Refused(Refusal::LoginRefused) };
         let free = if pool.limits.round_robin { pool.idle.pop_front() } else { pool.idle.pop_back() };
         if let Some(slot) = free {
@@ -301,19 +385,24 @@ impl Core {
             return Checkout::Ready(slot);
         }
         if pool.queue.len() >= pool.limits.max_waiters {
-            return Checkout::Refused(Refusal::QueueFull { waiting: pool.queue.len() });
+            return Checkout::Refused(Refusal::QueueFull(self.explain(id, None, now)));
         }
         let waiter = WaiterId(self.next_waiter);
         self.next_waiter += 1;
         pool.queue.join(waiter, now);
+        let tenant = pool.tenant;
+        self.refresh(tenant, now);
+        self.free_sibling(tenant, now, actions);
         self.grow(now, actions);
         Checkout::Queued(waiter)
     }
 
     /// A connection came to rest in good order: after a transaction, a reset or a check.
     pub fn release(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) -> Rested {
+        self.pass(now);
         let rested = self.rest(slot, now);
-        if rested == Rested::Close {
+        // Freed, or idle while somebody waits: perhaps not for long.
+        if rested == Rested::Close || (rested == Rested::Idle && self.fair.is_wanted()) {
             self.grow(now, actions);
         }
         rested
@@ -321,15 +410,22 @@ impl Core {
 
     /// A connection changes state without coming to rest: `Reset`, `AwaitCancel`, `Close`.
     pub fn change(&mut self, slot: SlotId, event: SlotEvent, now: Millis, actions: &mut Actions) {
+        self.pass(now);
         self.shift(slot, event, now);
         if event == SlotEvent::Close {
+            if let Some(tenant) = self.pool_of(slot).map(|pool| pool.tenant) {
+                self.refresh(tenant, now);
+            }
             self.grow(now, actions);
         }
     }
 
     /// A dial succeeded.
     pub fn dialed(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) -> Rested {
+        self.pass(now);
         self.down = Backoff::default();
+        self.cap.took(self.ledger.held().saturating_sub(self.total(SlotState::Connecting)).saturating_add(1));
+        self.apply_cap();
         if let Some(pool) = self.pool_of(slot) {
             pool.backoff = Backoff::default();
             pool.may_prewarm = true;
@@ -341,13 +437,20 @@ impl Core {
 
     /// A dial failed and its socket is closed.
     pub fn dial_failed(&mut self, slot: SlotId, failure: DialFailure, now: Millis, actions: &mut Actions) {
+        self.pass(now);
         let base = self.limits.login_retry;
         match failure {
             DialFailure::ServerDown => self.down.fail(base, now),
-            DialFailure::Later | DialFailure::Refused => {
+            DialFailure::ServerFull => {
+                self.down = Backoff::default();
+                self.cap.refused(self.ledger.held().saturating_sub(self.total(SlotState::Connecting)), now);
+                self.apply_cap();
+            }
+            DialFailure::TenantFull | DialFailure::Later | DialFailure::Refused => {
                 self.down = Backoff::default();
                 if let Some(pool) = self.pool_of(slot) {
                     pool.backoff.fail(base, now);
+                    pool.trouble = failure;
                 }
             }
         }
@@ -364,11 +467,19 @@ impl Core {
 
     /// PostgreSQL closed its end: the permit is free.
     pub fn closed(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) {
+        self.pass(now);
         let Some(gone) = self.slots.try_remove(slot.0) else { return };
-        if let Some(pool) = self.pools.get_mut(&gone.pool)
-            && let Some(count) = pool.counts.get_mut(gone.state.index())
-        {
-            *count -= 1;
+        self.count(gone.state, false);
+        if let Some(pool) = self.pools.get_mut(&gone.pool) {
+            let tenant = pool.tenant;
+            if let Some(count) = pool.counts.get_mut(gone.state.index()) {
+                *count -= 1;
+            }
+            if is_use(gone.state) {
+                self.fair.use_one(tenant, false);
+            }
+            self.fair.hold(tenant, false);
+            self.refresh(tenant, now);
         }
         self.ledger.give_back();
         self.forget_if_empty(gone.pool);
@@ -376,16 +487,38 @@ impl Core {
     }
 
     /// A waiter went away by itself; false if it had left the queue already (a connection or a refusal is on its way).
-    pub fn leave_queue(&mut self, id: PoolId, waiter: WaiterId) -> bool {
-        self.pools.get_mut(&id).is_some_and(|pool| pool.queue.leave(waiter))
+    pub fn leave_queue(&mut self, id: PoolId, waiter: WaiterId, now: Millis) -> bool {
+        self.pass(now);
+        let Some(pool) = self.pools.get_mut(&id) else { return false };
+        let (left, tenant) = (pool.queue.leave(waiter), pool.tenant);
+        if left {
+            self.refresh(tenant, now);
+        }
+        left
     }
 
     /// Time passed: refusals, ends of life, checks, minimum sizes, retries. About ten times a second.
     pub fn tick(&mut self, now: Millis, actions: &mut Actions) {
+        self.pass(now);
+        self.cap.tick(now);
+        self.apply_cap();
         self.expire_waiters(now, actions);
         self.retire_idle(now, actions);
-        self.grow(now, actions);
+        self.nudge(now, actions);
         self.prewarm(now, actions);
+    }
+
+    /// The part of `tick` that must not be late while somebody waits for somebody else's permit.
+    pub fn nudge(&mut self, now: Millis, actions: &mut Actions) {
+        self.pass(now);
+        self.fair.charge_all();
+        self.grow(now, actions);
+    }
+
+    /// The cap keeps somebody waiting.
+    #[must_use]
+    pub fn is_contended(&self) -> bool {
+        self.ledger.is_full() && self.fair.is_wanted()
     }
 
     // What can be asked.
@@ -416,16 +549,42 @@ impl Core {
         self.slots.get(slot.0).map(|s| s.state)
     }
 
-    /// The one answer to "why does this pool's queue not move".
+    /// The one answer to "why does this pool's queue not move"; of a waiter, or of whoever would come next.
     #[must_use]
-    pub fn blocked(&self, id: PoolId) -> Blocked {
+    pub fn explain(&self, id: PoolId, waiter: Option<WaiterId>, now: Millis) -> Explanation {
+        let pool = self.pools.get(&id);
+        let budget = pool.and_then(|pool| self.fair.budget(pool.tenant));
+        let since = match waiter {
+            Some(waiter) => pool.and_then(|pool| pool.queue.since(waiter)),
+            None => pool.and_then(|pool| pool.queue.oldest()).map(|(_, since)| since),
+        };
+        Explanation {
+            blocked: self.blocked(id),
+            waited: since.map_or(0, |since| now.0.saturating_sub(since.0)),
+            ahead: pool.map_or(0, |pool| waiter.map_or(pool.queue.len(), |waiter| pool.queue.before(waiter))),
+            waiting: pool.map_or(0, |pool| pool.queue.len()),
+            size: pool.map_or(0, PoolState::size),
+            pool_size: pool.map_or(0, |pool| pool.limits.size),
+            held: pool.map_or(0, |pool| self.fair.held(pool.tenant)),
+            ceiling: budget.map_or(0, |budget| budget.ceiling),
+            permits: self.ledger.held(),
+            cap: self.ledger.cap(),
+        }
+    }
+
+    fn blocked(&self, id: PoolId) -> Blocked {
         let Some(pool) = self.pools.get(&id) else { return Blocked::PoolSize };
+        let ceiling = self.fair.budget(pool.tenant).map_or(0, |budget| budget.ceiling);
         if self.down.delay > 0 {
             Blocked::ServerDown
         } else if pool.backoff.delay > 0 {
-            Blocked::ServerFull
+            if pool.trouble == DialFailure::TenantFull { Blocked::TenantFull } else { Blocked::LoginFails }
         } else if pool.size() >= pool.limits.size {
             Blocked::PoolSize
+        } else if self.fair.held(pool.tenant) >= ceiling {
+            Blocked::Ceiling
+        } else if self.cap.is_shrunk() {
+            Blocked::ServerFull
         } else if self.ledger.is_full() {
             Blocked::ServerCap
         } else {
@@ -433,25 +592,60 @@ impl Core {
         }
     }
 
+    #[must_use]
+    pub fn budget(&self, tenant: &TenantId) -> Option<Budget> {
+        self.fair.budget(*self.names.get(tenant)?)
+    }
+
     // Inside.
+
+    /// Time passes for the fair share: was somebody kept waiting by the cap up to now?
+    fn pass(&mut self, now: Millis) {
+        let contended = self.is_contended();
+        self.fair.pass(now, contended);
+    }
+
+    /// Tells the fair share what the tenant's pools could use.
+    fn refresh(&mut self, tenant: TenantKey, now: Millis) {
+        let Some(members) = self.members.get(&tenant) else { return };
+        let wants: u32 = members.iter().filter_map(|id| self.pools.get(id)).map(|pool| pool.wants(now)).sum();
+        let ceiling = self.fair.budget(tenant).map_or(0, |budget| budget.ceiling);
+        self.fair.want(tenant, wants.min(ceiling.saturating_sub(self.fair.held(tenant))));
+    }
 
     /// The one place where a slot changes state, and so the one place that counts.
     fn shift(&mut self, id: SlotId, event: SlotEvent, now: Millis) {
         let Some(slot) = self.slots.get_mut(id.0) else { return };
-        match slot.state.next(event) {
+        let (before, pool) = (slot.state, slot.pool);
+        match before.next(event) {
             Ok(next) => {
-                if let Some(pool) = self.pools.get_mut(&slot.pool) {
-                    for (state, up) in [(slot.state, false), (next, true)] {
+                slot.state = next;
+                slot.since = now;
+                if let Some(pool) = self.pools.get_mut(&pool) {
+                    for (state, up) in [(before, false), (next, true)] {
                         if let Some(count) = pool.counts.get_mut(state.index()) {
                             *count = if up { *count + 1 } else { *count - 1 };
                         }
                     }
+                    if is_use(before) != is_use(next) {
+                        self.fair.use_one(pool.tenant, is_use(next));
+                    }
                 }
-                slot.state = next;
-                slot.since = now;
+                self.count(before, false);
+                self.count(next, true);
             }
             Err(illegal) => debug_assert!(false, "{illegal}"),
         }
+    }
+
+    fn count(&mut self, state: SlotState, up: bool) {
+        if let Some(total) = self.totals.get_mut(state.index()) {
+            *total = if up { *total + 1 } else { *total - 1 };
+        }
+    }
+
+    fn total(&self, state: SlotState) -> u32 {
+        self.totals.get(state.index()).copied().unwrap_or(0)
     }
 
     fn pool_of(&mut self, slot: SlotId) -> Option<&mut PoolState> {
@@ -463,15 +657,18 @@ impl Core {
         let Some(slot) = self.slots.get_mut(id.0) else { return Rested::Close };
         slot.checked = now;
         let (pool_id, expired, generation) = (slot.pool, now >= slot.expires, slot.generation);
-        let robbed = self.owed_elsewhere(pool_id, now);
-        let Some(pool) = self.pools.get_mut(&pool_id) else { return Rested::Close };
-        let over = pool.size() > pool.limits.size;
-        if expired || over || robbed || generation != pool.generation {
+        let Some(pool) = self.pools.get(&pool_id) else { return Rested::Close };
+        let tenant = pool.tenant;
+        let over = pool.size() > pool.limits.size || self.is_above_ceiling(tenant) || self.is_above_cap();
+        if expired || over || generation != pool.generation || self.belongs_elsewhere(pool_id, tenant, now) {
             self.shift(id, SlotEvent::Close, now);
+            self.refresh(tenant, now);
             return Rested::Close;
         }
+        let Some(pool) = self.pools.get_mut(&pool_id) else { return Rested::Close };
         if let Some(waiter) = pool.queue.take_first() {
             self.shift(id, SlotEvent::Lend, now);
+            self.refresh(tenant, now);
             return Rested::Hand(waiter);
         }
         pool.idle.push_back(id);
@@ -479,58 +676,101 @@ impl Core {
         Rested::Idle
     }
 
-    /// At the cap, does a waiter of another pool come before this pool's own oldest one (and by enough to pay for a connect)?
-    fn owed_elsewhere(&self, own: PoolId, now: Millis) -> bool {
-        if !self.ledger.is_full() || self.down.is_open(now) {
+    /// Lowered: more is held than may be, and not enough of it is closing.
+    fn is_above_cap(&self) -> bool {
+        self.ledger.held().saturating_sub(self.total(SlotState::Closing)) > self.ledger.cap()
+    }
+
+    fn is_above_ceiling(&self, tenant: TenantKey) -> bool {
+        let members = self.members.get(&tenant).into_iter().flatten().filter_map(|id| self.pools.get(id));
+        let Some(budget) = self.fair.budget(tenant) else { return true };
+        self.fair.held(tenant) > budget.ceiling && members.map(PoolState::size).sum::<u32>() > budget.ceiling
+    }
+
+    /// A connection that comes to rest: is its permit somebody else's turn?
+    fn belongs_elsewhere(&mut self, pool: PoolId, tenant: TenantKey, now: Millis) -> bool {
+        if self.sibling_is_first(pool, tenant, now) {
+            return true;
+        }
+        if !self.ledger.is_full() || !self.fair.is_wanted() || self.down.is_open(now) || self.cap.is_pausing(now) {
             return false;
         }
-        let closing: u32 = self.pools.values().map(|p| p.count(SlotState::Closing)).sum();
-        let mine =
-            self.pools.get(&own).and_then(|p| p.queue.oldest()).map_or(now.0.saturating_add(1), |(_, since)| since.0);
-        let starving = self.pools.iter().filter(|(id, p)| **id != own && self.wants(p, now) > 0);
-        let mut owed = 0u32;
-        for (_, pool) in starving {
-            if let Some((_, since)) = pool.queue.oldest()
-                && (mine > now.0 || since.0.saturating_add(TRANSFER_LAG) < mine)
-            {
-                owed = owed.saturating_add(self.wants(pool, now));
-            }
-        }
-        owed > closing
+        // More than can be dialled at once would only lie closed.
+        let closing = self.total(SlotState::Closing);
+        closing + self.total(SlotState::Connecting) < self.connecting_limit() && self.fair.must_yield(tenant, closing)
     }
 
-    /// How many more connections this pool could use right now.
-    fn wants(&self, pool: &PoolState, now: Millis) -> u32 {
-        if pool.backoff.is_open(now) {
-            return 0;
+    /// Inside a tenant: does a waiter of another of its pools come before this pool's own, by enough to pay for a connect?
+    fn sibling_is_first(&self, own: PoolId, tenant: TenantKey, now: Millis) -> bool {
+        let Some(members) = self.members.get(&tenant).filter(|members| members.len() > 1) else { return false };
+        if !self.is_at_ceiling(tenant) && !self.ledger.is_full() {
+            return false;
         }
-        let coming = pool.count(SlotState::Connecting);
-        let waiting = u32::try_from(pool.queue.len()).unwrap_or(u32::MAX);
-        waiting.saturating_sub(coming).min(pool.limits.size.saturating_sub(pool.size()))
+        let pools = || members.iter().filter(|id| **id != own).filter_map(|id| self.pools.get(id));
+        let closing: u32 =
+            members.iter().filter_map(|id| self.pools.get(id)).map(|p| p.count(SlotState::Closing)).sum();
+        if pools().map(|pool| pool.wants(now)).sum::<u32>() <= closing {
+            return false;
+        }
+        let oldest = |pool: &PoolState| pool.queue.oldest().map(|(_, since)| since.0);
+        let first = pools().filter(|pool| pool.wants(now) > 0).filter_map(oldest).min();
+        let mine = self.pools.get(&own).and_then(oldest);
+        first.is_some_and(|first| mine.is_none_or(|mine| first.saturating_add(QUANTUM) < mine))
     }
 
-    /// Dials for the pools whose waiters have waited longest, while permits and the throttle last; at the cap, closes
-    /// idle connections of others for them.
+    /// At its ceiling a tenant has only its own idle connections to make room with.
+    fn free_sibling(&mut self, tenant: TenantKey, now: Millis, actions: &mut Actions) {
+        let Some(members) = self.members.get(&tenant).filter(|members| members.len() > 1) else { return };
+        if !self.is_at_ceiling(tenant) {
+            return;
+        }
+        let pools = || members.iter().filter_map(|id| self.pools.get(id));
+        let closing: u32 = pools().map(|pool| pool.count(SlotState::Closing)).sum();
+        if pools().map(|pool| pool.wants(now)).sum::<u32>() <= closing {
+            return;
+        }
+        let idle = pools().flat_map(|pool| pool.idle.iter().copied());
+        let longest = idle.min_by_key(|slot| (self.slots.get(slot.0).map(|s| s.since), *slot));
+        if let Some(slot) = longest {
+            self.close_idle(slot, now, actions);
+        }
+    }
+
+    /// Dials for whoever is next, while permits and the throttle last; at the cap, closes idle connections of others.
     fn grow(&mut self, now: Millis, actions: &mut Actions) {
-        while let Some(pool) = self.neediest(now) {
-            if self.connecting() >= self.connecting_limit() || self.down.is_open(now) {
+        if self.is_above_cap() {
+            self.make_room(now, actions);
+        }
+        while let Some(tenant) = self.fair.next() {
+            if self.total(SlotState::Connecting) >= self.connecting_limit()
+                || self.down.is_open(now)
+                || self.cap.is_pausing(now)
+            {
                 return;
             }
             if self.ledger.is_full() {
-                self.make_room(pool, now, actions);
+                self.make_room(now, actions);
                 return;
             }
+            let Some(pool) = self.oldest_waiting(tenant, now) else {
+                debug_assert!(false, "a tenant wants what none of its pools wants");
+                self.refresh(tenant, now);
+                return;
+            };
+            self.fair.served(tenant);
             self.dial(pool, now, actions);
+            self.refresh(tenant, now);
         }
     }
 
-    fn neediest(&self, now: Millis) -> Option<PoolId> {
-        let waiting = self.pools.iter().filter(|(_, p)| self.wants(p, now) > 0);
-        waiting.filter_map(|(id, p)| p.queue.oldest().map(|(_, since)| (since, *id))).min().map(|(_, id)| id)
-    }
-
-    fn connecting(&self) -> u32 {
-        self.pools.values().map(|p| p.count(SlotState::Connecting)).sum()
+    /// The pool of a tenant whose first waiter has waited longest, among those that could use a connection.
+    fn oldest_waiting(&self, tenant: TenantKey, now: Millis) -> Option<PoolId> {
+        let members = self.members.get(&tenant)?.iter();
+        let waiting = members.filter_map(|id| {
+            let pool = self.pools.get(id).filter(|pool| pool.wants(now) > 0)?;
+            pool.queue.oldest().map(|(waiter, since)| (since, waiter, *id))
+        });
+        waiting.min().map(|(_, _, id)| id)
     }
 
     /// While the server is down one dial at a time finds out whether it is back.
@@ -543,6 +783,8 @@ impl Core {
         if !self.ledger.take() {
             return;
         }
+        self.fair.hold(pool.tenant, true);
+        self.fair.use_one(pool.tenant, true);
         self.dials += 1;
         // Up to a fifth of the lifetime earlier, spread evenly over successive dials: no herd when they end.
         let spread = pool.limits.lifetime / 5;
@@ -559,40 +801,70 @@ impl Core {
             *count += 1;
         }
         let slot = SlotId(self.slots.insert(slot));
+        self.count(SlotState::Connecting, true);
         actions.push(Action::Dial { slot, pool: pool_id });
     }
 
-    /// Closes the longest idle connection of another pool, one for each connection that is wanted and not yet closing.
-    fn make_room(&mut self, wanting: PoolId, now: Millis, actions: &mut Actions) {
-        let wanted: u32 = self.pools.values().map(|p| self.wants(p, now)).sum();
-        let mut closing: u32 = self.pools.values().map(|p| p.count(SlotState::Closing)).sum();
-        while closing < wanted {
-            let victims = self.pools.iter().filter(|(id, _)| **id != wanting).flat_map(|(_, p)| p.idle.iter().copied());
-            let Some(victim) = victims.min_by_key(|s| (self.slots.get(s.0).map(|slot| slot.since), *s)) else { return };
-            if let Some(pool) = self.pool_of(victim) {
-                pool.idle.retain(|s| *s != victim);
-            }
-            self.shift(victim, SlotEvent::Close, now);
-            actions.push(Action::Close { slot: victim });
+    /// Closes idle connections for those who wait, or because the cap was lowered: those first whom it costs least.
+    fn make_room(&mut self, now: Millis, actions: &mut Actions) {
+        // More than can be dialled at once would only lie closed.
+        let room = self.connecting_limit().saturating_sub(self.total(SlotState::Connecting));
+        let mut closing = self.total(SlotState::Closing);
+        let wanted = self.fair.wanted(room).min(room);
+        let owes_floor = self.fair.owes_floor(closing);
+        while self.total(SlotState::Idle) > 0 && (closing < wanted || self.is_above_cap()) {
+            let Some(victim) = self.least_useful(owes_floor || self.is_above_cap(), now) else { return };
+            self.close_idle(victim, now, actions);
             closing += 1;
         }
     }
 
+    /// The idle connection that its tenant can best do without: furthest above its floor, then furthest ahead, then
+    /// longest idle. What lies within a floor is only taken after `server_idle_timeout`.
+    fn least_useful(&self, at_once: bool, now: Millis) -> Option<SlotId> {
+        let idle = self.slots.iter().filter(|(_, slot)| slot.state == SlotState::Idle);
+        let ranked = idle.filter_map(|(index, slot)| {
+            let pool = self.pools.get(&slot.pool)?;
+            let (surplus, ahead) = self.fair.surplus(pool.tenant);
+            let idle_for = now.0.saturating_sub(slot.since.0);
+            let least = match surplus {
+                0 => pool.limits.idle_timeout,
+                _ if at_once => 0,
+                _ => LEAST_IDLE,
+            };
+            (idle_for >= least).then_some((Reverse(surplus), Reverse(ahead), slot.since, SlotId(index)))
+        });
+        ranked.min().map(|(_, _, _, slot)| slot)
+    }
+
+    fn close_idle(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) {
+        let Some(pool) = self.pool_of(slot) else { return };
+        pool.idle.retain(|idle| *idle != slot);
+        let tenant = pool.tenant;
+        self.shift(slot, SlotEvent::Close, now);
+        self.refresh(tenant, now);
+        actions.push(Action::Close { slot });
+    }
+
     fn expire_waiters(&mut self, now: Millis, actions: &mut Actions) {
-        let ids: Vec<_> = self.pools.iter().filter(|(_, p)| !p.queue.is_empty()).map(|(id, _)| *id).collect();
-        for id in ids {
-            let blocked = self.blocked(id);
-            let Some(pool) = self.pools.get_mut(&id) else { continue };
-            let timeout = pool.limits.query_wait_timeout;
-            let mut ahead = 0;
-            while let Some((waiter, since)) = pool.queue.oldest()
-                && now.0.saturating_sub(since.0) >= timeout
-            {
-                pool.queue.leave(waiter);
-                let refusal = Refusal::Timeout { waited: now.0.saturating_sub(since.0), ahead, blocked };
+        let late = |pool: &PoolState| {
+            let oldest = pool.queue.oldest();
+            oldest.is_some_and(|(_, since)| now.0.saturating_sub(since.0) >= pool.limits.query_wait_timeout)
+        };
+        let waiting = |pool: &PoolState| !pool.queue.is_empty();
+        let ids: SmallVec<[(PoolId, bool, TenantKey); 8]> =
+            self.pools.iter().filter(|(_, p)| waiting(p)).map(|(id, p)| (*id, late(p), p.tenant)).collect();
+        for (id, is_late, tenant) in ids {
+            while is_late && let Some(pool) = self.pools.get(&id).filter(|pool| late(pool)) {
+                let Some((waiter, _)) = pool.queue.oldest() else { break };
+                let refusal = Refusal::Timeout(self.explain(id, Some(waiter), now));
+                if let Some(pool) = self.pools.get_mut(&id) {
+                    pool.queue.leave(waiter);
+                }
                 actions.push(Action::Refuse { waiter, refusal });
-                ahead += 1;
             }
+            // A back-off may be over, too.
+            self.refresh(tenant, now);
         }
     }
 
@@ -600,8 +872,9 @@ impl Core {
     fn retire_idle(&mut self, now: Millis, actions: &mut Actions) {
         let mut close = Vec::new();
         let mut check = Vec::new();
-        for pool in self.pools.values() {
-            let mut spare = pool.size().saturating_sub(pool.limits.min_size);
+        for pool in self.pools.values().filter(|pool| !pool.idle.is_empty()) {
+            let (surplus, _) = self.fair.surplus(pool.tenant);
+            let mut spare = pool.size().saturating_sub(pool.limits.min_size).min(surplus);
             for id in &pool.idle {
                 let Some(slot) = self.slots.get(id.0) else { continue };
                 let idle_for = now.0.saturating_sub(slot.since.0);
@@ -618,28 +891,40 @@ impl Core {
         for (slot, event) in
             close.into_iter().map(|s| (s, SlotEvent::Close)).chain(check.into_iter().map(|s| (s, SlotEvent::Check)))
         {
+            if event == SlotEvent::Close {
+                self.close_idle(slot, now, actions);
+                continue;
+            }
             if let Some(pool) = self.pool_of(slot) {
                 pool.idle.retain(|s| *s != slot);
             }
             self.shift(slot, event, now);
-            actions.push(if event == SlotEvent::Close { Action::Close { slot } } else { Action::Check { slot } });
+            actions.push(Action::Check { slot });
         }
     }
 
     fn prewarm(&mut self, now: Millis, actions: &mut Actions) {
-        let ids: Vec<_> = self.pools.keys().copied().collect();
+        let short = |pool: &PoolState| pool.may_prewarm && pool.size() < pool.limits.min_size;
+        let ids: Vec<_> = self.pools.iter().filter(|(_, pool)| short(pool)).map(|(id, _)| *id).collect();
         for id in ids {
             while let Some(pool) = self.pools.get(&id)
-                && pool.may_prewarm
-                && pool.size() < pool.limits.min_size
+                && short(pool)
+                && !self.is_at_ceiling(pool.tenant)
                 && !pool.backoff.is_open(now)
                 && !self.down.is_open(now)
-                && self.connecting() < self.connecting_limit()
+                && !self.cap.is_pausing(now)
+                && self.total(SlotState::Connecting) < self.connecting_limit()
                 && !self.ledger.is_full()
             {
+                let tenant = pool.tenant;
                 self.dial(id, now, actions);
+                self.refresh(tenant, now);
             }
         }
+    }
+
+    fn is_at_ceiling(&self, tenant: TenantKey) -> bool {
+        self.fair.budget(tenant).is_none_or(|budget| self.fair.held(tenant) >= budget.ceiling)
     }
 }
 

@@ -18,11 +18,28 @@ const POOL: PoolLimits = PoolLimits {
 };
 
 fn core(cap: u32) -> Core {
-    Core::new(ServerLimits { cap, max_connecting: 4, login_retry: 50 })
+    Core::new(server_limits(cap))
 }
 
 fn dials(actions: &Actions) -> Vec<SlotId> {
     actions.iter().filter_map(|a| if let Action::Dial { slot, .. } = a { Some(*slot) } else { None }).collect()
+}
+
+fn server_limits(cap: u32) -> ServerLimits {
+    ServerLimits { cap: Some(cap), reserve: 0, max_connecting: 4, login_retry: 50 }
+}
+
+const ALL: Budget = Budget { floor: 0, ceiling: u32::MAX, weight: 1 };
+
+/// A pool of a tenant of its own.
+fn add_pool(core: &mut Core, limits: PoolLimits) -> PoolId {
+    add_tenant(core, ALL, limits)
+}
+
+fn add_tenant(core: &mut Core, budget: Budget, limits: PoolLimits) -> PoolId {
+    let name = TenantId::parse(&format!("t{}", core.next_pool)).unwrap();
+    let tenant = core.tenant(&name, budget, Millis(0));
+    core.add_pool(tenant, limits, true)
 }
 
 /// Queues one client, dials for it and hands it over.
@@ -37,7 +54,7 @@ fn open(core: &mut Core, pool: PoolId, now: u64) -> SlotId {
 #[test]
 fn an_idle_connection_is_lent_at_once_newest_first() {
     let mut core = core(10);
-    let pool = core.add_pool(POOL, true);
+    let pool = add_pool(&mut core, POOL);
     let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
     let mut actions = Actions::new();
     assert_eq!(core.release(a, Millis(1), &mut actions), Rested::Idle);
@@ -49,7 +66,7 @@ fn an_idle_connection_is_lent_at_once_newest_first() {
 #[test]
 fn round_robin_lends_the_oldest_first() {
     let mut core = core(10);
-    let pool = core.add_pool(PoolLimits { round_robin: true, ..POOL }, true);
+    let pool = add_pool(&mut core, PoolLimits { round_robin: true, ..POOL });
     let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
     let mut actions = Actions::new();
     core.release(a, Millis(1), &mut actions);
@@ -60,7 +77,7 @@ fn round_robin_lends_the_oldest_first() {
 #[test]
 fn a_freed_connection_goes_to_the_oldest_waiter() {
     let mut core = core(10);
-    let pool = core.add_pool(PoolLimits { size: 1, ..POOL }, true);
+    let pool = add_pool(&mut core, PoolLimits { size: 1, ..POOL });
     let slot = open(&mut core, pool, 0);
     let mut actions = Actions::new();
     let Checkout::Queued(first) = core.checkout(pool, Millis(1), &mut actions) else { panic!() };
@@ -72,40 +89,43 @@ fn a_freed_connection_goes_to_the_oldest_waiter() {
 #[test]
 fn a_waiter_is_refused_when_its_time_is_up_and_told_what_held_it() {
     let mut core = core(10);
-    let pool = core.add_pool(PoolLimits { size: 1, ..POOL }, true);
+    let pool = add_pool(&mut core, PoolLimits { size: 1, ..POOL });
     open(&mut core, pool, 0);
     let mut actions = Actions::new();
     let Checkout::Queued(waiter) = core.checkout(pool, Millis(10), &mut actions) else { panic!() };
     core.tick(Millis(1_009), &mut actions);
     assert!(actions.is_empty());
     core.tick(Millis(1_010), &mut actions);
-    let refusal = Refusal::Timeout { waited: 1_000, ahead: 0, blocked: Blocked::PoolSize };
-    assert_eq!(actions.as_slice(), [Action::Refuse { waiter, refusal }]);
+    let [Action::Refuse { waiter: told, refusal: Refusal::Timeout(why) }] = actions[..] else { panic!("{actions:?}") };
+    assert_eq!((told, why.waited, why.ahead, why.blocked), (waiter, 1_000, 0, Blocked::PoolSize));
 }
 
 #[test]
 fn the_queue_has_a_limit() {
     let mut core = core(10);
-    let pool = core.add_pool(PoolLimits { size: 1, max_waiters: 1, ..POOL }, true);
+    let pool = add_pool(&mut core, PoolLimits { size: 1, max_waiters: 1, ..POOL });
     open(&mut core, pool, 0);
     let mut actions = Actions::new();
     assert!(matches!(core.checkout(pool, Millis(1), &mut actions), Checkout::Queued(_)));
-    assert_eq!(core.checkout(pool, Millis(1), &mut actions), Checkout::Refused(Refusal::QueueFull { waiting: 1 }));
+    let Checkout::Refused(Refusal::QueueFull(why)) = core.checkout(pool, Millis(1), &mut actions) else { panic!() };
+    assert_eq!((why.waiting, why.ahead, why.blocked), (1, 1, Blocked::PoolSize));
 }
 
 #[test]
 fn at_the_cap_another_pools_idle_connection_is_closed_and_its_permit_used_only_once_it_is_gone() {
     let mut core = core(1);
-    let rich = core.add_pool(POOL, true);
-    let poor = core.add_pool(POOL, true);
+    let rich = add_pool(&mut core, POOL);
+    let poor = add_pool(&mut core, POOL);
     let slot = open(&mut core, rich, 0);
     let mut actions = Actions::new();
     core.release(slot, Millis(1), &mut actions);
     core.checkout(poor, Millis(2), &mut actions);
+    assert!(actions.is_empty(), "its client may be about to ask again");
+    core.nudge(Millis(1 + LEAST_IDLE), &mut actions);
     assert_eq!(actions.as_slice(), [Action::Close { slot }]);
     assert_eq!(core.permits(), (1, 1), "PostgreSQL still counts it");
     actions.clear();
-    core.closed(slot, Millis(3), &mut actions);
+    core.closed(slot, Millis(7), &mut actions);
     assert_eq!(dials(&actions).len(), 1);
     assert_eq!(core.permits(), (1, 1));
 }
@@ -113,8 +133,8 @@ fn at_the_cap_another_pools_idle_connection_is_closed_and_its_permit_used_only_o
 #[test]
 fn at_the_cap_a_busy_pool_gives_up_its_next_free_connection_to_one_that_waited_longer() {
     let mut core = core(1);
-    let busy = core.add_pool(POOL, true);
-    let poor = core.add_pool(POOL, true);
+    let busy = add_pool(&mut core, POOL);
+    let poor = add_pool(&mut core, POOL);
     let slot = open(&mut core, busy, 0);
     let mut actions = Actions::new();
     core.checkout(poor, Millis(10), &mut actions);
@@ -127,7 +147,7 @@ fn at_the_cap_a_busy_pool_gives_up_its_next_free_connection_to_one_that_waited_l
 #[test]
 fn while_the_server_is_down_one_dial_at_a_time_looks_for_it_and_waiters_stay() {
     let mut core = core(10);
-    let pool = core.add_pool(PoolLimits { size: 4, ..POOL }, true);
+    let pool = add_pool(&mut core, PoolLimits { size: 4, ..POOL });
     let mut actions = Actions::new();
     core.checkout(pool, Millis(0), &mut actions);
     core.checkout(pool, Millis(0), &mut actions);
@@ -145,13 +165,13 @@ fn while_the_server_is_down_one_dial_at_a_time_looks_for_it_and_waiters_stay() {
             core.dial_failed(slot, DialFailure::ServerDown, Millis(now + 101), &mut Actions::new());
         }
     }
-    assert_eq!(core.blocked(pool), Blocked::ServerDown);
+    assert_eq!(core.explain(pool, None, Millis(1_000)).blocked, Blocked::ServerDown);
 }
 
 #[test]
 fn a_login_that_can_never_succeed_tells_every_waiter_at_once() {
     let mut core = core(10);
-    let pool = core.add_pool(POOL, true);
+    let pool = add_pool(&mut core, POOL);
     let mut actions = Actions::new();
     core.checkout(pool, Millis(0), &mut actions);
     let [slot] = dials(&actions)[..] else { panic!() };
@@ -163,7 +183,7 @@ fn a_login_that_can_never_succeed_tells_every_waiter_at_once() {
 #[test]
 fn idle_connections_above_the_minimum_are_closed_after_their_time_and_old_ones_always() {
     let mut core = core(10);
-    let pool = core.add_pool(PoolLimits { min_size: 1, idle_timeout: 1_000, lifetime: 5_000, ..POOL }, true);
+    let pool = add_pool(&mut core, PoolLimits { min_size: 1, idle_timeout: 1_000, lifetime: 5_000, ..POOL });
     let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
     let mut actions = Actions::new();
     core.release(a, Millis(0), &mut actions);
@@ -179,7 +199,7 @@ fn idle_connections_above_the_minimum_are_closed_after_their_time_and_old_ones_a
 #[test]
 fn a_reconnect_closes_idle_connections_now_and_lent_ones_as_they_come_back() {
     let mut core = core(10);
-    let pool = core.add_pool(POOL, true);
+    let pool = add_pool(&mut core, POOL);
     let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
     let mut actions = Actions::new();
     core.release(a, Millis(0), &mut actions);
@@ -262,7 +282,7 @@ proptest! {
     #[test]
     fn invariants_hold_after_every_event(events in prop::collection::vec(event(), 1..400)) {
         let mut core = core(3);
-        let pools: Vec<_> = (0..3).map(|n| core.add_pool(PoolLimits { min_size: n % 2, round_robin: n == 1, ..POOL }, true)).collect();
+        let pools: Vec<_> = (0..3).map(|n| add_pool(&mut core, PoolLimits { min_size: n % 2, round_robin: n == 1, ..POOL })).collect();
         let mut world = World::default();
         let mut now = Millis(0);
         let mut most = 3;
@@ -301,7 +321,7 @@ proptest! {
                     core.closed(slot, now, &mut actions);
                 },
                 Event::Leave(n) => if let Some((&waiter, &pool)) = world.waiting.iter().nth(usize::from(n) % world.waiting.len().max(1)) {
-                    prop_assert!(core.leave_queue(pool, waiter));
+                    prop_assert!(core.leave_queue(pool, waiter, now));
                     world.waiting.remove(&waiter);
                 },
                 Event::Tick(ms) => {
@@ -309,7 +329,7 @@ proptest! {
                     core.tick(now, &mut actions);
                 }
                 Event::Cap(cap) => {
-                    core.set_limits(ServerLimits { cap: u32::from(cap), max_connecting: 4, login_retry: 50 });
+                    core.set_limits(server_limits(u32::from(cap)));
                     most = core.permits().0.max(u32::from(cap));
                 }
             }
@@ -331,4 +351,106 @@ proptest! {
             prop_assert_eq!(pools.iter().map(|p| core.waiting(*p)).sum::<usize>(), world.waiting.len());
         }
     }
+}
+
+#[test]
+fn a_tenant_below_its_floor_gets_the_next_connection_that_is_released() {
+    let mut core = core(2);
+    let greedy = add_pool(&mut core, POOL);
+    let entitled = add_tenant(&mut core, Budget { floor: 1, ..ALL }, POOL);
+    let (a, b) = (open(&mut core, greedy, 0), open(&mut core, greedy, 0));
+    let mut actions = Actions::new();
+    core.checkout(greedy, Millis(1), &mut actions);
+    core.checkout(entitled, Millis(2), &mut actions);
+    assert_eq!(core.release(a, Millis(2), &mut actions), Rested::Close, "although another of its own waits longer");
+    assert!(matches!(core.release(b, Millis(2), &mut actions), Rested::Hand(_)), "one is enough");
+}
+
+#[test]
+fn a_tenant_never_has_more_than_its_ceiling_over_all_of_its_roles() {
+    let mut core = core(10);
+    let name = TenantId::parse("two_roles").unwrap();
+    let tenant = core.tenant(&name, Budget { ceiling: 1, ..ALL }, Millis(0));
+    let (web, jobs) = (core.add_pool(tenant, POOL, true), core.add_pool(tenant, POOL, true));
+    let slot = open(&mut core, web, 0);
+    let mut actions = Actions::new();
+    core.checkout(jobs, Millis(1), &mut actions);
+    assert!(actions.is_empty());
+    assert_eq!(core.explain(jobs, None, Millis(1)).blocked, Blocked::Ceiling);
+    assert_eq!(core.release(slot, Millis(2), &mut actions), Rested::Close, "its sibling waits and has no other way");
+    core.closed(slot, Millis(3), &mut actions);
+    assert_eq!(dials(&actions).len(), 1);
+}
+
+#[test]
+fn at_its_ceiling_a_tenant_closes_an_idle_connection_of_one_role_for_another() {
+    let mut core = core(10);
+    let name = TenantId::parse("two_roles").unwrap();
+    let tenant = core.tenant(&name, Budget { ceiling: 1, ..ALL }, Millis(0));
+    let (web, jobs) = (core.add_pool(tenant, POOL, true), core.add_pool(tenant, POOL, true));
+    let slot = open(&mut core, web, 0);
+    let mut actions = Actions::new();
+    core.release(slot, Millis(1), &mut actions);
+    core.checkout(jobs, Millis(2), &mut actions);
+    assert_eq!(actions.as_slice(), [Action::Close { slot }]);
+}
+
+#[test]
+fn what_lies_idle_within_a_floor_is_not_taken_for_others_wishes() {
+    let mut core = core(1);
+    let quiet = add_tenant(&mut core, Budget { floor: 1, ..ALL }, POOL);
+    let noisy = add_pool(&mut core, POOL);
+    let slot = open(&mut core, quiet, 0);
+    let mut actions = Actions::new();
+    core.release(slot, Millis(1), &mut actions);
+    core.checkout(noisy, Millis(2), &mut actions);
+    core.nudge(Millis(1_000), &mut actions);
+    assert!(actions.is_empty(), "{actions:?}");
+    assert_eq!(core.checkout(quiet, Millis(1_001), &mut actions), Checkout::Ready(slot));
+}
+
+#[test]
+fn a_full_server_shrinks_the_cap_and_the_waiter_waits_on() {
+    let mut core = core(4);
+    let pool = add_pool(&mut core, PoolLimits { size: 4, ..POOL });
+    open(&mut core, pool, 0);
+    let mut actions = Actions::new();
+    core.checkout(pool, Millis(1), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    actions.clear();
+    core.dial_failed(slot, DialFailure::ServerFull, Millis(2), &mut actions);
+    assert!(actions.is_empty(), "{actions:?}");
+    assert_eq!((core.permits(), core.waiting(pool)), ((1, 1), 1));
+    assert_eq!(core.explain(pool, None, Millis(2)).blocked, Blocked::ServerFull);
+    core.tick(Millis(300), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("one more is tried: {actions:?}") };
+    assert!(matches!(core.dialed(slot, Millis(301), &mut actions), Rested::Hand(_)));
+    assert_eq!(core.permits().1, 3, "there was room: one more than it has");
+}
+
+#[test]
+fn a_full_tenant_holds_up_nobody_else() {
+    let mut core = core(4);
+    let (fenced, other) = (add_pool(&mut core, POOL), add_pool(&mut core, POOL));
+    let mut actions = Actions::new();
+    core.checkout(fenced, Millis(0), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    core.dial_failed(slot, DialFailure::TenantFull, Millis(1), &mut actions);
+    assert_eq!(core.explain(fenced, None, Millis(1)).blocked, Blocked::TenantFull);
+    assert_eq!(core.permits().1, 4);
+    open(&mut core, other, 2);
+}
+
+#[test]
+fn a_lowered_cap_closes_what_is_idle_at_once_and_the_rest_as_it_comes_to_rest() {
+    let mut core = core(3);
+    let pool = add_pool(&mut core, PoolLimits { size: 3, ..POOL });
+    let slots = [0; 3].map(|_| open(&mut core, pool, 0));
+    let mut actions = Actions::new();
+    core.release(slots[0], Millis(1), &mut actions);
+    core.set_limits(server_limits(1));
+    core.tick(Millis(2), &mut actions);
+    assert_eq!(actions.as_slice(), [Action::Close { slot: slots[0] }]);
+    assert_eq!(core.release(slots[1], Millis(3), &mut actions), Rested::Close);
+    assert_eq!(core.release(slots[2], Millis(4), &mut actions), Rested::Idle);
 }

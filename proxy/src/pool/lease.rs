@@ -10,7 +10,7 @@ use std::{
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 
-use super::{Pool, core::Refusal, slot::SlotEvent, waiters::WaiterId};
+use super::{Pool, core::Refusal, explain::Explanation, slot::SlotEvent, waiters::WaiterId};
 use crate::{clock::Millis, server::conn::ServerConn};
 
 /// The right to use one server connection until it is given back.
@@ -111,6 +111,12 @@ pub struct Waiting {
 impl Waiting {
     pub(super) fn new(pool: &Arc<Pool>, handoff: &Arc<Handoff>, waiter: WaiterId, since: Millis) -> Self {
         Self { pool: Arc::clone(pool), handoff: Arc::clone(handoff), waiter, since, done: false }
+    }
+
+    /// What keeps it waiting.
+    #[must_use]
+    pub fn explain(&self) -> Explanation {
+        self.pool.server.explain(self.pool.id, Some(self.waiter))
     }
 
     /// The connection or the refusal, as soon as there is one. After that, drop this.

@@ -5,6 +5,7 @@
 //! call that freed it.
 
 pub mod core;
+pub mod explain;
 pub mod lease;
 pub mod server;
 pub mod slot;

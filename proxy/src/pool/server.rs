@@ -11,22 +11,21 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tenantry_config::TenantId;
+use tenantry_config::{OrAuto, TenantId};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use super::{
     LoginError, Pool, PoolSettings,
-    core::{
-        Action, Actions, Blocked, Checkout, Core, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits,
-        SlotId,
-    },
+    core::{Action, Actions, Checkout, Core, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId},
+    explain::Explanation,
     lease::{Handoff, Lease, Waiting},
     slot::{SlotEvent, SlotState},
     stats::Stats,
     waiters::WaiterId,
 };
 use crate::{
+    budget::fair::Budget,
     clock::{Millis, Pulse},
     net::tls::{Connector, TlsError},
     server::{
@@ -40,6 +39,7 @@ use crate::{
 
 /// How often time passes for the core: the resolution of its deadlines.
 const TICK: Duration = Duration::from_millis(100);
+const NUDGE: Duration = Duration::from_millis(10);
 /// An idle connection that lay this long is looked at (one peek) before it is lent: PostgreSQL may have ended it. A busy
 /// pool hands connections over without their ever being idle, and pays nothing.
 const PEEK_AFTER: Duration = Duration::from_millis(1);
@@ -80,7 +80,8 @@ pub struct PoolSnapshot {
     pub counts: [u32; SlotState::ALL.len()],
     pub waiting: usize,
     pub oldest_wait: Duration,
-    pub blocked: Blocked,
+    pub explanation: Explanation,
+    pub budget: Option<Budget>,
 }
 
 impl Server {
@@ -109,8 +110,17 @@ impl Server {
                 ticks.tick().await;
                 let Some(server) = weak.upgrade() else { break };
                 let now = Millis::now();
-                if pulse.beat(now) {
-                    server.tick(now);
+                if !pulse.beat(now) {
+                    continue;
+                }
+                server.tick(now);
+                // While the cap keeps somebody waiting, ten times as often: a permit that became free to be moved is moved.
+                while server.nudge(Millis::now()) {
+                    let next = Millis::now().since(now) + NUDGE;
+                    if next >= TICK {
+                        break;
+                    }
+                    tokio::time::sleep(NUDGE).await;
                 }
             }
         });
@@ -146,6 +156,7 @@ impl Server {
     pub fn add_pool(
         &self,
         tenant: &TenantId,
+        budget: Budget,
         database: &str,
         role: &str,
         settings: PoolSettings,
@@ -153,7 +164,8 @@ impl Server {
     ) -> Arc<Pool> {
         let may_prewarm = !matches!(credentials, Credentials::ScramKeys { .. });
         let mut inner = self.inner.lock();
-        let id = inner.core.add_pool(pool_limits(&settings), may_prewarm);
+        let key = inner.core.tenant(tenant, budget, Millis::now());
+        let id = inner.core.add_pool(key, pool_limits(&settings), may_prewarm);
         let pool = Arc::new(Pool {
             id,
             tenant: tenant.clone(),
@@ -174,9 +186,14 @@ impl Server {
         pool
     }
 
+    /// A new budget of a tenant; connections above its ceiling close as they come to rest.
+    pub fn set_budget(&self, tenant: &TenantId, budget: Budget) {
+        self.inner.lock().core.set_budget(tenant, budget, Millis::now());
+    }
+
     /// New settings of a pool; open connections stay.
     pub fn reload_pool(&self, pool: &Pool, settings: PoolSettings) {
-        self.inner.lock().core.set_pool_limits(pool.id, pool_limits(&settings));
+        self.inner.lock().core.set_pool_limits(pool.id, pool_limits(&settings), Millis::now());
         pool.settings.store(Arc::new(settings));
     }
 
@@ -252,7 +269,7 @@ impl Server {
 
     pub(super) fn leave_queue(&self, pool: PoolId, waiter: WaiterId) -> bool {
         let mut inner = self.inner.lock();
-        let left = inner.core.leave_queue(pool, waiter);
+        let left = inner.core.leave_queue(pool, waiter, Millis::now());
         if left {
             inner.handoffs.remove(&waiter);
         }
@@ -260,7 +277,7 @@ impl Server {
     }
 
     pub(super) fn credentials_known(&self, pool: PoolId) {
-        self.inner.lock().core.credentials_known(pool);
+        self.inner.lock().core.credentials_known(pool, Millis::now());
     }
 
     /// Cancels what runs on a connection; the number under way at once is limited, and so is the time.
@@ -307,10 +324,10 @@ impl Server {
         self.inner.lock().core.permits()
     }
 
-    /// Why this pool's queue does not move.
+    /// Why this pool's queue does not move, or why this waiter of it waits.
     #[must_use]
-    pub fn blocked(&self, pool: PoolId) -> Blocked {
-        self.inner.lock().core.blocked(pool)
+    pub fn explain(&self, pool: PoolId, waiter: Option<WaiterId>) -> Explanation {
+        self.inner.lock().core.explain(pool, waiter, Millis::now())
     }
 
     #[must_use]
@@ -324,7 +341,8 @@ impl Server {
             counts: inner.core.counts(pool.id),
             waiting: inner.core.waiting(pool.id),
             oldest_wait: Duration::from_millis(inner.core.oldest_wait(pool.id, now)),
-            blocked: inner.core.blocked(pool.id),
+            explanation: inner.core.explain(pool.id, None, now),
+            budget: inner.core.budget(&pool.tenant),
         }
     }
 
@@ -338,6 +356,18 @@ impl Server {
         let mut inner = self.inner.lock();
         inner.core.tick(now, &mut actions);
         self.act(inner, actions);
+    }
+
+    /// True while the cap keeps somebody waiting.
+    fn nudge(&self, now: Millis) -> bool {
+        let mut inner = self.inner.lock();
+        if !inner.core.is_contended() {
+            return false;
+        }
+        let mut actions = Actions::new();
+        inner.core.nudge(now, &mut actions);
+        self.act(inner, actions);
+        true
     }
 
     /// Does what the core decided. Deliveries happen under the lock: who leaves the queue in vain finds its connection.
@@ -392,6 +422,9 @@ impl Server {
         let now = Millis::now();
         let mut actions = Actions::new();
         let mut inner = self.inner.lock();
+        if let Some(room) = conn.room {
+            inner.core.observe(room);
+        }
         let rested = inner.core.dialed(conn.slot, now, &mut actions);
         let close = inner.place(conn, rested, now);
         self.act(inner, actions);
@@ -524,7 +557,11 @@ fn endpoint(settings: &tenantry_config::Server) -> Result<Endpoint, TlsError> {
 
 fn limits(settings: &tenantry_config::Server) -> ServerLimits {
     ServerLimits {
-        cap: settings.cap,
+        cap: match settings.cap {
+            OrAuto::Auto => None,
+            OrAuto::Is(cap) => Some(cap.get()),
+        },
+        reserve: settings.reserve,
         max_connecting: settings.max_connecting,
         login_retry: millis(settings.server_login_retry),
     }

@@ -37,6 +37,18 @@ impl Queue {
         self.waiting.first_key_value().map(|(w, since)| (*w, *since))
     }
 
+    /// Since when it waits.
+    #[must_use]
+    pub fn since(&self, waiter: WaiterId) -> Option<Millis> {
+        self.waiting.get(&waiter).copied()
+    }
+
+    /// How many came before it.
+    #[must_use]
+    pub fn before(&self, waiter: WaiterId) -> usize {
+        self.waiting.range(..waiter).count()
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.waiting.len()

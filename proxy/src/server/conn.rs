@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tenantry_wire::startup::CancelKey;
 
 use super::{settings::Settings, statements::Prepared};
-use crate::{net::stream::Stream, pool::core::SlotId};
+use crate::{budget::cap::Room, net::stream::Stream, pool::core::SlotId};
 
 /// What a fresh connection reports, in PostgreSQL's order: name and value.
 pub type Parameters = Arc<Vec<(String, String)>>;
@@ -24,6 +24,8 @@ pub struct ServerConn {
     pub prepared: Prepared,
     /// The session whose unnamed statement is on it; 0 for nobody's.
     pub unnamed_of: u64,
+    /// What the server said at login of its room for connections.
+    pub room: Option<Room>,
 }
 
 impl ServerConn {

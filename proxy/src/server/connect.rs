@@ -24,6 +24,7 @@ use tokio::{
 
 use super::{conn::ServerConn, credentials::Credentials, settings::Settings, statements::Prepared};
 use crate::{
+    budget::cap::Room,
     net::{
         stream::Stream,
         tls::{self, Connector},
@@ -93,6 +94,11 @@ impl ConnectError {
             Self::Refused(body) => match Fields::new(body).code() {
                 // Starting up, shutting down, in recovery: later, for everybody.
                 Some("57P03" | "57P01" | "57P02") => DialFailure::ServerDown,
+                // Too many connections. Whose limit it is says only the routine that raised it, which is not translated.
+                Some("53300") => match Fields::new(body).routine() {
+                    Some("CheckMyDatabase" | "InitializeSessionUserId") => DialFailure::TenantFull,
+                    _ => DialFailure::ServerFull,
+                },
                 // Wrong for good: authorization, no such database, no privilege, not allowed.
                 Some(code) if ["28", "3D", "42", "55", "0A"].iter().any(|class| code.starts_with(class)) => {
                     DialFailure::Refused
@@ -138,7 +144,7 @@ pub async fn connect(endpoint: &Endpoint, login: &Login, slot: SlotId) -> Result
     link.send().await?;
     authenticate(&mut link, login).await?;
     let (key, baseline) = greet(&mut link).await?;
-    prove_place(&mut link, login).await?;
+    let room = prove_place(&mut link, login).await?;
     if !link.input.is_empty() {
         return Err(ConnectError::Protocol("more than it was asked for"));
     }
@@ -150,6 +156,7 @@ pub async fn connect(endpoint: &Endpoint, login: &Login, slot: SlotId) -> Result
         baseline: Arc::new(baseline),
         prepared: Prepared::new(login.max_prepared_statements),
         unnamed_of: 0,
+        room,
     })
 }
 
@@ -387,9 +394,17 @@ async fn greet(link: &mut Link) -> Result<(CancelKey, Vec<(String, String)>), Co
     Ok((key, baseline))
 }
 
-/// Asks the server where we are: a mis-route must be impossible, not improbable.
-async fn prove_place(link: &mut Link, login: &Login) -> Result<(), ConnectError> {
-    message::write_query(&mut link.output, "SELECT pg_catalog.current_database(), current_user")?;
+/// Where we are, and what room the server has for connections. Everybody may ask this; `reserved_connections` is there
+/// since PostgreSQL 16. A process without a database (the checkpointer) is no connection.
+const PLACE_AND_ROOM: &str = "SELECT pg_catalog.current_database(), current_user, \
+    pg_catalog.current_setting('max_connections')::int \
+    - pg_catalog.current_setting('superuser_reserved_connections')::int \
+    - coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int, \
+    (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_activity(NULL) WHERE datid IS NOT NULL)";
+
+/// Asks the server where we are: a mis-route must be impossible, not improbable. Tells what room the server has, if it can.
+async fn prove_place(link: &mut Link, login: &Login) -> Result<Option<Room>, ConnectError> {
+    message::write_query(&mut link.output, PLACE_AND_ROOM)?;
     link.send().await?;
     let mut place = None;
     loop {
@@ -402,12 +417,17 @@ async fn prove_place(link: &mut Link, login: &Login) -> Result<(), ConnectError>
     let body = place.ok_or(ConnectError::Protocol("no answer to where we are"))?;
     let row = message::read_data_row(&body).unwrap_or_default();
     let expected = [login.database.as_bytes(), login.role.as_bytes()];
-    if row.iter().copied().eq(expected.map(Some)) {
-        return Ok(());
+    if row.iter().copied().take(expected.len()).eq(expected.map(Some)) {
+        return Ok(room(&row));
     }
     let show = |words: &[&[u8]]| {
         words.iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>().join(" as ")
     };
-    let found: Vec<&[u8]> = row.iter().map(|v| v.unwrap_or_default()).collect();
+    let found: Vec<&[u8]> = row.iter().take(expected.len()).map(|v| v.unwrap_or_default()).collect();
     Err(ConnectError::WrongPlace { expected: show(&expected), found: show(&found) })
+}
+
+fn room(row: &[Option<&[u8]>]) -> Option<Room> {
+    let number = |n: usize| std::str::from_utf8((*row.get(n)?)?).ok()?.parse().ok();
+    Some(Room { slots: number(2)?, connections: number(3)? })
 }

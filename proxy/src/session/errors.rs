@@ -11,48 +11,49 @@ use tenantry_wire::{
 use super::registry::EndReason;
 use crate::pool::{
     LoginError, Pool,
-    core::{Blocked, Refusal},
+    core::Refusal,
+    explain::{Blocked, Explanation},
 };
 
 /// No server connection for this request.
 #[must_use]
 pub fn refused(refusal: Refusal, pool: &Pool) -> ErrorResponse {
+    let full = |message: &str| ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, message);
     match refusal {
-        Refusal::Timeout { waited, blocked: Blocked::ServerDown, .. } => {
-            ErrorResponse::error(sqlstate::CANNOT_CONNECT_NOW, "the database server cannot be reached")
-                .detail(format!("proxy_code=SERVER_DOWN tenant={} waited_ms={waited}", pool.tenant))
-                .hint("Nothing was sent to the server; try again.")
-        }
-        Refusal::Timeout { waited, blocked: Blocked::ServerFull, .. } => {
-            ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "the database server takes no more connections")
-                .detail(format!("proxy_code=SERVER_FULL tenant={} waited_ms={waited}", pool.tenant))
-                .hint("Its max_connections, or a CONNECTION LIMIT of the role or database, is reached by others.")
-        }
-        Refusal::Timeout { waited, blocked, .. } => {
-            let settings = pool.settings();
-            ErrorResponse::error(
-                sqlstate::TOO_MANY_CONNECTIONS,
-                "query_wait_timeout: no server connection became free in time",
-            )
-            .detail(format!(
-                "proxy_code=QUERY_WAIT_TIMEOUT tenant={} waited_ms={waited} limit={} waiting={}",
+        Refusal::Timeout(why) => match why.blocked {
+            Blocked::ServerDown => {
+                ErrorResponse::error(sqlstate::CANNOT_CONNECT_NOW, "the database server cannot be reached")
+                    .detail(format!("proxy_code=SERVER_DOWN tenant={} waited_ms={}", pool.tenant, why.waited))
+            }
+            Blocked::ServerFull | Blocked::TenantFull => full("the database server takes no more connections")
+                .detail(format!("proxy_code=SERVER_FULL tenant={} {}", pool.tenant, figures(&why))),
+            _ => full("query_wait_timeout: no server connection became free in time").detail(format!(
+                "proxy_code=QUERY_WAIT_TIMEOUT tenant={} {}",
                 pool.tenant,
-                blocked.as_str(),
-                pool.server.snapshot(pool).waiting
-            ))
-            .hint(format!(
-                "Held back by {} (pool_size is {}). Shorten transactions, or raise pool_size or query_wait_timeout.",
-                blocked.as_str(),
-                settings.pool.pool_size
-            ))
+                figures(&why)
+            )),
         }
-        Refusal::QueueFull { waiting } => {
-            ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, "too many clients are waiting for a server connection")
-                .detail(format!("proxy_code=MAX_WAITERS tenant={} waiting={waiting}", pool.tenant))
-                .hint("The limit is max_waiters. Retry later, shorten transactions, or raise pool_size.")
-        }
+        .hint(why.blocked.remedy()),
+        Refusal::QueueFull(why) => full("max_waiters: too many clients are waiting for a server connection")
+            .detail(format!("proxy_code=MAX_WAITERS tenant={} {}", pool.tenant, figures(&why)))
+            .hint(format!("Retry later, or raise max_waiters. {}", why.blocked.remedy())),
         Refusal::LoginRefused => login_refused(pool),
     }
+}
+
+/// What held a client up, in figures: of its own tenant, and never of another.
+fn figures(why: &Explanation) -> String {
+    format!(
+        "limit={} waited_ms={} ahead={} waiting={} pool_size={}/{} tenant_connections={}/{}",
+        why.blocked.as_str(),
+        why.waited,
+        why.ahead,
+        why.waiting,
+        why.size,
+        why.pool_size,
+        why.held,
+        if why.ceiling == u32::MAX { "off".to_owned() } else { why.ceiling.to_string() },
+    )
 }
 
 /// The server turned the pool's login down.

@@ -160,10 +160,7 @@ async fn borrow(pool: &Arc<Pool>, limit: Duration) -> Result<Lease, Refused> {
         Asked::Refused(refusal) => Err(errors::refused(refusal, pool).into()),
         Asked::Waiting(mut waiting) => {
             let outcome = tokio::time::timeout(limit * 9 / 10, std::future::poll_fn(|cx| waiting.poll(cx))).await;
-            let outcome = outcome.unwrap_or_else(|_| {
-                let waited = u64::try_from(Millis::now().since(begun).as_millis()).unwrap_or(u64::MAX);
-                Err(Refusal::Timeout { waited, ahead: 0, blocked: pool.server.blocked(pool.id) })
-            });
+            let outcome = outcome.unwrap_or_else(|_| Err(Refusal::Timeout(waiting.explain())));
             outcome.map_err(|refusal| errors::refused(refusal, pool).into())
         }
     }

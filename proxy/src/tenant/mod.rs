@@ -16,6 +16,7 @@ use tenantry_wire::scram::Verifier;
 use zeroize::Zeroizing;
 
 use crate::{
+    budget::fair::Budget,
     pool::{Pool, PoolSettings, server::Server},
     server::credentials::Credentials,
 };
@@ -107,6 +108,7 @@ impl Tenant {
                 return false;
             }
             pool.server.reload_pool(pool, self.pool_settings(now));
+            pool.server.set_budget(&self.id, self.budget());
             true
         });
     }
@@ -129,7 +131,14 @@ impl Tenant {
             return Arc::clone(pool);
         }
         let settings = self.pool_settings(role);
-        let pool = self.server.add_pool(&self.id, &self.database, &role.settings.name, settings, role.credentials());
+        let pool = self.server.add_pool(
+            &self.id,
+            self.budget(),
+            &self.database,
+            &role.settings.name,
+            settings,
+            role.credentials(),
+        );
         pools.insert(role.settings.name.clone(), Arc::clone(&pool));
         pool
     }
@@ -154,6 +163,11 @@ impl Tenant {
         let limit = self.settings.max_client_conn.unwrap_or(u32::MAX);
         self.clients.fetch_update(Relaxed, Relaxed, |n| (n < limit).then_some(n + 1)).ok()?;
         Some(TenantGuard(Arc::clone(&self.clients)))
+    }
+
+    fn budget(&self) -> Budget {
+        let tenantry_config::Tenant { floor, ceiling, weight, .. } = &self.settings;
+        Budget { floor: *floor, ceiling: ceiling.unwrap_or(u32::MAX), weight: weight.get() }
     }
 
     fn pool_settings(&self, role: &RoleEntry) -> PoolSettings {

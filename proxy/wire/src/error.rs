@@ -146,6 +146,12 @@ impl<'a> Fields<'a> {
         self.get(b'C').and_then(|c| std::str::from_utf8(c).ok()).filter(|c| c.len() == 5)
     }
 
+    /// The function of PostgreSQL's source that raised it; the one text that is never translated.
+    #[must_use]
+    pub fn routine(&self) -> Option<&'a str> {
+        self.get(b'R').and_then(|c| std::str::from_utf8(c).ok())
+    }
+
     #[must_use]
     pub fn message(&self) -> Option<&'a str> {
         self.get(b'M').and_then(|c| std::str::from_utf8(c).ok())

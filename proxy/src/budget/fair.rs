@@ -1,0 +1,389 @@
+//! Who gets the next permit of a server: floors first, then weighted virtual time. Pure.
+//!
+//! Start-time fair queueing over tenants. A tenant's virtual time is the connection time that it used while somebody was
+//! kept waiting by the cap, divided by its weight; whoever waits with the least is next. Time in which nobody waited
+//! costs nothing, so using what nobody wanted is never held against a tenant; and one that begins to wait starts at the
+//! virtual time of those who wait already, so having been away is never paid back as a monopoly.
+//!
+//! What always holds: a tenant is in `claims` exactly if it wants permits, under the key that `key` gives for it.
+
+use std::collections::BTreeSet;
+
+use slab::Slab;
+
+use crate::clock::Millis;
+
+/// A tenant within one server: an index that is used again after `remove`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TenantKey(pub usize);
+
+/// A tenant's allowance of server connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Always available to it.
+    pub floor: u32,
+    /// Never more.
+    pub ceiling: u32,
+    /// Its part of what is left, in proportion to the others'; at least 1.
+    pub weight: u32,
+}
+
+/// Moving a permit costs a connect, so it moves only to a tenant that is this much behind: milliseconds of connection
+/// time for a tenant of weight 1.
+pub const QUANTUM: u64 = 100;
+/// Nobody is further ahead than this, so that a floor larger than the fair share is not paid for without end.
+const MOST_AHEAD: u64 = 60_000;
+/// Virtual time per millisecond and weight 1: fine enough that a large weight loses nothing to rounding.
+const UNIT: u64 = 1 << 16;
+
+#[derive(Debug)]
+struct Account {
+    budget: Budget,
+    /// Permits: from before the dial until PostgreSQL closed its end.
+    held: u32,
+    /// Those that are charged for: all but idle and closing ones.
+    busy: u32,
+    /// How many more it could use at once.
+    wants: u32,
+    virtual_time: u64,
+    /// The contended clock when it was charged last.
+    charged_at: u64,
+    claim: Option<Claim>,
+}
+
+impl Account {
+    fn is_below_floor(&self) -> bool {
+        self.held < self.budget.floor
+    }
+
+    fn key(&self, tenant: TenantKey) -> Claim {
+        Claim { above_floor: !self.is_below_floor(), virtual_time: self.virtual_time, tenant }
+    }
+}
+
+/// In the order in which they are served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Claim {
+    above_floor: bool,
+    virtual_time: u64,
+    tenant: TenantKey,
+}
+
+/// The tenants of one server.
+#[derive(Debug, Default)]
+pub struct FairShare {
+    accounts: Slab<Account>,
+    claims: BTreeSet<Claim>,
+    /// Milliseconds in which somebody was kept waiting by the cap.
+    clock: u64,
+    /// Virtual time of the last one served from above the floors.
+    system: u64,
+    seen: Millis,
+}
+
+impl FairShare {
+    pub fn add(&mut self, budget: Budget) -> TenantKey {
+        let account = Account {
+            budget,
+            held: 0,
+            busy: 0,
+            wants: 0,
+            virtual_time: self.system,
+            charged_at: self.clock,
+            claim: None,
+        };
+        TenantKey(self.accounts.insert(account))
+    }
+
+    pub fn set_budget(&mut self, tenant: TenantKey, budget: Budget) {
+        self.charge(tenant);
+        if let Some(account) = self.accounts.get_mut(tenant.0) {
+            account.budget = budget;
+        }
+        self.enter_claim(tenant);
+    }
+
+    /// The tenant holds nothing and wants nothing any more.
+    pub fn remove(&mut self, tenant: TenantKey) {
+        if let Some(account) = self.accounts.try_remove(tenant.0)
+            && let Some(claim) = account.claim
+        {
+            self.claims.remove(&claim);
+        }
+    }
+
+    /// Time passes; `contended`: the cap kept somebody waiting since the last call.
+    pub fn pass(&mut self, now: Millis, contended: bool) {
+        let elapsed = now.0.saturating_sub(self.seen.0);
+        self.seen = self.seen.max(now);
+        if contended {
+            self.clock = self.clock.saturating_add(elapsed);
+        }
+    }
+
+    /// A permit was taken or given back.
+    pub fn hold(&mut self, tenant: TenantKey, more: bool) {
+        if let Some(account) = self.accounts.get_mut(tenant.0) {
+            account.held = if more { account.held + 1 } else { account.held - 1 };
+            if account.claim.is_some() {
+                self.enter_claim(tenant);
+            }
+        }
+    }
+
+    /// A permit begins or ends to be used.
+    pub fn use_one(&mut self, tenant: TenantKey, more: bool) {
+        self.charge(tenant);
+        if let Some(account) = self.accounts.get_mut(tenant.0) {
+            account.busy = if more { account.busy + 1 } else { account.busy - 1 };
+        }
+    }
+
+    /// How many more connections the tenant could use at once, apart from the cap.
+    pub fn want(&mut self, tenant: TenantKey, wants: u32) {
+        let Some(account) = self.accounts.get_mut(tenant.0) else { return };
+        let before = std::mem::replace(&mut account.wants, wants);
+        if (before > 0) == (wants > 0) {
+            return;
+        }
+        self.charge(tenant);
+        let system = self.system_time();
+        if let Some(account) = self.accounts.get_mut(tenant.0)
+            && wants > 0
+        {
+            account.virtual_time = account.virtual_time.max(system);
+        }
+        self.enter_claim(tenant);
+    }
+
+    /// Charges everybody who uses a permit, so that the order of the claims is right again.
+    pub fn charge_all(&mut self) {
+        let busy: Vec<_> = self.accounts.iter().filter(|(_, a)| a.busy > 0).map(|(key, _)| TenantKey(key)).collect();
+        busy.into_iter().for_each(|tenant| self.charge(tenant));
+    }
+
+    /// Who gets the next free permit.
+    #[must_use]
+    pub fn next(&self) -> Option<TenantKey> {
+        self.claims.first().map(|claim| claim.tenant)
+    }
+
+    /// The one that `next` named is served.
+    pub fn served(&mut self, tenant: TenantKey) {
+        if let Some(account) = self.accounts.get(tenant.0)
+            && !account.is_below_floor()
+        {
+            self.system = self.system.max(account.virtual_time);
+        }
+    }
+
+    #[must_use]
+    pub fn is_wanted(&self) -> bool {
+        !self.claims.is_empty()
+    }
+
+    /// At the cap: must `own` give the permit that it could go on using to somebody else? `coming` permits are on their
+    /// way to the first claims already.
+    pub fn must_yield(&mut self, own: TenantKey, coming: u32) -> bool {
+        self.charge(own);
+        let Some(account) = self.accounts.get(own.0) else { return true };
+        if account.held <= account.budget.floor {
+            return false;
+        }
+        let Some(claim) = self.uncovered(own, coming) else { return false };
+        !claim.above_floor || account.virtual_time > claim.virtual_time.saturating_add(QUANTUM * UNIT)
+    }
+
+    /// Does somebody below its floor wait for a permit that is not on its way?
+    #[must_use]
+    pub fn owes_floor(&self, coming: u32) -> bool {
+        let floors = self.claims.iter().take_while(|claim| !claim.above_floor);
+        let owed = floors
+            .filter_map(|claim| self.accounts.get(claim.tenant.0))
+            .map(|account| account.wants.min(account.budget.floor.saturating_sub(account.held)));
+        owed.sum::<u32>() > coming
+    }
+
+    /// How many permits are wanted by others than `own`'s betters: the first claim that `coming` permits do not cover.
+    fn uncovered(&self, own: TenantKey, mut coming: u32) -> Option<Claim> {
+        for claim in &self.claims {
+            if claim.tenant == own {
+                // From here on nobody comes before it.
+                return None;
+            }
+            let wants = self.accounts.get(claim.tenant.0).map_or(0, |account| account.wants);
+            if coming < wants {
+                return Some(*claim);
+            }
+            coming -= wants;
+        }
+        None
+    }
+
+    /// Wanted by all together, as far as that is more than `limit`.
+    #[must_use]
+    pub fn wanted(&self, limit: u32) -> u32 {
+        let mut sum = 0u32;
+        for claim in &self.claims {
+            sum = sum.saturating_add(self.accounts.get(claim.tenant.0).map_or(0, |account| account.wants));
+            if sum >= limit {
+                break;
+            }
+        }
+        sum
+    }
+
+    #[must_use]
+    pub fn held(&self, tenant: TenantKey) -> u32 {
+        self.accounts.get(tenant.0).map_or(0, |account| account.held)
+    }
+
+    #[must_use]
+    pub fn budget(&self, tenant: TenantKey) -> Option<Budget> {
+        self.accounts.get(tenant.0).map(|account| account.budget)
+    }
+
+    /// How far the tenant is above its floor, and how far ahead in virtual time: who can best do without.
+    #[must_use]
+    pub fn surplus(&self, tenant: TenantKey) -> (u32, u64) {
+        self.accounts.get(tenant.0).map_or((0, 0), |a| (a.held.saturating_sub(a.budget.floor), a.virtual_time))
+    }
+
+    fn charge(&mut self, tenant: TenantKey) {
+        let clock = self.clock;
+        if self.accounts.get(tenant.0).is_none_or(|account| account.charged_at == clock) {
+            return;
+        }
+        let most = self.system_time().saturating_add(MOST_AHEAD * UNIT);
+        let Some(account) = self.accounts.get_mut(tenant.0) else { return };
+        let elapsed = clock.saturating_sub(account.charged_at);
+        account.charged_at = clock;
+        if account.busy == 0 {
+            return;
+        }
+        let service = elapsed.saturating_mul(u64::from(account.busy)).saturating_mul(UNIT);
+        let after = account.virtual_time.saturating_add(service / u64::from(account.budget.weight.max(1)));
+        account.virtual_time = after.min(most).max(account.virtual_time);
+        if account.claim.is_some() {
+            self.enter_claim(tenant);
+        }
+    }
+
+    /// Where somebody who begins to wait starts: with the first of those who wait, or with the last who was served.
+    fn system_time(&self) -> u64 {
+        let above = Claim { above_floor: true, virtual_time: 0, tenant: TenantKey(0) };
+        self.claims.range(above..).next().map_or(self.system, |first| first.virtual_time.max(self.system))
+    }
+
+    fn enter_claim(&mut self, tenant: TenantKey) {
+        let Some(account) = self.accounts.get_mut(tenant.0) else { return };
+        let key = (account.wants > 0).then(|| account.key(tenant));
+        if account.claim == key {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut account.claim, key) {
+            self.claims.remove(&old);
+        }
+        self.claims.extend(key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn virtual_millis(fair: &FairShare, tenant: TenantKey) -> u64 {
+        fair.accounts[tenant.0].virtual_time / UNIT
+    }
+
+    const EQUAL: Budget = Budget { floor: 0, ceiling: 100, weight: 1 };
+
+    /// Gives one permit after another for `steps` turns of 10 ms each, everybody always wanting; permits per tenant.
+    fn turns(budgets: &[Budget], permits: u32, steps: u32) -> Vec<u32> {
+        let mut fair = FairShare::default();
+        let tenants: Vec<_> = budgets.iter().map(|b| fair.add(*b)).collect();
+        tenants.iter().for_each(|t| fair.want(*t, 100));
+        let mut served = vec![0; tenants.len()];
+        let mut now = Millis(0);
+        for _ in 0..steps {
+            let mut turn = Vec::new();
+            for _ in 0..permits {
+                let next = fair.next().expect("somebody wants");
+                fair.served(next);
+                fair.hold(next, true);
+                fair.use_one(next, true);
+                turn.push(next);
+            }
+            now = Millis(now.0 + 10);
+            fair.pass(now, true);
+            for tenant in turn {
+                served[tenant.0] += 1;
+                fair.use_one(tenant, false);
+                fair.hold(tenant, false);
+            }
+        }
+        served
+    }
+
+    #[test]
+    fn equal_weights_get_equal_service() {
+        assert_eq!(turns(&[EQUAL; 4], 2, 200), [100; 4]);
+    }
+
+    #[test]
+    fn service_is_in_proportion_to_weight() {
+        let weighted = [1, 2, 4].map(|weight| Budget { weight, ..EQUAL });
+        let served = turns(&weighted, 1, 700);
+        assert!(served.iter().zip([100, 200, 400]).all(|(n, wanted)| n.abs_diff(wanted) <= 2), "{served:?}");
+    }
+
+    #[test]
+    fn below_its_floor_a_tenant_is_first_whatever_it_used() {
+        let mut fair = FairShare::default();
+        let greedy = fair.add(Budget { floor: 1, ..EQUAL });
+        let patient = fair.add(EQUAL);
+        fair.want(patient, 1);
+        fair.use_one(greedy, true);
+        fair.pass(Millis(10_000), true);
+        fair.want(greedy, 2);
+        assert_eq!(fair.next(), Some(greedy));
+        fair.hold(greedy, true);
+        assert_eq!(fair.next(), Some(patient), "at its floor it is one of many");
+    }
+
+    #[test]
+    fn what_nobody_else_wanted_is_free_and_being_away_is_not_saved_up() {
+        let mut fair = FairShare::default();
+        let (alone, late) = (fair.add(EQUAL), fair.add(EQUAL));
+        fair.use_one(alone, true);
+        fair.pass(Millis(3_600_000), false);
+        fair.want(alone, 1);
+        fair.want(late, 1);
+        assert_eq!((virtual_millis(&fair, alone), virtual_millis(&fair, late)), (0, 0));
+        fair.want(late, 0);
+        fair.served(alone);
+        fair.pass(Millis(3_601_000), true);
+        fair.charge_all();
+        fair.want(late, 1);
+        assert_eq!(virtual_millis(&fair, late), virtual_millis(&fair, alone), "both begin at the same line");
+    }
+
+    #[test]
+    fn a_permit_moves_past_a_quantum_of_lag_and_not_from_a_floor() {
+        let mut fair = FairShare::default();
+        let own = fair.add(Budget { floor: 1, ..EQUAL });
+        let other = fair.add(EQUAL);
+        for _ in 0..2 {
+            fair.hold(own, true);
+            fair.use_one(own, true);
+        }
+        fair.want(other, 1);
+        fair.pass(Millis(QUANTUM / 2), true);
+        assert!(!fair.must_yield(own, 0), "exactly a quantum is not past it");
+        fair.pass(Millis(QUANTUM / 2 + 1), true);
+        assert!(fair.must_yield(own, 0));
+        assert!(!fair.must_yield(own, 1), "one is on its way already");
+        fair.hold(own, false);
+        assert!(!fair.must_yield(own, 0), "at its floor it keeps what it has");
+    }
+}
