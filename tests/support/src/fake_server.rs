@@ -153,7 +153,9 @@ impl FakeConn {
                 let place = [self.database.clone(), self.user.clone()];
                 let place: Vec<&str> = place.iter().map(String::as_str).collect();
                 let place = [&place[..], &["97", "1"]].concat();
-                let answer = [columns(&["a", "b", "slots", "connections"]), row(&place), complete("SELECT 1"), ready(b'I')].concat();
+                let answer =
+                    [columns(&["a", "b", "slots", "connections"]), row(&place), complete("SELECT 1"), ready(b'I')]
+                        .concat();
                 self.send(&answer).await;
             } else if text.contains("pg_catalog.") || text.is_empty() {
                 self.send(&[complete("SELECT 0"), ready(b'I')].concat()).await;
