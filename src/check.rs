@@ -12,7 +12,7 @@ use tenantry_proxy::{
     pool::core::SlotId,
     server::{
         conn::ServerConn,
-        connect::{self, ConnectError, Endpoint, Login},
+        connect::{self, Endpoint, Login},
         credentials::Credentials,
         upkeep,
     },
@@ -169,9 +169,9 @@ fn endpoint(server: &tenantry_config::Server, connector: Connector) -> Endpoint 
 
 async fn attempt(row: Row, endpoint: &Endpoint, login: &Login, limit: Duration) -> Row {
     let started = Millis::now();
-    let connected = tokio::time::timeout(limit, connect::connect(endpoint, login, SlotId(0))).await;
+    let connected = connect::connect_within(limit, endpoint, login, SlotId(0)).await;
     let took = u64::try_from(Millis::now().since(started).as_millis()).unwrap_or(u64::MAX);
-    match connected.unwrap_or(Err(ConnectError::Timeout)) {
+    match connected {
         Ok(conn) => {
             let row = Row {
                 status: Status::Ok,

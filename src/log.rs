@@ -24,6 +24,11 @@ pub fn start(settings: &Log) -> Result<Filter, Failure> {
     Ok(Filter(handle))
 }
 
+/// Whether the filter can be read.
+pub fn check(settings: &Log) -> Result<(), Failure> {
+    parse(settings).map(drop)
+}
+
 fn parse(settings: &Log) -> Result<EnvFilter, Failure> {
     EnvFilter::builder()
         .parse(&settings.filter)

@@ -7,7 +7,7 @@ use std::{net::SocketAddr, sync::Arc};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tenantry_admin::{Listener, Status};
-use tenantry_config::Settings;
+use tenantry_config::{ClientTlsMode, Listen, Settings};
 use tenantry_proxy::directory::Directory;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -78,9 +78,16 @@ impl Running {
 
     fn apply(&mut self, source: &cli::Source, filter: &log::Filter) -> Result<(), Failure> {
         let fresh = source.load()?;
-        filter.reload(&fresh.log)?;
+        log::check(&fresh.log)?;
         self.directory.reload(fresh.clone())?;
+        filter.reload(&fresh.log)?;
+        let (listen, was) = (&fresh.listen, &self.settings.listen);
+        let without = |listen: &Listen| listen.tls.mode == ClientTlsMode::Disable;
         let fixed = [
+            ("listen.addresses", listen.addresses != was.addresses),
+            ("listen.unix_socket_dir", listen.unix_socket_dir != was.unix_socket_dir),
+            ("listen.unix_socket_mode", listen.unix_socket_mode != was.unix_socket_mode),
+            ("listen.tls.mode", without(listen) != without(was)),
             ("process.workers", fresh.process != self.settings.process),
             ("admin.address", fresh.admin != self.settings.admin),
             ("log.format", fresh.log.format != self.settings.log.format),

@@ -24,7 +24,7 @@ async fn own_cluster() -> (&'static Cluster, Tenant, Proxy) {
     (own, tenant, proxy)
 }
 
-/// An idle server connection is looked at before it is lent if it was idle for 50 ms or more; this is no check of anything.
+/// An idle server connection is looked at before it is lent if it was idle for 1 ms or more; this is no check of anything.
 async fn rest_a_moment() {
     tokio::time::sleep(Duration::from_millis(80)).await;
 }

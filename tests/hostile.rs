@@ -212,6 +212,7 @@ async fn two_thousand_wrong_cancels_do_not_reach_the_server() {
         flood.await.expect("a flood ended");
     }
     assert_eq!(client.value("SELECT 1").await, "1");
+    assert_eq!(proxy.metric("tenantry_cancels_total").await, 0.0);
 }
 
 #[tokio::test]
@@ -324,6 +325,10 @@ async fn large_messages_above_the_memory_of_all_clients_get_53200_and_the_sessio
     other.ask(&[large.clone(), say::sync()].concat()).await.error("53200");
     assert_eq!(other.value("SELECT 1").await, "1");
     slow.ask(&[rest.to_vec(), say::sync()].concat()).await.ok();
+    // A name that is taken, and a text that is not whole: neither keeps memory.
+    slow.ask(&[say::parse("large", &"x".repeat(70_000)), say::sync()].concat()).await.error("42P05");
+    assert!(proxy.metric("tenantry_message_memory_bytes").await > 200_000.0, "the statement itself is held");
+    slow.ask(&[say::close_statement("large"), say::sync()].concat()).await.ok();
     let free = async || (proxy.metric("tenantry_message_memory_bytes").await == 0.0).then_some(());
     eventually("the memory is free again", free).await;
     other.ask(&[large, say::sync()].concat()).await.ok();

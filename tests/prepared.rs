@@ -1,6 +1,6 @@
 //! Protocol-level prepared statements in transaction mode: names are the client's own, whatever server connection answers.
 
-use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, say};
+use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, one_server, say};
 
 async fn pool(size: i64, statements: i64) -> (Tenant, Proxy) {
     let tenant = cluster().tenant("prepared").await;
@@ -286,5 +286,27 @@ async fn incident_a07_the_answers_of_a_failed_batch_are_not_given_to_the_next_cl
             a.ask(&[say::close_statement("p"), say::sync()].concat()).await.ok();
         }
         assert_eq!(b.until_ready().await.value(), format!("b{n}"));
+    }
+}
+
+#[tokio::test]
+async fn statements_prepared_right_behind_deallocate_all_stand_for_everybody() {
+    let (tenant, proxy) = one_server("prepared").await;
+    let mut first = proxy.connect(&tenant).login().await;
+    let batch = [
+        say::unnamed("DEALLOCATE ALL", &[]),
+        say::parse("s2", "SELECT 2"),
+        say::bind("", "s2", &[]),
+        say::execute("", 0),
+        say::sync(),
+    ];
+    first.ask(&batch.concat()).await.ok();
+    let again = [say::bind("", "s2", &[]), say::execute("", 0), say::sync()].concat();
+    assert_eq!(first.ask(&again).await.ok().value(), "2");
+    for _ in 0..2 {
+        let mut other = proxy.connect(&tenant).login().await;
+        other.ask(&[say::parse("mine", "SELECT 2"), say::sync()].concat()).await.ok();
+        let run = [say::bind("", "mine", &[]), say::execute("", 0), say::sync()].concat();
+        assert_eq!(other.ask(&run).await.ok().value(), "2");
     }
 }

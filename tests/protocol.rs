@@ -107,6 +107,11 @@ scripts! {
         say::unnamed("SELECT 1", &[]), say::sync(), say::unnamed("SELECT 1/0", &[]), say::unnamed("SELECT 2", &[]), say::sync(),
         say::unnamed("SELECT 3", &[]), say::sync(),
     ], 3);
+    the_unnamed_statement_survives_what_is_asked_in_between => vec![
+        Step::Send(join(&[say::unnamed("SET work_mem = '5MB'", &[]), say::sync()])), Step::Ready(1),
+        Step::Send(join(&[say::bind("", "", &[]), say::execute("", 0), say::sync()])), Step::Ready(1),
+        Step::Send(join(&[say::unnamed("SELECT current_setting('work_mem')", &[]), say::sync()])), Step::Ready(1),
+    ];
     an_unnamed_statement_parsed_behind_a_failing_batch_stands => vec![
         Step::Send(join(&[
             say::unnamed("SELECT 1/0", &[]), say::unnamed("SELECT 2", &[]), say::sync(), say::parse("", "SELECT 3"), say::flush(),

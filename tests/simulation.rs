@@ -477,7 +477,10 @@ impl World {
         let own = |state| self.slots.values().filter(|slot| slot.pool == n && slot.state == state).count() as u32;
         let size = self.slots.values().filter(|slot| slot.pool == n && slot.state != SlotState::Closing).count() as u32;
         let waiting = pool.queue.len() as u32;
-        waiting.saturating_sub(own(SlotState::Connecting)).min(pool.limits.size.saturating_sub(size))
+        // One pool may not take all dials.
+        let room =
+            pool.limits.size.saturating_sub(size).min((MAX_CONNECTING - 1).saturating_sub(own(SlotState::Connecting)));
+        waiting.saturating_sub(own(SlotState::Connecting)).min(room)
     }
 
     fn rested(&mut self, slot: SlotId, rested: Rested) {

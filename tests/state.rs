@@ -2,7 +2,7 @@
 //!
 //! Two server connections and several clients that take turns, so that a client's next transaction lands anywhere.
 
-use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, eventually, oracle, say};
+use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, eventually, one_server, oracle, say};
 
 async fn two_servers() -> (Tenant, Proxy) {
     let tenant = cluster().tenant("state").await;
@@ -303,7 +303,7 @@ async fn incident_a08_a_channel_of_one_tenant_is_not_anothers() {
 }
 
 #[tokio::test]
-async fn more_pins_than_max_pinned_are_refused_and_the_client_stays() {
+async fn more_pins_than_max_pinned_are_refused_and_leave_nothing_behind() {
     let tenant = cluster().tenant("state").await;
     let proxy =
         ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 4).set("pool.max_pinned", 1).start().await;
@@ -314,10 +314,47 @@ async fn more_pins_than_max_pinned_are_refused_and_the_client_stays() {
     let next = second.query("SELECT 1").await;
     let faults = [answer.faults(), next.faults()].concat();
     assert_eq!(faults.len(), 1, "told once: {:?} {:?}", answer.trace(), next.trace());
+    // Three connections that are nobody's, and a table on none of them.
+    let mut others = Vec::new();
+    for _ in 0..3 {
+        let mut other = proxy.connect(&tenant).login().await;
+        other.run("BEGIN").await;
+        assert_eq!(other.value("SELECT count(*) FROM pg_class WHERE relname = 't' AND relpersistence = 't' AND relnamespace = pg_my_temp_schema()").await, "0");
+        others.push(other);
+    }
+    drop(others);
     first.run("DROP TABLE t").await;
     eventually("a place for the next pin", async || {
         let mut third = proxy.connect(&tenant).login().await;
         third.query("CREATE TEMP TABLE u (n int)").await.faults().is_empty().then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_replay_that_fails_runs_nothing_under_somebody_elses_settings() {
+    let (tenant, proxy) = one_server("state").await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.run("CREATE TABLE written (who text DEFAULT current_setting('app.who', true))").await;
+    a.run("CREATE TEXT SEARCH CONFIGURATION mine (COPY = simple)").await;
+    b.run("SET app.who = 'b'; SET default_text_search_config = 'mine'").await;
+    a.run("SET app.who = 'a'").await;
+    a.run("DROP TEXT SEARCH CONFIGURATION mine").await;
+    b.send(&say::query("INSERT INTO written DEFAULT VALUES")).await;
+    let told = b.until_end().await;
+    assert_eq!(told.faults().len(), 1, "told once: {:?}", told.trace());
+    assert_eq!(a.value("SELECT count(*) FROM written").await, "0");
+    assert_eq!(a.value("SELECT current_setting('app.who')").await, "a");
+}
+
+#[tokio::test]
+async fn a_write_in_a_read_only_transaction_costs_nobody_a_connection() {
+    let (tenant, proxy) = one_server("state").await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.run("CREATE TABLE t (n int)").await;
+    let backend = a.backend().await;
+    b.run("BEGIN READ ONLY").await;
+    b.query("INSERT INTO t VALUES (1)").await.error("25006");
+    b.run("ROLLBACK").await;
+    assert_eq!(a.backend().await, backend);
 }

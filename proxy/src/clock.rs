@@ -37,7 +37,10 @@ impl Millis {
 ///
 /// Nobody is late by such a pause alone: what arrived meanwhile is looked at first, deadlines at the next tick.
 #[derive(Debug)]
-pub struct Pulse(Millis);
+pub struct Pulse {
+    last: Millis,
+    passed_over: bool,
+}
 
 impl Pulse {
     /// Ticks come ten times a second; one this late means that nothing ran.
@@ -45,15 +48,17 @@ impl Pulse {
 
     #[must_use]
     pub fn new(now: Millis) -> Self {
-        Self(now)
+        Self { last: now, passed_over: false }
     }
 
-    /// At every tick; false for the first one after a pause.
+    /// At every tick; false for the first one after a pause, and never twice in a row.
     #[must_use]
     pub fn beat(&mut self, now: Millis) -> bool {
-        let elapsed = now.0.saturating_sub(self.0.0);
-        self.0 = now;
-        elapsed < Self::PAUSE
+        let elapsed = now.0.saturating_sub(self.last.0);
+        self.last = now;
+        // Where every tick is late there is no pause to speak of, only too little CPU.
+        self.passed_over = elapsed >= Self::PAUSE && !self.passed_over;
+        !self.passed_over
     }
 }
 
@@ -67,5 +72,6 @@ mod tests {
         assert!(pulse.beat(Millis(200)) && pulse.beat(Millis(900)));
         assert!(!pulse.beat(Millis(60_900)));
         assert!(pulse.beat(Millis(61_000)));
+        assert!(!pulse.beat(Millis(63_000)) && pulse.beat(Millis(65_000)), "where every tick is late");
     }
 }

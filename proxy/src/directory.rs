@@ -170,9 +170,14 @@ impl Directory {
     }
 
     /// Takes new settings, whole or not at all. What only a restart can change (addresses) stays as it is.
-    pub fn reload(&self, settings: Settings) -> Result<(), StartError> {
+    pub fn reload(&self, mut settings: Settings) -> Result<(), StartError> {
         let _one_at_a_time = self.reload.lock();
         let old = self.routes.load_full();
+        let (was, is) = (old.settings.listen.tls.mode, settings.listen.tls.mode);
+        if (was == ClientTlsMode::Disable) != (is == ClientTlsMode::Disable) {
+            // Whether there is TLS at all is decided at the start; `serve` says so.
+            settings.listen.tls.mode = was;
+        }
         let tls = settings.listen.tls.clone();
         // What can fail is tried first, so that a bad file changes nothing.
         for server in settings.servers.values() {
@@ -185,8 +190,21 @@ impl Directory {
         fresh.tenants.values().for_each(|t| t.prewarm());
         self.memory.set_limit(fresh.settings.listen.max_message_memory);
         self.routes.store(Arc::new(fresh));
-        self.any.lock().clear();
+        self.reload_any(&self.routes.load_full());
         Ok(())
+    }
+
+    /// The databases that `[tenants."*"]` serves live on with its new settings, unless they have a section of their own now.
+    fn reload_any(&self, routes: &Routes) {
+        let mut any = self.any.lock();
+        let old = std::mem::take(&mut *any);
+        for (name, tenant) in old {
+            if !routes.tenants.contains_key(name.as_str())
+                && let Some(fresh) = routes.any_tenant(tenant.id.clone(), Some(&tenant))
+            {
+                any.insert(name, fresh);
+            }
+        }
     }
 
     /// Serving, and not about to stop.
@@ -287,9 +305,7 @@ impl Directory {
     /// The tenant that `[tenants."*"]` makes for a database nobody else has.
     pub(crate) fn any_tenant(&self, database: &str) -> Option<Arc<Tenant>> {
         let routes = self.routes.load_full();
-        let template = routes.settings.any_tenant.as_ref()?;
         let id = TenantId::parse(database).ok()?;
-        let server = routes.servers.get(&template.server)?;
         let mut any = self.any.lock();
         if let Some(tenant) = any.get(database) {
             return Some(Arc::clone(tenant));
@@ -297,8 +313,7 @@ impl Directory {
         if any.len() >= MAX_ANY_TENANTS {
             return None;
         }
-        let settings = tenantry_config::Tenant { database: None, ..template.clone() };
-        let tenant = Tenant::new(id, settings, Arc::clone(server), routes.any_roles.clone(), None);
+        let tenant = routes.any_tenant(id, None)?;
         any.insert(database.to_owned(), Arc::clone(&tenant));
         Some(tenant)
     }
@@ -369,6 +384,14 @@ impl std::ops::Deref for SettingsRef {
 }
 
 impl Routes {
+    /// A tenant as `[tenants."*"]` describes it.
+    fn any_tenant(&self, id: TenantId, old: Option<&Tenant>) -> Option<Arc<Tenant>> {
+        let template = self.settings.any_tenant.as_ref()?;
+        let server = self.servers.get(&template.server)?;
+        let settings = tenantry_config::Tenant { database: None, ..template.clone() };
+        Some(Tenant::new(id, settings, Arc::clone(server), self.any_roles.clone(), old))
+    }
+
     fn build(settings: Settings, old: Option<&Self>) -> Result<Self, StartError> {
         // Everything that can fail comes first: an error leaves the old routes untouched.
         let mut servers = BTreeMap::new();
@@ -449,7 +472,7 @@ async fn load_acceptor(settings: &Settings) -> Result<Option<Acceptor>, StartErr
 
 async fn sweep(directory: Weak<Directory>) {
     let mut ticks = tokio::time::interval(SWEEP);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut pulse = Pulse::new(Millis::now());
     loop {
         ticks.tick().await;

@@ -143,6 +143,8 @@ struct Slot {
     /// The pool's generation at its dial; an older one is closed when it comes to rest.
     generation: u32,
     checked: Millis,
+    /// Since when nobody uses it; a check in between does not count.
+    unused: Millis,
 }
 
 /// Pauses after failures: first `base`, then doubled up to 4 times `base`.
@@ -190,13 +192,17 @@ impl PoolState {
     }
 
     /// How many more connections this pool could use right now, whatever its tenant may have.
-    fn wants(&self, now: Millis) -> u32 {
+    /// `dials`: how many of its dials may be under way at once.
+    fn wants(&self, now: Millis, dials: u32) -> u32 {
         if self.queue.is_empty() || self.backoff.is_open(now) {
             return 0;
         }
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let coming = self.count(SlotState::Connecting);
-        waiting.saturating_sub(coming).min(self.limits.size.saturating_sub(self.size()))
+        // After a failure one finds out for all.
+        let dials = if self.backoff.delay > 0 { 1 } else { dials };
+        let room = self.limits.size.saturating_sub(self.size()).min(dials.saturating_sub(coming));
+        waiting.saturating_sub(coming).min(room)
     }
 }
 
@@ -608,7 +614,8 @@ impl Core {
     /// Tells the fair share what the tenant's pools could use.
     fn refresh(&mut self, tenant: TenantKey, now: Millis) {
         let Some(members) = self.members.get(&tenant) else { return };
-        let wants: u32 = members.iter().filter_map(|id| self.pools.get(id)).map(|pool| pool.wants(now)).sum();
+        let wants: u32 =
+            members.iter().filter_map(|id| self.pools.get(id)).map(|pool| pool.wants(now, self.dials_of_one())).sum();
         let ceiling = self.fair.budget(tenant).map_or(0, |budget| budget.ceiling);
         self.fair.want(tenant, wants.min(ceiling.saturating_sub(self.fair.held(tenant))));
     }
@@ -656,6 +663,10 @@ impl Core {
     fn rest(&mut self, id: SlotId, now: Millis) -> Rested {
         let Some(slot) = self.slots.get_mut(id.0) else { return Rested::Close };
         slot.checked = now;
+        let was_checked = slot.state == SlotState::Checking;
+        if !was_checked {
+            slot.unused = now;
+        }
         let (pool_id, expired, generation) = (slot.pool, now >= slot.expires, slot.generation);
         let Some(pool) = self.pools.get(&pool_id) else { return Rested::Close };
         let tenant = pool.tenant;
@@ -671,7 +682,12 @@ impl Core {
             self.refresh(tenant, now);
             return Rested::Hand(waiter);
         }
-        pool.idle.push_back(id);
+        // In the order in which they were used last.
+        if was_checked {
+            pool.idle.push_front(id)
+        } else {
+            pool.idle.push_back(id)
+        }
         self.shift(id, SlotEvent::Rest, now);
         Rested::Idle
     }
@@ -709,11 +725,11 @@ impl Core {
         let pools = || members.iter().filter(|id| **id != own).filter_map(|id| self.pools.get(id));
         let closing: u32 =
             members.iter().filter_map(|id| self.pools.get(id)).map(|p| p.count(SlotState::Closing)).sum();
-        if pools().map(|pool| pool.wants(now)).sum::<u32>() <= closing {
+        if pools().map(|pool| pool.wants(now, self.dials_of_one())).sum::<u32>() <= closing {
             return false;
         }
         let oldest = |pool: &PoolState| pool.queue.oldest().map(|(_, since)| since.0);
-        let first = pools().filter(|pool| pool.wants(now) > 0).filter_map(oldest).min();
+        let first = pools().filter(|pool| pool.wants(now, self.dials_of_one()) > 0).filter_map(oldest).min();
         let mine = self.pools.get(&own).and_then(oldest);
         first.is_some_and(|first| mine.is_none_or(|mine| first.saturating_add(QUANTUM) < mine))
     }
@@ -726,11 +742,11 @@ impl Core {
         }
         let pools = || members.iter().filter_map(|id| self.pools.get(id));
         let closing: u32 = pools().map(|pool| pool.count(SlotState::Closing)).sum();
-        if pools().map(|pool| pool.wants(now)).sum::<u32>() <= closing {
+        if pools().map(|pool| pool.wants(now, self.dials_of_one())).sum::<u32>() <= closing {
             return;
         }
         let idle = pools().flat_map(|pool| pool.idle.iter().copied());
-        let longest = idle.min_by_key(|slot| (self.slots.get(slot.0).map(|s| s.since), *slot));
+        let longest = idle.min_by_key(|slot| (self.slots.get(slot.0).map(|s| s.unused), *slot));
         if let Some(slot) = longest {
             self.close_idle(slot, now, actions);
         }
@@ -767,10 +783,15 @@ impl Core {
     fn oldest_waiting(&self, tenant: TenantKey, now: Millis) -> Option<PoolId> {
         let members = self.members.get(&tenant)?.iter();
         let waiting = members.filter_map(|id| {
-            let pool = self.pools.get(id).filter(|pool| pool.wants(now) > 0)?;
+            let pool = self.pools.get(id).filter(|pool| pool.wants(now, self.dials_of_one()) > 0)?;
             pool.queue.oldest().map(|(waiter, since)| (since, waiter, *id))
         });
         waiting.min().map(|(_, _, id)| id)
+    }
+
+    /// Not all of them: a login that hangs must not stop everybody's.
+    fn dials_of_one(&self) -> u32 {
+        self.limits.max_connecting.saturating_sub(1).max(1)
     }
 
     /// While the server is down one dial at a time finds out whether it is back.
@@ -796,6 +817,7 @@ impl Core {
             expires: Millis(now.0.saturating_add(pool.limits.lifetime).saturating_sub(early)),
             generation: pool.generation,
             checked: now,
+            unused: now,
         };
         if let Some(count) = pool.counts.get_mut(SlotState::Connecting.index()) {
             *count += 1;
@@ -826,13 +848,13 @@ impl Core {
         let ranked = idle.filter_map(|(index, slot)| {
             let pool = self.pools.get(&slot.pool)?;
             let (surplus, ahead) = self.fair.surplus(pool.tenant);
-            let idle_for = now.0.saturating_sub(slot.since.0);
+            let idle_for = now.0.saturating_sub(slot.unused.0);
             let least = match surplus {
                 0 => pool.limits.idle_timeout,
                 _ if at_once => 0,
                 _ => LEAST_IDLE,
             };
-            (idle_for >= least).then_some((Reverse(surplus), Reverse(ahead), slot.since, SlotId(index)))
+            (idle_for >= least).then_some((Reverse(surplus), Reverse(ahead), slot.unused, SlotId(index)))
         });
         ranked.min().map(|(_, _, _, slot)| slot)
     }
@@ -877,7 +899,7 @@ impl Core {
             let mut spare = pool.size().saturating_sub(pool.limits.min_size).min(surplus);
             for id in &pool.idle {
                 let Some(slot) = self.slots.get(id.0) else { continue };
-                let idle_for = now.0.saturating_sub(slot.since.0);
+                let idle_for = now.0.saturating_sub(slot.unused.0);
                 if now >= slot.expires || pool.size() > pool.limits.size {
                     close.push(*id);
                 } else if idle_for >= pool.limits.idle_timeout && spare > 0 {

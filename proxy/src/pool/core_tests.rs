@@ -454,3 +454,42 @@ fn a_lowered_cap_closes_what_is_idle_at_once_and_the_rest_as_it_comes_to_rest() 
     assert_eq!(core.release(slots[1], Millis(3), &mut actions), Rested::Close);
     assert_eq!(core.release(slots[2], Millis(4), &mut actions), Rested::Idle);
 }
+
+#[test]
+fn a_check_in_between_does_not_make_an_idle_connection_young_again() {
+    let mut core = core(10);
+    let pool = add_pool(&mut core, PoolLimits { idle_timeout: 1_000, check_delay: 100, ..POOL });
+    let (a, b) = (open(&mut core, pool, 0), open(&mut core, pool, 0));
+    let mut actions = Actions::new();
+    core.release(a, Millis(0), &mut actions);
+    core.release(b, Millis(1), &mut actions);
+    core.tick(Millis(500), &mut actions);
+    assert_eq!(actions.as_slice(), [Action::Check { slot: a }, Action::Check { slot: b }]);
+    actions.clear();
+    core.release(b, Millis(501), &mut actions);
+    core.release(a, Millis(502), &mut actions);
+    core.tick(Millis(1_000), &mut actions);
+    assert!(actions.contains(&Action::Close { slot: a }), "{actions:?}");
+}
+
+#[test]
+fn logins_of_one_pool_that_hang_leave_a_dial_for_others() {
+    let mut core = core(10);
+    let (stuck, other) =
+        (add_pool(&mut core, PoolLimits { size: 9, max_waiters: 9, ..POOL }), add_pool(&mut core, POOL));
+    let mut actions = Actions::new();
+    for _ in 0..9 {
+        core.checkout(stuck, Millis(0), &mut actions);
+    }
+    let slots = dials(&actions);
+    assert_eq!(slots.len(), 3, "of four");
+    actions.clear();
+    core.checkout(other, Millis(1), &mut actions);
+    assert_eq!(dials(&actions).len(), 1);
+    for slot in slots {
+        core.dial_failed(slot, DialFailure::Later, Millis(2), &mut Actions::new());
+    }
+    actions.clear();
+    core.tick(Millis(500), &mut actions);
+    assert_eq!(dials(&actions).len(), 1, "after a failure one finds out for all");
+}

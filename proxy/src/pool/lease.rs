@@ -30,6 +30,12 @@ impl Lease {
         self.conn.as_deref_mut()
     }
 
+    /// The server says that it is a standby, where nothing can be written.
+    #[must_use]
+    pub fn is_on_standby(&self) -> bool {
+        self.conn.as_ref().is_some_and(|conn| conn.baseline("in_hot_standby") == Some("on"))
+    }
+
     #[must_use]
     pub fn pool(&self) -> &Arc<Pool> {
         &self.pool

@@ -14,7 +14,7 @@ pub mod waiters;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, Ordering},
+    atomic::{AtomicU32, AtomicU64, Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tenantry_config::{PoolMode, TenantId};
 
 use self::{core::PoolId, server::Server, stats::Stats};
+use crate::clock::Millis;
 use crate::server::{
     conn::Parameters, connect::Login, credentials::Credentials, settings::Settings, statements::StatementTable,
 };
@@ -45,12 +46,16 @@ pub struct Pool {
     pub statements: StatementTable,
     pub stats: Stats,
     pinned: AtomicU32,
+    /// When `reconnect_soon` last did so.
+    reconnected: AtomicU64,
     /// Startup settings that PostgreSQL took, and how it spells them.
     tried: Mutex<Vec<(Settings, Settings)>>,
     /// Settings that sessions began with, each once: equal ones are then the same one, and quick to compare.
     common: Mutex<Vec<Settings>>,
 }
 
+/// Milliseconds.
+const RECONNECT_AT_MOST_EVERY: u64 = 1_000;
 /// More kinds of startup settings than this are tried each time.
 const MAX_TRIED: usize = 32;
 
@@ -96,6 +101,15 @@ impl Pool {
     pub fn learn_credentials(&self, credentials: Credentials) {
         *self.credentials.lock() = credentials;
         self.server.credentials_known(self.id);
+    }
+
+    /// What is open is of no use any more; at most once a second, since clients can bring this about.
+    pub fn reconnect_soon(&self, now: Millis) {
+        let last = self.reconnected.load(Ordering::Relaxed);
+        if last == 0 || now.0.saturating_sub(last) >= RECONNECT_AT_MOST_EVERY {
+            self.reconnected.store(now.0.max(1), Ordering::Relaxed);
+            self.server.reconnect(self);
+        }
     }
 
     #[must_use]

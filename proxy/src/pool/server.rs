@@ -104,7 +104,7 @@ impl Server {
         let weak = Arc::downgrade(&server);
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(TICK);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             let mut pulse = Pulse::new(Millis::now());
             loop {
                 ticks.tick().await;
@@ -179,6 +179,7 @@ impl Server {
             statements: StatementTable::default(),
             stats: Stats::default(),
             pinned: std::sync::atomic::AtomicU32::new(0),
+            reconnected: std::sync::atomic::AtomicU64::new(0),
             tried: Mutex::new(Vec::new()),
             common: Mutex::new(Vec::new()),
         });
@@ -406,9 +407,9 @@ impl Server {
             let mut guard = DialGuard { server: Arc::clone(&server), slot: Some(slot) };
             let (endpoint, login) = (server.endpoint(), pool.login());
             let limit = pool.settings().pool.server_connect_timeout;
-            let dialed = tokio::time::timeout(limit, connect::connect(&endpoint, &login, slot)).await;
+            let dialed = connect::connect_within(limit, &endpoint, &login, slot).await;
             guard.slot = None;
-            match dialed.unwrap_or(Err(ConnectError::Timeout)) {
+            match dialed {
                 Ok(conn) => server.dialed(&pool, Box::new(conn)),
                 Err(error) => server.report_failure(&pool, slot, &error),
             }

@@ -3,7 +3,15 @@
 //! The whole of it stands under one deadline, the caller's. Nothing a client sent goes into the startup packet: its
 //! settings are replayed later, inside its own session.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -31,6 +39,13 @@ use crate::{
     },
     pool::core::{DialFailure, SlotId},
 };
+
+/// Of the operating system (Linux).
+mod libc_codes {
+    pub const ENFILE: i32 = 23;
+    pub const EMFILE: i32 = 24;
+    pub const EADDRNOTAVAIL: i32 = 99;
+}
 
 /// Most bytes of one message that a server may send before or right after login.
 const MAX_LOGIN_MESSAGE: usize = 64 * 1024;
@@ -82,7 +97,10 @@ pub enum ConnectError {
     #[error("expected database {expected:?} and got {found:?}")]
     WrongPlace { expected: String, found: String },
     #[error("the login took longer than server_connect_timeout")]
-    Timeout,
+    Timeout {
+        /// The server had taken the connection.
+        reached: bool,
+    },
 }
 
 impl ConnectError {
@@ -90,7 +108,19 @@ impl ConnectError {
     #[must_use]
     pub fn failure(&self) -> DialFailure {
         match self {
-            Self::Unreachable(_) | Self::Closed | Self::Timeout => DialFailure::ServerDown,
+            // Our own machine has no descriptor or port left: nothing is known of the server.
+            Self::Unreachable(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc_codes::ENFILE | libc_codes::EMFILE | libc_codes::EADDRNOTAVAIL)
+                ) =>
+            {
+                DialFailure::Later
+            }
+            Self::Unreachable(_) | Self::Closed => DialFailure::ServerDown,
+            // It was reached: one database may be locked, and the others not.
+            Self::Timeout { reached: true } => DialFailure::Later,
+            Self::Timeout { reached: false } => DialFailure::ServerDown,
             Self::Refused(body) => match Fields::new(body).code() {
                 // Starting up, shutting down, in recovery: later, for everybody.
                 Some("57P03" | "57P01" | "57P02") => DialFailure::ServerDown,
@@ -136,9 +166,27 @@ impl From<frame::FrameError> for ConnectError {
     }
 }
 
+/// Connects and logs in within `limit`.
+pub async fn connect_within(
+    limit: Duration,
+    endpoint: &Endpoint,
+    login: &Login,
+    slot: SlotId,
+) -> Result<ServerConn, ConnectError> {
+    let reached = AtomicBool::new(false);
+    let connected = tokio::time::timeout(limit, connect(endpoint, login, slot, &reached)).await;
+    connected.unwrap_or_else(|_| Err(ConnectError::Timeout { reached: reached.load(Relaxed) }))
+}
+
 /// Connects and logs in. Not cancel-safe in the sense that dropping it closes the socket: no connection is left behind.
-pub async fn connect(endpoint: &Endpoint, login: &Login, slot: SlotId) -> Result<ServerConn, ConnectError> {
+async fn connect(
+    endpoint: &Endpoint,
+    login: &Login,
+    slot: SlotId,
+    reached: &AtomicBool,
+) -> Result<ServerConn, ConnectError> {
     let stream = open(endpoint).await?;
+    reached.store(true, Relaxed);
     let mut link = Link { stream, input: BytesMut::new(), output: BytesMut::new() };
     startup::write_startup(&mut link.output, 0, &[("user", &login.role), ("database", &login.database)]);
     link.send().await?;

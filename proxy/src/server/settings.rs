@@ -81,6 +81,12 @@ impl Settings {
         Difference { reset, set: changed.map(|(k, v)| (k.clone(), v.clone())).collect() }
     }
 
+    /// Whether what runs under these may be ended by a timer, our own replay included.
+    #[must_use]
+    pub fn may_time_out(&self) -> bool {
+        ["statement_timeout", "transaction_timeout", "lock_timeout"].iter().any(|name| self.get(name).is_some())
+    }
+
     /// Settings that change what a statement means: two clients share a prepared statement only if these are equal.
     #[must_use]
     pub fn planning(&self) -> u64 {
@@ -92,14 +98,57 @@ impl Settings {
     }
 }
 
+/// Settings that any role may make at any time, and whose value, once accepted, stays acceptable: none of them names
+/// something in the catalog or needs a privilege. In order.
+const ALWAYS_ACCEPTED: [&str; 26] = [
+    "application_name",
+    "bytea_output",
+    "client_encoding",
+    "client_min_messages",
+    "constraint_exclusion",
+    "datestyle",
+    "default_transaction_deferrable",
+    "default_transaction_isolation",
+    "default_transaction_read_only",
+    "effective_cache_size",
+    "extra_float_digits",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "intervalstyle",
+    "jit",
+    "lock_timeout",
+    "maintenance_work_mem",
+    "random_page_cost",
+    "row_security",
+    "search_path",
+    "standard_conforming_strings",
+    "statement_timeout",
+    "synchronous_commit",
+    "timezone",
+    "transaction_timeout",
+    "work_mem",
+];
+
 impl Difference {
-    /// Whether a later statement may only be sent once these were seen to succeed: a role that is gone must not leave
-    /// the statement running under another one.
+    /// Whether PostgreSQL may refuse it: then a later statement may only be sent once it was seen to succeed. A role, a
+    /// tablespace or a module's setting that is gone must not leave the statement running under somebody else's.
     #[must_use]
-    pub fn must_be_confirmed(&self) -> bool {
-        let guarded = |k: &String| matches!(k.as_str(), "role" | "session_authorization");
-        self.reset.iter().any(guarded) || self.set.iter().any(|(k, _)| guarded(k))
+    pub fn may_fail(&self) -> bool {
+        let safe = |name: &str| ALWAYS_ACCEPTED.binary_search(&name).is_ok();
+        !self.reset.iter().all(|name| safe(name)) || !self.set.iter().all(|(name, _)| safe(name))
     }
+
+    /// Whether it changes who acts.
+    #[must_use]
+    pub fn changes_role(&self) -> bool {
+        self.reset.iter().chain(self.set.iter().map(|(name, _)| name)).any(|name| is_role(name))
+    }
+}
+
+/// Who acts, as a setting.
+#[must_use]
+pub fn is_role(name: &str) -> bool {
+    matches!(name, "role" | "session_authorization")
 }
 
 #[cfg(test)]
@@ -128,9 +177,13 @@ mod tests {
     }
 
     #[test]
-    fn a_role_must_be_confirmed_before_anything_runs() {
-        assert!(map(&[]).difference(&map(&[("role", "x")])).must_be_confirmed());
-        assert!(map(&[("role", "x")]).difference(&map(&[])).must_be_confirmed());
-        assert!(!map(&[]).difference(&map(&[("work_mem", "1MB")])).must_be_confirmed());
+    fn what_may_be_refused_is_known() {
+        assert!(ALWAYS_ACCEPTED.is_sorted());
+        for name in ["role", "default_tablespace", "app.tenant", "log_statement"] {
+            assert!(map(&[]).difference(&map(&[(name, "x")])).may_fail(), "{name}");
+            assert!(map(&[(name, "x")]).difference(&map(&[])).may_fail(), "{name}");
+        }
+        assert!(!map(&[]).difference(&map(&[("work_mem", "1MB"), ("search_path", "a")])).may_fail());
+        assert!(map(&[("statement_timeout", "5ms")]).may_time_out() && !map(&[("work_mem", "1MB")]).may_time_out());
     }
 }

@@ -1,7 +1,8 @@
 //! What the text of a statement gives away: may it leave state in the session, may it end a transaction?
 //!
 //! A cheap scan, one pass, that works on text in pieces. It may suspect too much, which costs one probe of PostgreSQL
-//! itself, and must not suspect too little. It never decides anything by itself: a suspicion only makes us look. Pure.
+//! itself, and must not suspect too little. Behind a semicolon that may stand inside a string, and inside a DO block, every
+//! word counts, in comments too. It never decides anything by itself: a suspicion only makes us look. Pure.
 
 use std::sync::LazyLock;
 
@@ -60,7 +61,7 @@ impl Signs {
 }
 
 /// Substrings (blanks collapsed, any case) that raise a suspicion wherever they stand.
-const PATTERNS: [&str; 14] = [
+const PATTERNS: [&str; 18] = [
     "set_config",
     "advisory_unlock",
     "advisory_lock",
@@ -75,9 +76,16 @@ const PATTERNS: [&str; 14] = [
     "into temp ",
     "into temporary ",
     "pg_temp",
+    // A comment may stand for a blank in the ones above: together with one of these words it raises a suspicion.
+    "/*",
+    "--",
+    "temp",
+    "hold",
 ];
 const SET_CONFIG: usize = 0;
 const UNLOCK: usize = 1;
+const COMMENTS: [usize; 2] = [14, 15];
+const BESIDE_COMMENTS: [usize; 2] = [16, 17];
 
 static AUTOMATON: LazyLock<Option<DFA>> =
     LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS).ok());
@@ -99,6 +107,13 @@ pub struct Scan {
     verb: Verb,
     /// Collects the first argument of `set_config(`.
     argument: Option<Vec<u8>>,
+    /// Strings and comments cannot be told from statements any more: every word counts.
+    doubtful: bool,
+    has_comment: bool,
+    has_split_word: bool,
+    /// In a DO block: EXECUTE and SET were seen.
+    executes: bool,
+    sets: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -151,7 +166,9 @@ impl Scan {
             if byte != b' ' || !self.blank {
                 state = dfa.next_state(Anchored::No, state, byte);
                 if dfa.is_special(state) && dfa.is_match(state) {
-                    self.found(dfa.match_pattern(state, 0).as_usize(), signs);
+                    for n in 0..dfa.match_len(state) {
+                        self.found(dfa.match_pattern(state, n).as_usize(), signs);
+                    }
                 } else if self.argument.is_some() {
                     self.collect(raw, signs);
                 }
@@ -169,6 +186,9 @@ impl Scan {
         if self.at == At::Word {
             self.end_word(signs);
         }
+        signs.suspect |= self.has_comment && self.has_split_word;
+        // A SET that is put together at run time: nobody can say of what.
+        signs.opaque |= self.executes && self.sets;
         if self.argument.take().is_some() {
             signs.opaque = true;
         }
@@ -181,6 +201,8 @@ impl Scan {
                 signs.suspect = true;
                 self.argument = Some(Vec::new());
             }
+            comment if COMMENTS.contains(&comment) => self.has_comment = true,
+            word if BESIDE_COMMENTS.contains(&word) => self.has_split_word = true,
             _ => signs.suspect = true,
         }
     }
@@ -213,7 +235,7 @@ impl Scan {
             && self.word.last() != Some(&b'.');
         if self.at == At::Word && quote_begins {
             // SET"name": the keyword is over although no blank says so.
-            self.at = if self.end_word(signs) { At::Body } else { At::Gap };
+            self.at = if self.end_word(signs) { self.past() } else { At::Gap };
         }
         let word = byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'.' | b'"' | b'$' | 0x80..);
         self.at = match (self.at, byte) {
@@ -233,7 +255,7 @@ impl Scan {
                 self.word.push(byte);
                 if self.word.len() > MAX_WORD {
                     self.end_word(signs);
-                    At::Body
+                    self.past()
                 } else {
                     At::Word
                 }
@@ -242,23 +264,35 @@ impl Scan {
                 let past = before == At::Word && self.end_word(signs);
                 match b {
                     b';' => {
+                        // From here on a string or a comment may be open.
+                        self.doubtful |= before == At::Body;
                         self.words = 0;
                         self.verb = Verb::None;
                         At::Gap
                     }
-                    _ if past || before == At::Body => At::Body,
-                    b'/' => At::Slash,
-                    b'-' => At::Dash,
+                    _ if past || before == At::Body => self.past(),
+                    b'/' if !self.doubtful => At::Slash,
+                    b'-' if !self.doubtful => At::Dash,
                     b if is_blank(b) || b == b'(' || b == 0 => At::Gap,
                     b if word => {
                         self.word.clear();
                         self.word.push(b);
                         At::Word
                     }
-                    _ => At::Body,
+                    _ => self.past(),
                 }
             }
         };
+    }
+
+    /// No further word of this statement matters; where nobody can say what is a statement, the next word may begin one.
+    fn past(&mut self) -> At {
+        if !self.doubtful {
+            return At::Body;
+        }
+        self.words = 0;
+        self.verb = Verb::None;
+        At::Gap
     }
 
     /// PostgreSQL's comments nest.
@@ -276,6 +310,10 @@ impl Scan {
         let past = match (self.verb, self.words) {
             (Verb::None, _) => {
                 self.verb = first_word(&is, signs);
+                // What follows is another language, with statements of this one inside its strings.
+                self.doubtful |= is("do");
+                self.executes |= self.doubtful && is("execute");
+                self.sets |= self.doubtful && (is("set") || is("reset"));
                 self.verb == Verb::Other
             }
             (Verb::Set, 2) if is("local") || is("transaction") || is("constraints") => true,
@@ -403,6 +441,41 @@ mod tests {
         assert!(Signs::of(b"select set_config($1, $2, false)").opaque);
         assert!(!Signs::of(b"select set_config('a.b', 'x', false)").opaque);
         assert!(Signs::of(b"load 'x'").opaque);
+    }
+
+    #[test]
+    fn what_looks_like_a_comment_inside_a_string_hides_nothing() {
+        for text in [
+            "INSERT INTO t VALUES ('a; -- b'); SET search_path = x",
+            "INSERT INTO t VALUES ('a; /* b'); SET search_path = x",
+            "SELECT 'it''s; --'; RESET ALL",
+            "SELECT $$; /* $$; LISTEN x",
+        ] {
+            assert!(suspects(text), "{text}");
+        }
+        assert_eq!(Signs::of(b"SELECT 1; /* SET a */ SET app.user = 'x'").custom, ["app.user"]);
+        assert_eq!(Signs::of(b"INSERT INTO t VALUES ('; --'); SET app.user = 'x'").custom, ["app.user"]);
+    }
+
+    #[test]
+    fn a_comment_may_stand_for_a_blank() {
+        for text in [
+            "CREATE/**/TEMP TABLE t ()",
+            "CREATE TEMP/**/TABLE t ()",
+            "CREATE -- a\n TEMPORARY TABLE t ()",
+            "DECLARE c CURSOR WITH/* x */HOLD FOR SELECT 1",
+        ] {
+            assert!(suspects(text), "{text}");
+        }
+        assert!(!suspects("SELECT 1 /* route='/shop' */") && !suspects("SELECT name FROM template"));
+    }
+
+    #[test]
+    fn settings_made_in_a_do_block_are_named_or_opaque() {
+        assert_eq!(Signs::of(b"DO $$ BEGIN SET app.x = '1'; END $$").custom, ["app.x"]);
+        assert_eq!(Signs::of(b"DO $$ BEGIN EXECUTE 'SET app.x = 1'; END $$").custom, ["app.x"]);
+        assert!(Signs::of(b"DO $$ BEGIN EXECUTE 'SET ' || name || ' = 1'; END $$").opaque);
+        assert!(!Signs::of(b"DO $$ BEGIN UPDATE t SET a = 1; END $$").opaque);
     }
 
     #[test]

@@ -19,6 +19,7 @@ use parking_lot::Mutex;
 use tenantry_wire::extended::Parse;
 
 use super::signs::Signs;
+use crate::net::memory::{Held, Memory};
 
 /// One text that any number of clients prepared under names of their own.
 #[derive(Debug)]
@@ -30,6 +31,7 @@ pub struct Statement {
     types: Bytes,
     /// What running it may leave behind.
     pub signs: Signs,
+    _held: Held,
 }
 
 impl Statement {
@@ -54,27 +56,31 @@ pub struct StatementTable {
     next: AtomicU64,
 }
 
+/// What a statement takes beside its text, about.
+const OVERHEAD: usize = 256;
 /// The table is swept of dead entries each time it has doubled beyond this.
 const SWEEP_AT: usize = 256;
 
 impl StatementTable {
-    /// The shared statement for this text, made if there is none.
-    pub fn intern(&self, parse: &Parse<'_>, planning: u64) -> Arc<Statement> {
+    /// The shared statement for this text, made if there is none; `None` if there is no memory for it.
+    pub fn intern(&self, parse: &Parse<'_>, planning: u64, memory: &Arc<Memory>) -> Option<Arc<Statement>> {
         let key =
             Key { query: Bytes::copy_from_slice(parse.query), types: Bytes::copy_from_slice(parse.types), planning };
         let mut table = self.by_text.lock();
         if let Some(found) = table.get(&key).and_then(Weak::upgrade) {
-            return found;
+            return Some(found);
         }
         if table.len() >= SWEEP_AT && table.len() == table.capacity() {
             table.retain(|_, statement| statement.strong_count() > 0);
         }
+        let held = memory.take(OVERHEAD + parse.query.len() + parse.types.len())?;
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("tenantry_{id}").into_bytes().into_boxed_slice();
         let signs = Signs::of(parse.query);
-        let statement = Arc::new(Statement { id, name, query: key.query.clone(), types: key.types.clone(), signs });
+        let statement =
+            Arc::new(Statement { id, name, query: key.query.clone(), types: key.types.clone(), signs, _held: held });
         table.insert(key, Arc::downgrade(&statement));
-        statement
+        Some(statement)
     }
 }
 
@@ -134,22 +140,34 @@ mod tests {
 
     #[test]
     fn the_same_text_is_shared_unless_planning_settings_differ() {
-        let table = StatementTable::default();
-        let one = table.intern(&PARSE, 0);
-        assert_eq!(one.id, table.intern(&PARSE, 0).id);
-        assert_ne!(one.id, table.intern(&PARSE, 1).id);
+        let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(1 << 20)));
+        let intern = |planning| table.intern(&PARSE, planning, &memory).unwrap();
+        let one = intern(0);
+        assert_eq!(one.id, intern(0).id);
+        assert_ne!(one.id, intern(1).id);
         assert_eq!(&one.name[..], &name_of(one.id)[..]);
     }
 
     #[test]
     fn a_statement_nobody_names_is_forgotten() {
-        let table = StatementTable::default();
-        let first = table.intern(&PARSE, 0).id;
-        assert_ne!(first, table.intern(&PARSE, 0).id, "a number is never used again");
+        let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(1 << 20)));
+        let intern = |planning| table.intern(&PARSE, planning, &memory).unwrap().id;
+        let first = intern(0);
+        assert_ne!(first, intern(0), "a number is never used again");
         for n in 0..10_000u64 {
-            table.intern(&PARSE, n);
+            intern(n);
         }
+        assert_eq!(memory.held(), 0);
         assert!(table.by_text.lock().len() < 2 * SWEEP_AT * 4, "dead entries are swept");
+    }
+
+    #[test]
+    fn texts_take_from_the_memory_of_all_clients() {
+        let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(300)));
+        let held = table.intern(&PARSE, 0, &memory).unwrap();
+        assert!(table.intern(&PARSE, 1, &memory).is_none());
+        drop(held);
+        assert!(table.intern(&PARSE, 1, &memory).is_some());
     }
 
     #[test]

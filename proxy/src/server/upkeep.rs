@@ -53,6 +53,8 @@ pub async fn check(conn: &mut ServerConn) -> Result<(), Unusable> {
 
 async fn run(conn: &mut ServerConn, sql: &str) -> Result<(), Unusable> {
     let mut out = BytesMut::new();
+    // A simple query drops the unnamed statement.
+    conn.unnamed_of = 0;
     message::write_query(&mut out, sql).map_err(|_| Unusable)?;
     conn.stream.write_all(&out).await.map_err(|_| Unusable)?;
     conn.stream.flush().await.map_err(|_| Unusable)?;

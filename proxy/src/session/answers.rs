@@ -19,7 +19,7 @@ use super::{
     relay::{End, Session, Sink},
     run::Run,
 };
-use crate::{pool::lease::Lease, server::conn::is_setting};
+use crate::{clock::Millis, pool::lease::Lease, server::conn::is_setting};
 
 /// Of an ErrorResponse or NoticeResponse, this much is looked at; the fields that matter come first.
 const MAX_FIELDS: usize = 4096;
@@ -29,25 +29,27 @@ const MAX_WHOLE: usize = 1024 * 1024;
 const MAX_TAG: usize = 64;
 
 impl Session {
-    /// Deals with the server's bytes as far as possible; says how many were dealt with. The rest must be kept.
-    pub(super) fn take_answers(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
+    /// Deals with the server's bytes as far as possible; says how many were dealt with, also when that is the end. The
+    /// rest must be kept.
+    pub(super) fn take_answers(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> (usize, Result<(), End>) {
         let mut run = Run::new(bytes);
+        let unsent = self.to_client.buf.len();
         let outcome = self.walk_answers(&mut run);
         // What came before the bad byte, or before the server's last words, is still the client's.
         let pending = run.pending();
-        self.tally.sent_bytes = self.tally.sent_bytes.saturating_add(u64::try_from(pending.len()).unwrap_or(0));
+        let said = self.to_client.buf.len().saturating_sub(unsent).saturating_add(pending.len());
+        self.tally.sent_bytes = self.tally.sent_bytes.saturating_add(u64::try_from(said).unwrap_or(0));
         if !pending.is_empty() || !self.to_client.is_done() {
             let sent = self.to_client.poll_send(&mut self.client, cx, pending);
             if let std::task::Poll::Ready(Err(_)) = sent {
-                return Err(End::ClientGone);
+                return (run.at, Err(End::ClientGone));
             }
         }
-        outcome?;
-        if self.said_fatal && self.answer.left == 0 {
+        if outcome.is_ok() && self.said_fatal && self.answer.left == 0 {
             // PostgreSQL closes after a FATAL, and so do we, whether or not it gets round to it.
-            return Err(End::ServerSaidWhy);
+            return (run.at, Err(End::ServerSaidWhy));
         }
-        Ok(run.at)
+        (run.at, outcome)
     }
 
     fn walk_answers(&mut self, run: &mut Run<'_>) -> Result<(), End> {
@@ -149,13 +151,14 @@ impl Session {
             self.take(header, Sink::Forward, run);
             return Ok(());
         }
-        if matches!(code, sqlstate::READ_ONLY_TRANSACTION)
-            || (code == sqlstate::FEATURE_NOT_SUPPORTED
-                && fields.message().is_some_and(|m| m.starts_with("cached plan must not change")))
+        let standby = || self.lease.as_ref().is_some_and(Lease::is_on_standby);
+        let stale_plan = || fields.message().is_some_and(|m| m.starts_with("cached plan must not change"));
+        if (code == sqlstate::READ_ONLY_TRANSACTION && standby())
+            || (code == sqlstate::FEATURE_NOT_SUPPORTED && stale_plan())
         {
             // A demoted primary, or plans that no longer fit: what the pool has is of no use to the next client.
             self.retire = true;
-            self.pool.server.reconnect(&self.pool);
+            self.pool.reconnect_soon(Millis::now());
         }
         let in_probe = self.evidence.is_some();
         match self.owed.error().map_err(|u| self.desync(&u.to_string()))? {
@@ -250,12 +253,20 @@ impl Session {
 
     /// DISCARD ALL and DEALLOCATE ALL take every statement from the server, the shared ones too.
     fn command_complete(&mut self, body: &[u8]) {
-        if message::drops_all_statements(body) {
-            self.names.clear();
-            if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
-                conn.prepared.clear();
-                conn.unnamed_of = 0;
+        if !message::drops_all_statements(body) {
+            return;
+        }
+        // What was sent behind it stands again, or will.
+        let later = self.owed.later_statements();
+        self.names.keep(&later.names);
+        self.retire |= later.assumed;
+        if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+            conn.prepared.clear();
+            for id in later.on_server {
+                // No more than there were before, so none has to go for it.
+                let _ = conn.prepared.insert(id);
             }
+            conn.unnamed_of = 0;
         }
     }
 

@@ -63,7 +63,10 @@ pub fn login_refused(pool: &Pool) -> ErrorResponse {
     match pool.login_error() {
         Some(LoginError::Server(body)) => {
             let fields = Fields::new(&body);
-            let message = fields.message().unwrap_or("the server refused the login").to_owned();
+            // What it says of authorization names our own address, and pg_hba.conf.
+            let may_tell = fields.code().is_some_and(|code| !code.starts_with("28"));
+            let message =
+                fields.message().filter(|_| may_tell).unwrap_or("the server refused the login of this role").to_owned();
             ErrorResponse::fatal(known_code(fields.code()), message).detail(detail)
         }
         Some(LoginError::Ours(message)) => ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, message)

@@ -20,7 +20,9 @@ use crate::{
 impl Session {
     pub(super) fn needs_probe(&self) -> bool {
         let changed = self.signs.suspect || self.signs.opaque || !self.signs.custom.is_empty();
-        (changed || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session
+        // A probe that failed is tried again after the client's next transaction.
+        let again = self.worked && self.pins.has(PinReason::Unknown);
+        (changed || again || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session
     }
 
     pub(super) fn start_probe(&mut self) -> Result<(), End> {
@@ -37,6 +39,11 @@ impl Session {
             self.pins.add(PinReason::Opaque);
         }
         self.signs = Signs::default();
+        self.worked = false;
+        if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+            // A simple query drops the unnamed statement.
+            conn.unnamed_of = 0;
+        }
         let written = message::write_query(&mut self.to_server.buf, &probe::probe(&self.custom));
         written.map_err(|_| End::Fatal(errors::internal()))?;
         self.owed.push(Kind::Query, For::Probe, None);

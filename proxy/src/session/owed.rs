@@ -50,6 +50,17 @@ pub enum Own {
     CloseComplete,
 }
 
+/// Statements whose Parse is still unanswered.
+#[derive(Debug, Default)]
+pub struct Later {
+    /// The client's names.
+    pub names: Vec<Box<[u8]>>,
+    /// Numbers of those that are being sent.
+    pub on_server: Vec<u64>,
+    /// One was not sent, because the server connection had it.
+    pub assumed: bool,
+}
+
 /// What must be taken back if the request is skipped or fails.
 #[derive(Debug)]
 pub enum Undo {
@@ -261,6 +272,27 @@ impl Owed {
         };
         self.skip_to_sync();
         Ok(verdict)
+    }
+
+    /// Statements that were prepared by what is still unanswered.
+    #[must_use]
+    pub fn later_statements(&self) -> Later {
+        let mut later = Later::default();
+        for undo in self.queue.iter().filter_map(|entry| entry.undo.as_deref()) {
+            match undo {
+                Undo::Name(name) => {
+                    later.names.push(name.clone());
+                    later.assumed = true;
+                }
+                Undo::NameOnServer(name, id) => {
+                    later.names.push(name.clone());
+                    later.on_server.push(*id);
+                }
+                Undo::OnServer(id) => later.on_server.push(*id),
+                Undo::Closed(..) | Undo::Unnamed | Undo::Evicted(_) => {}
+            }
+        }
+        later
     }
 
     /// What failed or was skipped since the last call.

@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use tenantry_wire::message;
 
 use super::pin::{PinReason, Pins};
-use crate::server::settings::{Difference, Settings};
+use crate::server::settings::{Difference, Settings, is_role};
 
 /// One row per thing that is left: kind, name, value.
 const PROBE: &str = "SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
@@ -89,10 +89,18 @@ impl Evidence {
 #[must_use]
 pub fn replay(difference: &Difference) -> String {
     let mut sql = String::new();
-    for name in &difference.reset {
+    // Everything is done as the role that logged in, which may do what the client once did: the old role goes first, the
+    // new one comes last.
+    if difference.changes_role() {
+        sql.push_str("RESET session_authorization;RESET role;");
+    }
+    for name in difference.reset.iter().filter(|name| !is_role(name)) {
         let _ = write!(sql, "RESET {};", identifier(name));
     }
-    for (n, (name, value)) in difference.set.iter().enumerate() {
+    let last = |(name, _): &&(String, String)| is_role(name);
+    let first = difference.set.iter().filter(|pair| !last(pair));
+    let roles = difference.set.iter().filter(last).rev();
+    for (n, (name, value)) in first.chain(roles).enumerate() {
         // set_config takes the value as current_setting gave it; SET would quote a list as one word.
         let separator = if n == 0 { "SELECT " } else { "," };
         let _ = write!(sql, "{separator}pg_catalog.set_config({},{},false)", literal(name), literal(value));
@@ -139,6 +147,22 @@ mod tests {
             "RESET \"app\".\"x\";RESET \"a\"\"b\";SELECT pg_catalog.set_config(E'search_path',E'\"$user\", o''x\\\\',false)\
              ,pg_catalog.set_config(E'b',E'1',false)"
         );
+    }
+
+    #[test]
+    fn the_old_role_goes_first_and_the_new_one_comes_last() {
+        let difference = Difference {
+            reset: vec!["log_statement".into()],
+            set: vec![
+                ("role".into(), "b".into()),
+                ("session_authorization".into(), "a".into()),
+                ("x.y".into(), "1".into()),
+            ],
+        };
+        let sql = replay(&difference);
+        let places = ["RESET session_authorization;RESET role;", "log_statement", "x.y", "E'session_auth", "E'role'"]
+            .map(|part| sql.find(part).expect(part));
+        assert!(places.is_sorted(), "{sql}");
     }
 
     #[test]

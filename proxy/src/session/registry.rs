@@ -7,7 +7,10 @@ use std::{
     collections::HashMap,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering::Relaxed},
+        atomic::{
+            AtomicBool, AtomicU8, AtomicU64,
+            Ordering::{Acquire, Relaxed, Release},
+        },
     },
     time::Duration,
 };
@@ -76,13 +79,14 @@ pub struct Shared {
 impl Shared {
     /// The session entered this state.
     pub fn enter(&self, state: SessionState, now: Millis) {
-        self.state.store(state as u8, Relaxed);
+        // Whoever sees the new state must see its beginning, too.
         self.since.store(now.0, Relaxed);
+        self.state.store(state as u8, Release);
     }
 
     #[must_use]
     pub fn state(&self) -> SessionState {
-        SessionState::from_u8(self.state.load(Relaxed))
+        SessionState::from_u8(self.state.load(Acquire))
     }
 
     /// The session's transaction began (it got its server connection), or ended.
@@ -112,10 +116,11 @@ impl Shared {
     }
 
     fn check(&self, now: Millis) {
+        let state = self.state();
         let waited = now.0.saturating_sub(self.since.load(Relaxed));
         let over = |limit: u64| limit > 0 && waited >= limit;
         let started = self.transaction_since.load(Relaxed);
-        match self.state() {
+        match state {
             SessionState::Idle | SessionState::Pinned if over(self.watch.client_idle) => {
                 self.ask_to_end(EndReason::IdleTimeout)
             }

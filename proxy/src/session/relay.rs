@@ -19,11 +19,7 @@ use std::{
 
 use bytes::{Buf, BytesMut};
 use tenantry_config::PoolMode;
-use tenantry_wire::{
-    error::{ErrorResponse, sqlstate},
-    frame, message,
-    tag::status,
-};
+use tenantry_wire::{error::ErrorResponse, frame, message, tag::status};
 use tokio::{task::JoinHandle, time::Sleep};
 
 use super::{
@@ -43,6 +39,7 @@ use crate::{
     },
     pool::{
         Pool,
+        core::Refusal,
         lease::{Handoff, Lease, Waiting},
         server::Asked,
         stats::{Stats, Tally},
@@ -155,6 +152,8 @@ pub struct Session {
     pub(super) evidence: Option<Box<Evidence>>,
     pub(super) pins: Pins,
     pub(super) pinned: bool,
+    /// The client has asked for something since the last probe.
+    pub(super) worked: bool,
 
     pub(super) tally: Tally,
     pub(super) limits: Limits,
@@ -218,6 +217,7 @@ impl Session {
             evidence: None,
             pins: Pins::default(),
             pinned: false,
+            worked: false,
             tally: Tally::default(),
             limits,
             held: None,
@@ -276,7 +276,6 @@ impl Session {
 
     /// A cancel request for this session came in.
     fn cancel(&mut self) {
-        Stats::count(&self.pool.stats.cancels);
         if self.waiting.take().is_some() {
             self.enter(SessionEvent::Refuse);
             self.refuse(&errors::cancelled_in_queue());
@@ -293,6 +292,7 @@ impl Session {
         let server = Arc::clone(&self.pool.server);
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             let key = conn.key.clone();
+            Stats::count(&self.pool.stats.cancels);
             self.cancelling = Some(tokio::spawn(server.cancel(key, CANCEL_LIMIT)));
         }
     }
@@ -313,10 +313,10 @@ impl Session {
             Ok(lease) => self.attach(lease, now)?,
             Err(refusal) => {
                 self.enter(SessionEvent::Refuse);
-                let error = errors::refused(refusal, &self.pool);
-                if error.code == sqlstate::TOO_MANY_CONNECTIONS {
+                if matches!(refusal, Refusal::Timeout(_)) {
                     Stats::count(&self.pool.stats.wait_timeouts);
                 }
+                let error = errors::refused(refusal, &self.pool);
                 if error.severity == tenantry_wire::error::Severity::Fatal {
                     return Err(End::Fatal(error));
                 }
@@ -361,6 +361,7 @@ impl Session {
         self.cancel_later = false;
         self.lease = Some(lease);
         self.replay()?;
+        self.worked = true;
         self.enter_at(SessionEvent::Work, now);
         self.registered.shared.transaction(Some(now));
         Ok(())
@@ -373,10 +374,12 @@ impl Session {
             return Ok(());
         }
         let difference = conn.label.difference(&self.settings);
-        self.hold = difference.must_be_confirmed();
+        self.hold = conn.label.may_time_out() || difference.may_fail();
         let written = message::write_query(&mut self.to_server.buf, &probe::replay(&difference));
         written.map_err(|_| End::Fatal(errors::internal()))?;
         conn.label = self.settings.clone();
+        // A simple query drops the unnamed statement.
+        conn.unnamed_of = 0;
         self.owed.push(Kind::Query, For::Us, None);
         Stats::count(&self.pool.stats.replays);
         Ok(())
@@ -402,17 +405,20 @@ impl Session {
                 Poll::Ready(_) => return Err(self.server_ended()),
             };
             let fresh = buffer.get(..n).unwrap_or_default();
+            // What could not be dealt with is kept, whatever the outcome: who drains the connection must not lose its place.
             if self.answer_input.is_empty() {
-                let used = self.take_answers(cx, fresh)?;
+                let (used, outcome) = self.take_answers(cx, fresh);
                 self.answer_input.extend_from_slice(fresh.get(used..).unwrap_or_default());
+                outcome?;
             } else {
                 let mut kept = std::mem::take(&mut self.answer_input);
                 kept.extend_from_slice(fresh);
-                let used = self.take_answers(cx, &kept)?;
+                let (used, outcome) = self.take_answers(cx, &kept);
                 kept.advance(used);
                 if !kept.is_empty() {
                     self.answer_input = kept;
                 }
+                outcome?;
             }
             self.settle()?;
             Ok(true)
@@ -590,6 +596,7 @@ impl Session {
                 self.registered.shared.transaction(Some(now));
             }
             self.enter_at(SessionEvent::Work, now);
+            self.worked = true;
         }
         // A message whose end came after its answer (a late CopyData) may have been all that kept the connection.
         if self.lease.is_some() && self.owed.is_at_rest() { self.settle() } else { Ok(()) }
@@ -617,7 +624,7 @@ impl Session {
 
     /// Whether a notification can be meant for this client.
     pub(super) fn may_listen(&self) -> bool {
-        self.pinned || self.signs.suspect || self.mode == PoolMode::Session
+        self.pinned || self.signs.suspect || self.evidence.is_some() || self.mode == PoolMode::Session
     }
 
     pub(super) fn client_said_goodbye(&mut self) {
@@ -695,6 +702,7 @@ impl Session {
                 || self.mode == PoolMode::Session
                 || self.signs.suspect
                 || self.signs.opaque
+                || !self.pins.is_empty()
                 || self.evidence.is_some(),
             cancelling: self.cancelling.take(),
         });

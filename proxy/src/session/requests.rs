@@ -88,10 +88,7 @@ impl Session {
                     run.at = run.at.saturating_add(HEADER);
                     self.begin(header, header.body, sink);
                 }
-                Step::Replaced { first } => {
-                    self.held = None;
-                    self.begin(header, header.total().saturating_sub(first), Sink::Forward);
-                }
+                Step::Replaced { first } => self.begin(header, header.total().saturating_sub(first), Sink::Forward),
                 Step::Discard => {
                     run.cut(&mut self.to_server.buf, HEADER);
                     self.begin(header, header.body, Sink::Discard);
@@ -129,6 +126,8 @@ impl Session {
             self.tally.received_bytes.saturating_add(u64::try_from(header.total()).unwrap_or(0));
         self.request.left = left;
         self.request.sink = sink;
+        // It was there whole, or is not needed whole.
+        self.held = None;
         if sink == Sink::Scan {
             self.scan.reset();
         }
@@ -325,7 +324,11 @@ impl Session {
         if self.names.len() >= MAX_NAMES {
             return self.poison(run, errors::too_many_statements());
         }
-        let statement = self.pool.statements.intern(parse, self.settings.planning());
+        // From here on the statement itself holds its text.
+        self.held = None;
+        let Some(statement) = self.pool.statements.intern(parse, self.settings.planning(), &self.limits.memory) else {
+            return self.poison(run, errors::out_of_memory());
+        };
         self.names.insert(parse.name, Arc::clone(&statement));
         Stats::count(&self.pool.stats.parses);
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
@@ -451,6 +454,9 @@ impl Session {
         }
         if Target::read(body).is_some_and(|t| t.is_statement() && t.name.is_empty()) {
             self.names.set_unnamed(None);
+            if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
+                conn.unnamed_of = 0;
+            }
         }
         self.owed.push(Kind::Close, For::Client, None);
         Ok(Step::Forward(Sink::Forward))

@@ -36,9 +36,13 @@ impl Names {
         self.names.remove(name)
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL.
-    pub fn clear(&mut self) {
-        self.names = HashMap::new();
+    /// DISCARD ALL and DEALLOCATE ALL: only these names stay, which were prepared later.
+    pub fn keep(&mut self, later: &[Box<[u8]>]) {
+        if later.is_empty() {
+            self.names = HashMap::new();
+        } else {
+            self.names.retain(|name, _| later.contains(name));
+        }
         self.unnamed = None;
     }
 

@@ -185,6 +185,10 @@ fn note(remains: &mut Remains, tag: u8, body: &[u8]) -> Result<(), Unusable> {
             {
                 conn.prepared.clear();
                 conn.unnamed_of = 0;
+                if !remains.owed.is_empty() {
+                    // What was prepared behind it is not in our books any more.
+                    return Err(Unusable);
+                }
             }
             if tag == backend::READY_FOR_QUERY {
                 remains.owed.ready(body.first().copied().unwrap_or(status::FAILED));

@@ -204,6 +204,8 @@ async fn ask(
     sql: &str,
 ) -> Result<Option<tenantry_wire::error::ErrorResponse>, ()> {
     let mut out = BytesMut::new();
+    // A simple query drops the unnamed statement.
+    conn.unnamed_of = 0;
     message::write_query(&mut out, sql).map_err(drop)?;
     conn.stream.write_all(&out).await.map_err(drop)?;
     conn.stream.flush().await.map_err(drop)?;
