@@ -1,12 +1,13 @@
 //! `tenantry check`: what is wrong with the settings, then a real login for every (tenant, role), the way the proxy does it.
 //!
-//! What it does not do: write anything, or hold more than `MAX_AT_ONCE` connections to one machine's servers.
+//! It also says what each tenant's budget comes to in the worst case, when everybody wants all they can get. What it does not do: write anything, or hold more than `MAX_AT_ONCE` connections to one machine's servers.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
-use tenantry_config::{Problem, Problems, Role, RoleSecret, Settings, Tenant};
+use tenantry_config::{OrAuto, Problem, Problems, Role, RoleSecret, Settings, Tenant};
 use tenantry_proxy::{
+    budget::{fair::Budget, share::worst_case},
     clock::Millis,
     net::{stream::Stream, tls::Connector},
     pool::core::SlotId,
@@ -30,11 +31,19 @@ pub async fn run(args: cli::Check) -> Result<(), Failure> {
         Ok(settings) => settings,
         Err(problems) => return Err(refuse(&problems, args.json)?),
     };
-    let rows = check_all(&settings).await?;
-    output::line(&if args.json { json(&Report::Logins(&rows))? } else { show(&rows) })?;
+    let checked = check_all(&settings).await?;
+    let (rows, budgets) = (&checked.rows, budgets(&settings, &checked));
+    let impossible: Vec<_> =
+        settings.servers.iter().filter_map(|(name, server)| over(name, server, &settings, &checked)).collect();
+    output::line(&if args.json {
+        json(&Report::Checked { logins: rows, budgets: &budgets, problems: &impossible })?
+    } else {
+        [show(rows), show_budgets(&budgets)].into_iter().chain(impossible.clone()).collect::<Vec<_>>().join("\n\n")
+    })?;
     let failed = rows.iter().filter(|row| row.status == Status::Failed).count();
     match failed {
-        0 => Ok(()),
+        0 if impossible.is_empty() => Ok(()),
+        0 => Err(Failure::Usage("floors do not fit".to_owned())),
         n => Err(Failure::Unavailable(format!("{n} of {} logins failed", rows.len()))),
     }
 }
@@ -42,7 +51,7 @@ pub async fn run(args: cli::Check) -> Result<(), Failure> {
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Report<'a> {
-    Logins(&'a [Row]),
+    Checked { logins: &'a [Row], budgets: &'a [BudgetRow], problems: &'a [String] },
     Problems(Vec<ProblemRow>),
 }
 
@@ -51,6 +60,28 @@ struct ProblemRow {
     place: String,
     key: String,
     message: String,
+}
+
+/// What a tenant may count on. Numbers of server connections.
+#[derive(Debug, Serialize)]
+struct BudgetRow {
+    tenant: String,
+    server: String,
+    floor: u32,
+    /// None: as many as the cap allows.
+    ceiling: Option<u32>,
+    weight: u32,
+    /// What it gets when every tenant of the server wants all it can get; none if the server's cap is not known.
+    worst_case: Option<u32>,
+    /// The server's, if it is known.
+    cap: Option<u32>,
+}
+
+/// What the logins told.
+struct Checked {
+    rows: Vec<Row>,
+    /// Connections that a server has for roles that are not privileged.
+    slots: BTreeMap<String, u32>,
 }
 
 /// What one (tenant, role) gave.
@@ -92,7 +123,7 @@ fn json(report: &Report<'_>) -> Result<String, Failure> {
     serde_json::to_string_pretty(report).map_err(Failure::internal("cannot write JSON"))
 }
 
-async fn check_all(settings: &Settings) -> Result<Vec<Row>, Failure> {
+async fn check_all(settings: &Settings) -> Result<Checked, Failure> {
     let places = Arc::new(Semaphore::new(MAX_AT_ONCE));
     let mut logins = JoinSet::new();
     for (name, tenant) in &settings.tenants {
@@ -107,8 +138,8 @@ async fn check_all(settings: &Settings) -> Result<Vec<Row>, Failure> {
                 let _place = places.acquire_owned().await;
                 let endpoint = connector.map(|connector| endpoint(&server, connector));
                 let row = match (endpoint, login) {
-                    (Err(error), _) => Row { reason: Some(format!("TLS: {error}")), ..row },
-                    (_, None) => Row { status: Status::Skipped, reason: Some(NEEDS_CLIENT.to_owned()), ..row },
+                    (Err(error), _) => (Row { reason: Some(format!("TLS: {error}")), ..row }, None),
+                    (_, None) => (Row { status: Status::Skipped, reason: Some(NEEDS_CLIENT.to_owned()), ..row }, None),
                     (Ok(endpoint), Some(login)) => attempt(row, &endpoint, &login, limit).await,
                 };
                 (order, row)
@@ -120,7 +151,77 @@ async fn check_all(settings: &Settings) -> Result<Vec<Row>, Failure> {
         rows.push(done.map_err(Failure::internal("a check was lost"))?);
     }
     rows.sort_by_key(|(order, _)| *order);
-    Ok(rows.into_iter().map(|(_, row)| row).collect())
+    let (rows, slots): (Vec<Row>, Vec<Option<u32>>) = rows.into_iter().map(|(_, told)| told).unzip();
+    let known = rows.iter().zip(slots).filter_map(|(row, slots)| Some((row.server.clone(), slots?)));
+    let slots = known.collect();
+    Ok(Checked { rows, slots })
+}
+
+/// The cap that `serve` will work with.
+fn cap(name: &str, server: &tenantry_config::Server, checked: &Checked) -> Option<u32> {
+    match server.cap {
+        OrAuto::Is(cap) => Some(cap.get()),
+        OrAuto::Auto => checked.slots.get(name).map(|slots| slots.saturating_sub(server.reserve).max(1)),
+    }
+}
+
+/// The tenant's budget, as far as the pools of its roles can use it.
+fn allowance(tenant: &Tenant, shared: &[Role]) -> Budget {
+    let sizes = tenant.roles.iter().chain(shared).map(|role| role.pool_size.unwrap_or(tenant.pool.pool_size));
+    let most = sizes.fold(0, u32::saturating_add);
+    let budget = Budget::of(tenant);
+    Budget { ceiling: budget.ceiling.min(most), ..budget }
+}
+
+fn budgets(settings: &Settings, checked: &Checked) -> Vec<BudgetRow> {
+    let mut rows = Vec::new();
+    for (name, server) in &settings.servers {
+        let here: Vec<_> = settings.tenants.iter().filter(|(_, tenant)| &tenant.server == name).collect();
+        let allowances: Vec<Budget> = here.iter().map(|(_, tenant)| allowance(tenant, &settings.roles)).collect();
+        let cap = cap(name, server, checked);
+        let shares = cap.map(|cap| worst_case(cap, &allowances));
+        for (n, (id, tenant)) in here.into_iter().enumerate() {
+            rows.push(BudgetRow {
+                tenant: id.to_string(),
+                server: name.clone(),
+                floor: tenant.floor,
+                ceiling: tenant.ceiling,
+                weight: tenant.weight.get(),
+                worst_case: shares.as_ref().and_then(|shares| shares.get(n).copied()),
+                cap,
+            });
+        }
+    }
+    rows
+}
+
+/// Floors that an auto cap cannot keep; a written cap was checked with the settings.
+fn over(name: &str, server: &tenantry_config::Server, settings: &Settings, checked: &Checked) -> Option<String> {
+    let cap = cap(name, server, checked)?;
+    let sum: u32 = settings.tenants.values().filter(|tenant| tenant.server == name).map(|tenant| tenant.floor).sum();
+    (sum > cap).then(|| {
+        format!(
+            "server {name}: the cap is {cap}, less than the {sum} of all floors; lower them, or raise max_connections"
+        )
+    })
+}
+
+fn show_budgets(rows: &[BudgetRow]) -> String {
+    let or_dash = |number: Option<u32>| number.map_or_else(|| "-".to_owned(), |n| n.to_string());
+    output::table(
+        ["TENANT", "SERVER", "FLOOR", "CEILING", "WEIGHT", "WORST CASE", "CAP"],
+        rows.iter().map(|row| {
+            [
+                row.tenant.clone(),
+                row.server.clone(),
+                row.floor.to_string(),
+                row.ceiling.map_or_else(|| "off".to_owned(), |n| n.to_string()),
+                row.weight.to_string(),
+                or_dash(row.worst_case),
+                or_dash(row.cap),
+            ]
+        }),
+    )
 }
 
 const NEEDS_CLIENT: &str = "only a SCRAM verifier is known; the first client that logs in proves it";
@@ -167,12 +268,13 @@ fn endpoint(server: &tenantry_config::Server, connector: Connector) -> Endpoint 
     }
 }
 
-async fn attempt(row: Row, endpoint: &Endpoint, login: &Login, limit: Duration) -> Row {
+async fn attempt(row: Row, endpoint: &Endpoint, login: &Login, limit: Duration) -> (Row, Option<u32>) {
     let started = Millis::now();
     let connected = connect::connect_within(limit, endpoint, login, SlotId(0)).await;
     let took = u64::try_from(Millis::now().since(started).as_millis()).unwrap_or(u64::MAX);
     match connected {
         Ok(conn) => {
+            let slots = conn.room.map(|room| room.slots);
             let row = Row {
                 status: Status::Ok,
                 tls: tls_version(&conn),
@@ -182,9 +284,9 @@ async fn attempt(row: Row, endpoint: &Endpoint, login: &Login, limit: Duration) 
             };
             // PostgreSQL takes Terminate within milliseconds; a server that does not is not waited for.
             let _ = tokio::time::timeout(CLOSE_LIMIT, upkeep::close(Box::new(conn), endpoint)).await;
-            row
+            (row, slots)
         }
-        Err(error) => Row { reason: Some(error.to_string()), ..row },
+        Err(error) => (Row { reason: Some(error.to_string()), ..row }, None),
     }
 }
 

@@ -153,3 +153,28 @@ async fn metrics_are_served_and_hold_no_secret() {
     assert!(!metrics.contains("canary-in-sql") && !metrics.contains(&tenant.password));
     assert!(!proxy.log().contains("canary-in-sql"), "SQL text in the log");
 }
+
+#[tokio::test]
+async fn check_tells_what_each_tenant_gets_when_everybody_wants_all() {
+    let (a, b) = (cluster().tenant("checked").await, cluster().tenant("checked").await);
+    let settings = ProxyBuilder::new(cluster())
+        .tenant(&a)
+        .tenant(&b)
+        .set("admin.address", "")
+        .set("servers.main.cap", 9)
+        .set(&format!("tenants.{}.floor", a.name), 3)
+        .set(&format!("tenants.{}.weight", b.name), 2);
+    let output = check(&settings.text());
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let words = |tenant: &str| -> Vec<String> {
+        let lines = told.lines().filter(|line| line.split_whitespace().next() == Some(tenant));
+        lines.last().expect("a line").split_whitespace().map(str::to_owned).collect()
+    };
+    assert_eq!(words(&a.name)[2..], ["3", "off", "1", "3", "9"], "{told}");
+    assert_eq!(words(&b.name)[2..], ["0", "off", "2", "6", "9"], "{told}");
+    // An auto cap is known once the server was asked.
+    let impossible = settings.set("servers.main.cap", "auto").set(&format!("tenants.{}.floor", a.name), 500);
+    let output = check(&impossible.text());
+    assert_eq!(output.status.code(), Some(64), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("less than the 500 of all floors"), "{output:?}");
+}

@@ -28,6 +28,15 @@ pub struct Budget {
     pub weight: u32,
 }
 
+impl Budget {
+    /// As the settings say.
+    #[must_use]
+    pub fn of(tenant: &tenantry_config::Tenant) -> Self {
+        let tenantry_config::Tenant { floor, ceiling, weight, .. } = tenant;
+        Self { floor: *floor, ceiling: ceiling.unwrap_or(u32::MAX), weight: weight.get() }
+    }
+}
+
 /// Moving a permit costs a connect, so it moves only to a tenant that is this much behind: milliseconds of connection
 /// time for a tenant of weight 1.
 pub const QUANTUM: u64 = 100;

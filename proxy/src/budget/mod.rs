@@ -5,3 +5,4 @@
 pub mod cap;
 pub mod fair;
 pub mod permit;
+pub mod share;

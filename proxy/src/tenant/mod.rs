@@ -108,7 +108,7 @@ impl Tenant {
                 return false;
             }
             pool.server.reload_pool(pool, self.pool_settings(now));
-            pool.server.set_budget(&self.id, self.budget());
+            pool.server.set_budget(&self.id, Budget::of(&self.settings));
             true
         });
     }
@@ -133,7 +133,7 @@ impl Tenant {
         let settings = self.pool_settings(role);
         let pool = self.server.add_pool(
             &self.id,
-            self.budget(),
+            Budget::of(&self.settings),
             &self.database,
             &role.settings.name,
             settings,
@@ -163,11 +163,6 @@ impl Tenant {
         let limit = self.settings.max_client_conn.unwrap_or(u32::MAX);
         self.clients.fetch_update(Relaxed, Relaxed, |n| (n < limit).then_some(n + 1)).ok()?;
         Some(TenantGuard(Arc::clone(&self.clients)))
-    }
-
-    fn budget(&self) -> Budget {
-        let tenantry_config::Tenant { floor, ceiling, weight, .. } = &self.settings;
-        Budget { floor: *floor, ceiling: ceiling.unwrap_or(u32::MAX), weight: weight.get() }
     }
 
     fn pool_settings(&self, role: &RoleEntry) -> PoolSettings {

@@ -1,0 +1,177 @@
+//! Budgets on a real PostgreSQL: floors, ceilings, weights, the cap, and what a client is told when one of them holds it up.
+
+use tenantry_testkit::{Client, Cluster, Proxy, ProxyBuilder, Tenant, cluster, eventually, say};
+
+async fn proxy_for(cluster: &Cluster, tenants: &[&Tenant], settings: &[(&str, toml::Value)]) -> Proxy {
+    let start = tenants.iter().fold(ProxyBuilder::new(cluster), |builder, tenant| builder.tenant(tenant));
+    settings.iter().fold(start, |builder, (key, value)| builder.set(key, value.clone())).start().await
+}
+
+/// A client in an open transaction.
+async fn holder(proxy: &Proxy, tenant: &Tenant) -> Client {
+    let mut client = proxy.connect(tenant).login().await;
+    client.run("BEGIN").await;
+    client
+}
+
+/// A client whose query waits for a server connection; there are `waiting` of them then.
+async fn waiter(proxy: &Proxy, tenant: &Tenant, waiting: u32) -> Client {
+    let mut client = proxy.connect(tenant).login().await;
+    client.send(&say::query("SELECT 1")).await;
+    are_waiting(proxy, tenant, waiting).await;
+    client
+}
+
+async fn are_waiting(proxy: &Proxy, tenant: &Tenant, waiting: u32) {
+    let name = format!("tenantry_waiting_clients{{tenant=\"{}\"", tenant.name);
+    eventually(format!("{waiting} waiting"), async || {
+        let metrics = proxy.metrics().await;
+        let line = metrics.lines().find(|line| line.starts_with(&name))?;
+        line.ends_with(&format!(" {waiting}")).then_some(())
+    })
+    .await;
+}
+
+fn key(tenant: &Tenant, name: &str) -> String {
+    format!("tenants.{}.{name}", tenant.name)
+}
+
+#[tokio::test]
+async fn a_tenant_below_its_floor_is_next_whoever_waits_longer() {
+    let (noisy, quiet) = (cluster().tenant("noisy").await, cluster().tenant("quiet").await);
+    let floor = key(&quiet, "floor");
+    let proxy = proxy_for(cluster(), &[&noisy, &quiet], &[("servers.main.cap", 2.into()), (&floor, 1.into())]).await;
+    let mut first = holder(&proxy, &noisy).await;
+    let mut second = holder(&proxy, &noisy).await;
+    let mut older = waiter(&proxy, &noisy, 1).await;
+    // The first login of a tenant needs a connection, as a query does.
+    let connect = proxy.connect(&quiet);
+    let entitled = tokio::spawn(async move { connect.login().await.value("SELECT 1").await });
+    are_waiting(&proxy, &quiet, 1).await;
+    first.run("COMMIT").await;
+    assert_eq!(entitled.await.expect("served"), "1");
+    second.run("COMMIT").await;
+    assert_eq!(older.until_ready().await.ok().value(), "1");
+}
+
+#[tokio::test]
+async fn what_lies_idle_within_a_floor_stays_while_others_wait() {
+    let (noisy, quiet) = (cluster().tenant("noisy").await, cluster().tenant("quiet").await);
+    let floor = key(&quiet, "floor");
+    let proxy = proxy_for(cluster(), &[&noisy, &quiet], &[("servers.main.cap", 2.into()), (&floor, 1.into())]).await;
+    let mut client = proxy.connect(&quiet).login().await;
+    let backend = client.backend().await;
+    let mut busy = holder(&proxy, &noisy).await;
+    let mut waiting = waiter(&proxy, &noisy, 1).await;
+    assert_eq!(client.backend().await, backend, "its own connection, at once");
+    busy.run("COMMIT").await;
+    assert_eq!(waiting.until_ready().await.ok().value(), "1");
+}
+
+#[tokio::test]
+async fn a_ceiling_holds_over_all_roles_and_is_named_in_the_error() {
+    let tenant = cluster().tenant("ceiling").await;
+    let jobs = cluster().role(&tenant, "jobs").await;
+    let ceiling = key(&tenant, "ceiling");
+    let settings = [(ceiling.as_str(), 1.into()), ("pool.query_wait_timeout", "300ms".into())];
+    let proxy = proxy_for(cluster(), &[&tenant, &jobs], &settings).await;
+    let mut web = proxy.connect(&tenant).login().await;
+    assert_eq!(web.value("SELECT 1").await, "1");
+    // Its one connection is idle, and of the other role.
+    let mut job = proxy.connect(&jobs).login().await;
+    assert_eq!(job.value("SELECT current_user").await, jobs.role);
+    web.run("BEGIN").await;
+    let fault = job.query("SELECT 2").await.error("53300");
+    assert!(format!("{fault:?}").contains("limit=ceiling"), "{fault:?}");
+    web.run("COMMIT").await;
+    assert_eq!(job.value("SELECT 3").await, "3", "it stayed connected");
+}
+
+#[tokio::test]
+async fn an_auto_cap_is_what_postgresql_has_without_the_reserve() {
+    let own = Cluster::start_with("max_connections = 20\nsuperuser_reserved_connections = 3").leaked();
+    let tenant = own.tenant("auto").await;
+    let proxy = proxy_for(own, &[&tenant], &[("servers.main.reserve", 12.into())]).await;
+    let mut holders = Vec::new();
+    for _ in 0..5 {
+        holders.push(holder(&proxy, &tenant).await);
+    }
+    assert_eq!(proxy.metric("tenantry_server_cap").await, 5.0);
+    let mut sixth = waiter(&proxy, &tenant, 1).await;
+    assert_eq!(own.sessions(&tenant).await.len(), 5);
+    assert!(proxy.metrics().await.lines().any(|line| line.contains("limit=\"server_cap\"") && line.ends_with(" 1")));
+    holders.pop().expect("five").run("COMMIT").await;
+    assert_eq!(sixth.until_ready().await.ok().value(), "1");
+}
+
+#[tokio::test]
+async fn the_cap_yields_to_the_connections_of_others() {
+    let own = Cluster::start_with("max_connections = 20\nsuperuser_reserved_connections = 3").leaked();
+    let tenant = own.tenant("others").await;
+    let mut others = Vec::new();
+    for _ in 0..12 {
+        others.push(own.direct(&tenant).login().await);
+    }
+    let proxy = proxy_for(own, &[&tenant], &[("servers.main.cap", 15.into())]).await;
+    assert_eq!(proxy.connect(&tenant).login().await.value("SELECT 1").await, "1");
+    // The test's own sessions count, too.
+    let cap = proxy.metric("tenantry_server_cap").await;
+    assert!((1.0..=5.0).contains(&cap), "17 slots, 12 of them others', and the cap is {cap}");
+}
+
+#[tokio::test]
+async fn a_connection_limit_of_one_database_holds_up_nobody_else() {
+    let (fenced, other) = (cluster().tenant("fenced").await, cluster().tenant("other").await);
+    cluster().sql(&format!("ALTER DATABASE {} CONNECTION LIMIT 1", fenced.name)).await;
+    let settings = [("pool.query_wait_timeout", "500ms".into())];
+    let proxy = proxy_for(cluster(), &[&fenced, &other], &settings).await;
+    let direct = cluster().direct(&fenced).login().await;
+    let mut held_up = proxy.connect(&fenced).open().await.expect("connected");
+    let who = proxy.connect(&fenced);
+    let refused = held_up.login(&who);
+    let served = async {
+        let mut client = proxy.connect(&other).login().await;
+        for n in 0..20 {
+            assert_eq!(client.value(&format!("SELECT {n}")).await, n.to_string());
+        }
+        assert_eq!(proxy.metric("tenantry_server_cap").await as u32, proxy.metric("tenantry_server_cap").await as u32);
+    };
+    let (answer, ()) = tokio::join!(refused, served);
+    let told = if answer.faults().is_empty() { held_up.query("SELECT 1").await } else { answer };
+    let fault = told.faults().pop().expect("refused");
+    assert_eq!(fault.code, "53300", "{fault:?}");
+    assert!(format!("{fault:?}").contains("limit=tenant_full"), "{fault:?}");
+    direct.leave().await;
+    eventually("it is served once there is room", async || {
+        let mut client = proxy.connect(&fenced).try_login().await.ok()?;
+        client.query("SELECT 1").await.faults().is_empty().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_reload_changes_a_budget_and_a_budget_that_cannot_be_changes_nothing() {
+    let (noisy, quiet) = (cluster().tenant("noisy").await, cluster().tenant("quiet").await);
+    let proxy = proxy_for(cluster(), &[&noisy, &quiet], &[("servers.main.cap", 3.into())]).await;
+    let mut holders = Vec::new();
+    for _ in 0..3 {
+        holders.push(holder(&proxy, &noisy).await);
+    }
+    let ceiling = proxy.settings().set(&key(&noisy, "ceiling"), 1);
+    proxy.reload(&ceiling.text());
+    let lowered = async || {
+        let name = format!("tenantry_tenant_ceiling{{tenant=\"{}\"", noisy.name);
+        proxy.metrics().await.lines().find(|line| line.starts_with(&name))?.ends_with(" 1").then_some(())
+    };
+    eventually("the new ceiling", lowered).await;
+    for mut client in holders {
+        client.run("COMMIT").await;
+    }
+    eventually("one connection is left", async || (cluster().sessions(&noisy).await.len() == 1).then_some(())).await;
+    let impossible = ceiling.set(&key(&quiet, "floor"), 3).set(&key(&noisy, "floor"), 1);
+    proxy.reload(&impossible.text());
+    let stale = async || (proxy.metric("tenantry_settings_stale").await == 1.0).then_some(());
+    eventually("refused", stale).await;
+    assert!(proxy.log().contains("3 is less than the 4 of all floors"), "{}", proxy.log());
+    assert_eq!(proxy.connect(&quiet).login().await.value("SELECT 1").await, "1");
+}
