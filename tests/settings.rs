@@ -167,8 +167,8 @@ async fn check_tells_what_each_tenant_gets_when_everybody_wants_all() {
     let output = check(&settings.text());
     let told = String::from_utf8_lossy(&output.stdout).into_owned();
     let words = |tenant: &str| -> Vec<String> {
-        let lines = told.lines().filter(|line| line.split_whitespace().next() == Some(tenant));
-        lines.last().expect("a line").split_whitespace().map(str::to_owned).collect()
+        let mut lines = told.lines().filter(|line| line.split_whitespace().next() == Some(tenant));
+        lines.next_back().expect("a line").split_whitespace().map(str::to_owned).collect()
     };
     assert_eq!(words(&a.name)[2..], ["3", "off", "1", "3", "9"], "{told}");
     assert_eq!(words(&b.name)[2..], ["0", "off", "2", "6", "9"], "{told}");
