@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test tools lint test-16 test-18 django bench soak fuzz
+.PHONY: help demo demo-check test tools lint test-16 test-18 django bench bench-budgets simulate soak fuzz
 MAKEFLAGS += --no-print-directory
 
 LOGS := target/test-logs
@@ -67,6 +67,12 @@ django: ## "Django's habits work unchanged": its suite through Tenantry, both dr
 
 bench: ## "what it costs": CPU per transaction and memory per idle client beside PgBouncer; BENCH="--only simple"
 	bench/run $(BENCH)
+
+bench-budgets: ## "no tenant can take another's connections": a noisy neighbour, 500 databases on 50 connections, weights, kills
+	bench/budgets $(BENCH)
+
+simulate: ## "whatever happens, the budgets hold": random worlds over the sharing core; SEEDS=0..100000 for more
+	SIMULATION_SEEDS=$${SEEDS:-0..20000} cargo test --release --package tenantry-tests --test simulation -- --nocapture chosen
 
 soak: ## "no row reaches another client": a million tagged rows under cancels, vanishing clients and killed servers
 	cargo build --release

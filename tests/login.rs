@@ -3,7 +3,9 @@
 use std::process::Output;
 
 use tenantry_testkit::Proxy;
-use tenantry_testkit::{Client, ProxyBuilder, Tenant, client::Protection, cluster, eventually, one_server, say};
+use tenantry_testkit::{
+    Client, Connect, ProxyBuilder, Tenant, client::Protection, cluster, eventually, one_server, say,
+};
 
 /// Runs `SELECT current_user` with libpq and the given connection options.
 async fn psql(proxy: &Proxy, tenant: &Tenant, options: &str) -> Output {
@@ -262,4 +264,21 @@ async fn incident_c07_file_descriptors_run_out_and_come_back() {
     assert!(lines < 300, "{lines} lines in the log");
     drop(crowd);
     eventually("new clients are served again", async || proxy.connect(&tenant).try_login().await.ok()).await;
+}
+
+#[tokio::test]
+async fn an_address_that_guesses_is_turned_away_and_others_are_not() {
+    let tenant = cluster().tenant("login").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("auth.max_failed_logins", 2).start().await;
+    for _ in 0..2 {
+        let fault = proxy.connect(&tenant).password("guess").try_login().await.err().expect("refused").fatal("28P01");
+        assert!(!format!("{fault:?}").contains("FAILED_LOGINS"), "{fault:?}");
+    }
+    // Now even the right one is not heard, and nothing of it is told that a wrong one would not be.
+    let right = proxy.connect(&tenant).try_login().await.err().expect("refused").fatal("28P01");
+    assert!(format!("{right:?}").contains("FAILED_LOGINS"), "{right:?}");
+    assert_eq!(proxy.metric("tenantry_throttled_logins_total").await, 1.0);
+    // Another way in, and so another address.
+    let mut client = Connect::new(proxy.unix(), &tenant, &tenant.name).login().await;
+    assert_eq!(client.value("SELECT 1").await, "1");
 }

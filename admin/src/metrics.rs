@@ -48,11 +48,16 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 38] = [
+pub const METRICS: [Metric; 39] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
     level("tenantry_clients", "", "Client connections, those still logging in included"),
+    count(
+        "tenantry_throttled_logins_total",
+        "",
+        "Logins turned away unheard, because too many had failed (max_failed_logins)",
+    ),
     level("tenantry_message_memory_bytes", "", "Memory held for large messages that must be looked at whole"),
     level("tenantry_message_memory_limit_bytes", "", "max_message_memory"),
     count("tenantry_refusals_total", "sqlstate", "Errors that clients saw before they had a tenant, by SQLSTATE"),
@@ -173,6 +178,7 @@ pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, sta
         gauge!("tenantry_server_cap", "server" => server.name.clone()).set(f64::from(server.cap));
     }
     gauge!("tenantry_clients").set(f64::from(snapshot.clients));
+    counter!("tenantry_throttled_logins_total").absolute(snapshot.throttled_logins);
     let (held, limit) = snapshot.message_memory;
     gauge!("tenantry_message_memory_bytes").set(bytes(held));
     gauge!("tenantry_message_memory_limit_bytes").set(bytes(limit));
@@ -322,6 +328,7 @@ mod tests {
             sessions: [((tenant, "app".to_owned()), [0, 0, 5, 0, 0, 0, 0, 0])].into(),
             clients: 6,
             message_memory: (0, 1 << 20),
+            throttled_logins: 0,
         }
     }
 

@@ -89,6 +89,9 @@ fn check_listen(settings: &Settings, report: &mut Report) {
                        write \"scram-sha-256\", or let TLS be used";
         report.problem(&["auth.auth_type", "listen.tls.mode", "listen.addresses"], message);
     }
+    if settings.auth.max_failed_logins == Some(0) {
+        report.problem(&["auth.max_failed_logins"], "must be at least 1, or \"off\"");
+    }
     if settings.log.filter.is_empty() {
         report.problem(&["log.filter"], "is empty; write e.g. \"info\"");
     }

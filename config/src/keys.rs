@@ -50,7 +50,7 @@ section!(Listen {
     tls;
 });
 section!(ClientTls { mode, cert_file, key_file, state_dir; ; });
-section!(Auth { auth_type, scram_iterations; ; });
+section!(Auth { auth_type, scram_iterations, max_failed_logins; ; });
 section!(Pool {
     pool_mode, pool_size, min_pool_size, max_waiters, query_wait_timeout, server_round_robin, server_lifetime,
     server_idle_timeout, server_connect_timeout, server_check_delay, max_prepared_statements, query_timeout,

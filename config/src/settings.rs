@@ -109,6 +109,9 @@ pub struct Auth {
     pub auth_type: AuthType,
     /// PBKDF2 rounds of verifiers that Tenantry makes itself.
     pub scram_iterations: NonZeroU32,
+    /// Logins that may fail in a minute from one address (IPv6: one /64 network) for one database; more are turned away
+    /// unheard. "off": no limit.
+    pub max_failed_logins: Option<u32>,
 }
 
 /// How a client proves who it is.
@@ -350,7 +353,11 @@ impl Default for ClientTls {
 
 impl Default for Auth {
     fn default() -> Self {
-        Self { auth_type: AuthType::ScramSha256, scram_iterations: POSTGRES_SCRAM_ITERATIONS }
+        Self {
+            auth_type: AuthType::ScramSha256,
+            scram_iterations: POSTGRES_SCRAM_ITERATIONS,
+            max_failed_logins: Some(60),
+        }
     }
 }
 

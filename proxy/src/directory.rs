@@ -9,7 +9,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Weak,
-        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed},
     },
     time::Duration,
 };
@@ -34,7 +34,9 @@ use crate::{
         stats::Stats,
     },
     session::{
-        Limits, errors,
+        Limits,
+        attempts::{Attempts, Pair},
+        errors,
         registry::{EndReason, Registry},
         state::SessionState,
     },
@@ -68,6 +70,8 @@ pub struct Directory {
     unix_socket: Option<PathBuf>,
     clients: Arc<AtomicU32>,
     memory: Arc<Memory>,
+    attempts: Mutex<Attempts>,
+    throttled: AtomicU64,
     /// Errors that clients saw before they had a tenant.
     pub refusals: Stats,
     draining: AtomicBool,
@@ -99,6 +103,8 @@ pub struct Snapshot {
     pub clients: u32,
     /// Bytes held for large messages, and the most there may be.
     pub message_memory: (usize, usize),
+    /// Logins that were turned away because too many had failed.
+    pub throttled_logins: u64,
 }
 
 /// A server's permits.
@@ -152,6 +158,8 @@ impl Directory {
             unix_socket,
             clients: Arc::default(),
             memory,
+            attempts: Mutex::default(),
+            throttled: AtomicU64::new(0),
             refusals: Stats::default(),
             draining: AtomicBool::new(false),
             stop: Notify::new(),
@@ -271,6 +279,7 @@ impl Directory {
             pools: pools.map(|pool| PoolView { snapshot: pool.server.snapshot(&pool), pool }).collect(),
             sessions: self.registry.states(),
             clients: self.clients.load(Relaxed),
+            throttled_logins: self.throttled.load(Relaxed),
             message_memory: (self.memory.held(), self.memory.limit()),
         }
     }
@@ -316,6 +325,22 @@ impl Directory {
         let tenant = routes.any_tenant(id, None)?;
         any.insert(database.to_owned(), Arc::clone(&tenant));
         Some(tenant)
+    }
+
+    /// Too many logins may have failed from there.
+    pub(crate) fn may_try_login(&self, pair: &Pair) -> bool {
+        let Some(limit) = self.routes.load().settings.auth.max_failed_logins else { return true };
+        let may = self.attempts.lock().may_try(pair, limit, Millis::now());
+        if !may {
+            self.throttled.fetch_add(1, Relaxed);
+        }
+        may
+    }
+
+    pub(crate) fn login_failed(&self, pair: &Pair) {
+        if let Some(limit) = self.routes.load().settings.auth.max_failed_logins {
+            self.attempts.lock().failed(pair, limit, Millis::now());
+        }
     }
 
     pub(crate) fn acceptor(&self) -> Option<Acceptor> {

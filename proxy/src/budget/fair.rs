@@ -242,6 +242,12 @@ impl FairShare {
         sum
     }
 
+    /// All promises together, of tenants that have pools.
+    #[must_use]
+    pub fn floors(&self) -> u32 {
+        self.accounts.iter().map(|(_, account)| account.budget.floor).fold(0, u32::saturating_add)
+    }
+
     #[must_use]
     pub fn held(&self, tenant: TenantKey) -> u32 {
         self.accounts.get(tenant.0).map_or(0, |account| account.held)

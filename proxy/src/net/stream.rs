@@ -2,6 +2,7 @@
 
 use std::{
     io,
+    net::IpAddr,
     pin::Pin,
     task::{Context, Poll},
     time::Duration,
@@ -34,6 +35,12 @@ impl Stream {
             Self::Tls(tls) => Some(tls.get_ref().0),
             Self::Unix(_) => None,
         }
+    }
+
+    /// Who is at the other end; none for a Unix socket.
+    #[must_use]
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.tcp().and_then(|tcp| tcp.peer_addr().ok()).map(|address| address.ip())
     }
 
     /// Whether bytes or the end of the stream are waiting in the kernel: one `recv(MSG_PEEK)` that never waits.

@@ -306,11 +306,14 @@ impl Core {
         self.apply_cap();
     }
 
-    /// PostgreSQL told what room it has, on a connection that is one of ours.
-    pub fn observe(&mut self, room: Room) {
+    /// PostgreSQL told what room it has, on a connection that is one of ours. Gives the floors and the cap if the
+    /// promises cannot all be kept.
+    pub fn observe(&mut self, room: Room) -> Option<(u32, u32)> {
         // Some of those that are connecting may not be counted yet: too few others for a moment rather than too many.
         self.cap.observe(room, self.ledger.held());
         self.apply_cap();
+        let (floors, cap) = (self.fair.floors(), self.ledger.cap());
+        (floors > cap && !self.stopped).then_some((floors, cap))
     }
 
     /// No dial from now on.

@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tenantry_config::{OrAuto, TenantId};
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{
@@ -52,6 +52,8 @@ pub struct Server {
     inner: Mutex<Inner>,
     cancels: Arc<Semaphore>,
     tasks: TaskTracker,
+    /// Somebody has begun to wait for somebody else's permit.
+    contended: Arc<Notify>,
     me: Weak<Self>,
 }
 
@@ -61,6 +63,8 @@ struct Inner {
     idle: HashMap<SlotId, (Box<ServerConn>, Millis)>,
     handoffs: HashMap<WaiterId, Arc<Handoff>>,
     pools: BTreeMap<PoolId, Weak<Pool>>,
+    /// Floors and cap when they were last seen not to fit; told once.
+    broken_promise: Option<(u32, u32)>,
 }
 
 /// What a session that asks for a connection gets.
@@ -96,34 +100,14 @@ impl Server {
                 idle: HashMap::new(),
                 handoffs: HashMap::new(),
                 pools: BTreeMap::new(),
+                broken_promise: None,
             }),
             cancels: Arc::new(Semaphore::new(usize::try_from(settings.max_cancels).unwrap_or(1))),
             tasks: TaskTracker::new(),
+            contended: Arc::default(),
             me: me.clone(),
         });
-        let weak = Arc::downgrade(&server);
-        tokio::spawn(async move {
-            let mut ticks = tokio::time::interval(TICK);
-            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            let mut pulse = Pulse::new(Millis::now());
-            loop {
-                ticks.tick().await;
-                let Some(server) = weak.upgrade() else { break };
-                let now = Millis::now();
-                if !pulse.beat(now) {
-                    continue;
-                }
-                server.tick(now);
-                // While the cap keeps somebody waiting, ten times as often: a permit that became free to be moved is moved.
-                while server.nudge(Millis::now()) {
-                    let next = Millis::now().since(now) + NUDGE;
-                    if next >= TICK {
-                        break;
-                    }
-                    tokio::time::sleep(NUDGE).await;
-                }
-            }
-        });
+        tokio::spawn(keep_time(Arc::downgrade(&server), Arc::clone(&server.contended)));
         Ok(server)
     }
 
@@ -236,6 +220,9 @@ impl Server {
                 }
                 Checkout::Queued(waiter) => {
                     inner.handoffs.insert(waiter, Arc::clone(handoff));
+                    if inner.core.is_contended() {
+                        self.contended.notify_one();
+                    }
                     self.act(inner, actions);
                     return Asked::Waiting(Waiting::new(pool, handoff, waiter, now));
                 }
@@ -423,8 +410,11 @@ impl Server {
         let now = Millis::now();
         let mut actions = Actions::new();
         let mut inner = self.inner.lock();
-        if let Some(room) = conn.room {
-            inner.core.observe(room);
+        let broken = conn.room.and_then(|room| inner.core.observe(room));
+        if broken != std::mem::replace(&mut inner.broken_promise, broken)
+            && let Some((floors, cap)) = broken
+        {
+            tracing::warn!(server = %self.name, floors, cap, "the floors of the tenants cannot all be kept: lower them, or raise max_connections");
         }
         let rested = inner.core.dialed(conn.slot, now, &mut actions);
         let close = inner.place(conn, rested, now);
@@ -499,6 +489,28 @@ impl Server {
             self.change(conn.slot, SlotEvent::Close, Millis::now());
             self.spawn_close(conn);
         }
+    }
+}
+
+/// Time passes for the core: ten times a second, and ten times as often while the cap keeps somebody waiting, so that a
+/// permit that has become free to be moved is moved.
+async fn keep_time(server: Weak<Server>, contended: Arc<Notify>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut pulse = Pulse::new(Millis::now());
+    let mut somebody_waits = false;
+    loop {
+        let due = tokio::select! {
+            _ = ticks.tick() => true,
+            () = contended.notified() => false,
+            () = tokio::time::sleep(NUDGE), if somebody_waits => false,
+        };
+        let Some(server) = server.upgrade() else { return };
+        let now = Millis::now();
+        if due && pulse.beat(now) {
+            server.tick(now);
+        }
+        somebody_waits = server.nudge(now);
     }
 }
 

@@ -268,6 +268,14 @@ pub fn authentication_failed(role: &str) -> ErrorResponse {
     ErrorResponse::fatal(sqlstate::INVALID_PASSWORD, format!("password authentication failed for user \"{role}\""))
 }
 
+/// The same for every name, so that it tells nobody which ones exist.
+#[must_use]
+pub fn too_many_failed_logins(role: &str) -> ErrorResponse {
+    authentication_failed(role)
+        .detail("proxy_code=FAILED_LOGINS")
+        .hint("Too many logins failed from this address (max_failed_logins); wait a minute.")
+}
+
 #[must_use]
 pub fn no_database(database: &str) -> ErrorResponse {
     ErrorResponse::fatal(sqlstate::INVALID_CATALOG_NAME, format!("database \"{database}\" does not exist"))

@@ -16,6 +16,7 @@ use tenantry_wire::{
 use zeroize::Zeroizing;
 
 use super::{
+    attempts::Pair,
     errors,
     hello::{Greeting, Refused},
 };
@@ -56,6 +57,11 @@ pub(super) async fn prove(
         None => directory.any_role(&name),
     };
     let settings = directory.settings();
+    let pair = Pair::new(&database, greeting.stream.peer());
+    if !directory.may_try_login(&pair) {
+        tokio::time::sleep(TARPIT).await;
+        return Err(errors::too_many_failed_logins(&name).into());
+    }
     let proof = match settings.auth.auth_type {
         AuthType::Trust => Ok(None),
         AuthType::ScramSha256 => scram_login(directory, greeting, &name, role.as_deref()).await?,
@@ -64,6 +70,7 @@ pub(super) async fn prove(
     };
     let failed = errors::authentication_failed(&name);
     let (Ok(learned), Some(role)) = (proof, role) else {
+        directory.login_failed(&pair);
         tokio::time::sleep(TARPIT).await;
         return Err(failed.into());
     };
