@@ -112,14 +112,14 @@ class Program:
                 return
 
 
-def start_program(stack, name, command, port, work, database, user="bench", **kwargs):
+def start_program(stack, name, command, port, work, database, **kwargs):
     """Started, and takes clients."""
     program = Program(name, command, work, **kwargs)
     stack.callback(program.stop)
     deadline = time.monotonic() + START_SECONDS
     while True:
         with contextlib.suppress(OSError, EOFError):
-            Client(port, database, user).close()
+            Client(port, database).close()
             return program
         if program.process.poll() is not None or time.monotonic() > deadline:
             sys.exit(f"bench: {name} did not start:\n{program.log.read_text()[-3000:]}")

@@ -48,7 +48,7 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 39] = [
+pub const METRICS: [Metric; 41] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
@@ -69,6 +69,16 @@ pub const METRICS: [Metric; 39] = [
         "Connections that count against the server's cap, closing ones included",
     ),
     level("tenantry_server_cap", "server", "Most connections that may be held on the server"),
+    count(
+        "tenantry_contended_seconds_total",
+        "server",
+        "Time in which the cap kept somebody waiting, in whole seconds",
+    ),
+    count(
+        "tenantry_idle_contended_seconds_total",
+        "server",
+        "Connection time that stood idle while the cap kept somebody waiting, in whole seconds",
+    ),
     level("tenantry_waiting_clients", POOL, "Clients in the queue for a server connection"),
     level("tenantry_oldest_wait_seconds", POOL, "How long the first client of the queue has waited; 0 without a queue"),
     level(
@@ -176,6 +186,10 @@ pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, sta
     for server in &snapshot.servers {
         gauge!("tenantry_server_permits", "server" => server.name.clone()).set(f64::from(server.held));
         gauge!("tenantry_server_cap", "server" => server.name.clone()).set(f64::from(server.cap));
+        counter!("tenantry_contended_seconds_total", "server" => server.name.clone())
+            .absolute(server.waste.contended / 1000);
+        counter!("tenantry_idle_contended_seconds_total", "server" => server.name.clone())
+            .absolute(server.waste.idle / 1000);
     }
     gauge!("tenantry_clients").set(f64::from(snapshot.clients));
     counter!("tenantry_throttled_logins_total").absolute(snapshot.throttled_logins);
@@ -271,7 +285,7 @@ mod tests {
     use tenantry_proxy::{
         budget::fair::Budget,
         directory::ServerSnapshot,
-        pool::{PoolSettings, server::Server},
+        pool::{PoolSettings, core::Waste, server::Server},
         server::credentials::Credentials,
     };
 
@@ -323,7 +337,7 @@ mod tests {
         pool.stats.pins.lock().insert("listen", 2);
         let view = PoolView { snapshot: server.snapshot(&pool), pool };
         Snapshot {
-            servers: vec![ServerSnapshot { name: "main".to_owned(), held: 3, cap: 80 }],
+            servers: vec![ServerSnapshot { name: "main".to_owned(), held: 3, cap: 80, waste: Waste::default() }],
             pools: vec![view],
             sessions: [((tenant, "app".to_owned()), [0, 0, 5, 0, 0, 0, 0, 0])].into(),
             clients: 6,

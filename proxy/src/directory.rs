@@ -30,6 +30,7 @@ use crate::{
     },
     pool::{
         Pool,
+        core::Waste,
         server::{PoolSnapshot, Server},
         stats::Stats,
     },
@@ -113,6 +114,7 @@ pub struct ServerSnapshot {
     pub name: String,
     pub held: u32,
     pub cap: u32,
+    pub waste: Waste,
 }
 
 /// A pool and its counters.
@@ -273,7 +275,7 @@ impl Directory {
                 .values()
                 .map(|s| {
                     let (held, cap) = s.permits();
-                    ServerSnapshot { name: s.name.clone(), held, cap }
+                    ServerSnapshot { name: s.name.clone(), held, cap, waste: s.waste() }
                 })
                 .collect(),
             pools: pools.map(|pool| PoolView { snapshot: pool.server.snapshot(&pool), pool }).collect(),

@@ -121,13 +121,14 @@ impl FairShare {
         }
     }
 
-    /// Time passes; `contended`: the cap kept somebody waiting since the last call.
-    pub fn pass(&mut self, now: Millis, contended: bool) {
+    /// Time passes; `contended`: the cap kept somebody waiting since the last call. Gives the milliseconds.
+    pub fn pass(&mut self, now: Millis, contended: bool) -> u64 {
         let elapsed = now.0.saturating_sub(self.seen.0);
         self.seen = self.seen.max(now);
         if contended {
             self.clock = self.clock.saturating_add(elapsed);
         }
+        elapsed
     }
 
     /// A permit was taken or given back.

@@ -126,6 +126,15 @@ pub enum Rested {
     Close,
 }
 
+/// What sharing costs; milliseconds, and only ever grows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Waste {
+    /// Time in which the cap kept somebody waiting.
+    pub contended: u64,
+    /// The same, times the connections that stood idle meanwhile.
+    pub idle: u64,
+}
+
 pub type Actions = SmallVec<[Action; 4]>;
 
 /// An idle connection is only closed for another pool's waiter once nobody has wanted it for this long: its client may be
@@ -229,6 +238,7 @@ pub struct Core {
     /// The states of all slots.
     totals: [u32; SlotState::ALL.len()],
     stopped: bool,
+    waste: Waste,
     down: Backoff,
     next_waiter: u64,
     next_pool: u32,
@@ -251,6 +261,7 @@ impl Core {
             slots: Slab::new(),
             totals: [0; SlotState::ALL.len()],
             stopped: false,
+            waste: Waste::default(),
             down: Backoff::default(),
             next_waiter: 0,
             next_pool: 0,
@@ -549,6 +560,11 @@ impl Core {
     }
 
     #[must_use]
+    pub fn waste(&self) -> Waste {
+        self.waste
+    }
+
+    #[must_use]
     pub fn permits(&self) -> (u32, u32) {
         (self.ledger.held(), self.ledger.cap())
     }
@@ -611,7 +627,11 @@ impl Core {
     /// Time passes for the fair share: was somebody kept waiting by the cap up to now?
     fn pass(&mut self, now: Millis) {
         let contended = self.is_contended();
-        self.fair.pass(now, contended);
+        let elapsed = self.fair.pass(now, contended);
+        if contended {
+            self.waste.contended += elapsed;
+            self.waste.idle += elapsed * u64::from(self.total(SlotState::Idle));
+        }
     }
 
     /// Tells the fair share what the tenant's pools could use.

@@ -17,7 +17,9 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     LoginError, Pool, PoolSettings,
-    core::{Action, Actions, Checkout, Core, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId},
+    core::{
+        Action, Actions, Checkout, Core, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
+    },
     explain::Explanation,
     lease::{Handoff, Lease, Waiting},
     slot::{SlotEvent, SlotState},
@@ -304,6 +306,11 @@ impl Server {
         }
         self.tasks.close();
         let _ = tokio::time::timeout(deadline, self.tasks.wait()).await;
+    }
+
+    #[must_use]
+    pub fn waste(&self) -> Waste {
+        self.inner.lock().core.waste()
     }
 
     /// Permits held, and the cap.
