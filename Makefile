@@ -55,7 +55,7 @@ test-16: ## "works with PostgreSQL 16": all tests of the workspace
 	$(call nextest,test-16,16,--workspace)
 
 test-18: ## "works with PostgreSQL 18": the end-to-end tests once more
-	$(call nextest,test-18,18,--workspace -E 'package(tenantry-tests)')
+	$(call nextest,test-18,18,--workspace -E 'package(tenantry-tests) and not binary(simulation)')
 
 django: ## "Django's habits work unchanged": its suite through Tenantry, both drivers, newest-first and round robin
 	@mkdir -p $(LOGS)

@@ -454,22 +454,36 @@ impl World {
         {
             return false;
         }
-        if self.tenants[own].held <= self.tenants[own].budget.floor {
+        if self.kept(own) <= self.tenants[own].budget.floor {
             return false;
         }
         let mut owed = 0;
         for (n, tenant) in self.tenants.iter().enumerate() {
-            if n != own && tenant.held < tenant.budget.floor {
-                owed += self.wants_of(n).min(tenant.budget.floor - tenant.held);
+            if n != own && tenant.budget.floor > 0 && tenant.waits_since.is_some() && self.kept(n) < tenant.budget.floor
+            {
+                owed += self.wants_of(n).min(tenant.budget.floor - self.kept(n));
             }
         }
         owed > closing
     }
 
+    /// What a tenant has, without what is closing.
+    fn kept(&self, tenant: usize) -> u32 {
+        let own = self.slots.values().filter(|slot| self.pools[slot.pool].tenant == tenant);
+        own.filter(|slot| slot.state != SlotState::Closing).count() as u32
+    }
+
     /// How many connections a tenant's clients could use at once, apart from the cap.
     fn wants_of(&self, tenant: usize) -> u32 {
+        if self.tenants[tenant].waits_since.is_none() {
+            return 0;
+        }
         let pools = self.pools.iter().enumerate().filter(|(_, pool)| pool.tenant == tenant && !pool.queue.is_empty());
         let wants: u32 = pools.map(|(n, pool)| self.wants(n, pool)).sum();
+        // Nor may one tenant.
+        let own = self.slots.values().filter(|slot| self.pools[slot.pool].tenant == tenant);
+        let dials = own.filter(|slot| slot.state == SlotState::Connecting).count() as u32;
+        let wants = wants.min((MAX_CONNECTING - 1).saturating_sub(dials));
         wants.min(self.tenants[tenant].budget.ceiling.saturating_sub(self.tenants[tenant].held))
     }
 
@@ -669,9 +683,10 @@ impl World {
             assert_eq!(wanted(), 0, "{held} of {cap} permits are used, and somebody waits for one");
         } else if matches!(event, Event::Tick | Event::Nudge) {
             let spare = self.slots.values().find(|slot| {
-                let tenant = &self.tenants[self.pools[slot.pool].tenant];
-                let surplus = tenant.held > tenant.budget.floor;
-                slot.state == SlotState::Idle && surplus && self.now - slot.since > IDLE_LIMIT
+                let tenant = self.pools[slot.pool].tenant;
+                slot.state == SlotState::Idle
+                    && self.now - slot.since > IDLE_LIMIT
+                    && self.kept(tenant) > self.tenants[tenant].budget.floor
             });
             if let Some(spare) = spare {
                 let idle = self.now - spare.since;

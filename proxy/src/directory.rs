@@ -329,19 +329,19 @@ impl Directory {
         Some(tenant)
     }
 
-    /// Too many logins may have failed from there.
+    /// Too many logins may have failed from there. This one counts as failed until `login_proved`.
     pub(crate) fn may_try_login(&self, pair: &Pair) -> bool {
         let Some(limit) = self.routes.load().settings.auth.max_failed_logins else { return true };
-        let may = self.attempts.lock().may_try(pair, limit, Millis::now());
+        let may = self.attempts.lock().take(pair, limit, Millis::now());
         if !may {
             self.throttled.fetch_add(1, Relaxed);
         }
         may
     }
 
-    pub(crate) fn login_failed(&self, pair: &Pair) {
+    pub(crate) fn login_proved(&self, pair: &Pair) {
         if let Some(limit) = self.routes.load().settings.auth.max_failed_logins {
-            self.attempts.lock().failed(pair, limit, Millis::now());
+            self.attempts.lock().give_back(pair, limit);
         }
     }
 

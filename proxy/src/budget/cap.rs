@@ -18,7 +18,7 @@ pub struct Room {
 #[derive(Debug, Clone, Copy)]
 struct Shrunk {
     had: u32,
-    /// Nothing is dialled before.
+    /// No more than it had is asked for before.
     until: Millis,
     pause: u64,
     /// The pause is over.
@@ -28,6 +28,9 @@ struct Shrunk {
 /// First pause before one more connection is tried; doubled up to `LONGEST_PAUSE` as long as PostgreSQL refuses.
 const FIRST_PAUSE: u64 = 200;
 const LONGEST_PAUSE: u64 = 5_000;
+
+/// An auto cap before the server was asked.
+const UNASKED: u32 = 4;
 
 #[derive(Debug)]
 pub struct Cap {
@@ -51,10 +54,10 @@ impl Cap {
         self.reserve = reserve;
     }
 
-    /// What may be held now. Before the server was ever asked, auto is 1: the first login finds out.
+    /// What may be held now. Before the server was ever asked, auto is a few: the first logins find out.
     #[must_use]
     pub fn effective(&self) -> u32 {
-        let set = self.set.unwrap_or_else(|| self.slots.map_or(1, |slots| slots.saturating_sub(self.reserve)));
+        let set = self.set.unwrap_or_else(|| self.slots.map_or(UNASKED, |slots| slots.saturating_sub(self.reserve)));
         let left = self.slots.map_or(u32::MAX, |slots| slots.saturating_sub(self.others));
         let shrunk = self.shrunk.map_or(u32::MAX, |shrunk| shrunk.had + u32::from(shrunk.probing));
         set.min(left).min(shrunk).max(1)
@@ -68,7 +71,13 @@ impl Cap {
 
     /// PostgreSQL refused (53300) while it held `had` other connections of ours.
     pub fn refused(&mut self, had: u32, now: Millis) {
-        let pause = self.shrunk.map_or(FIRST_PAUSE, |shrunk| (shrunk.pause * 2).min(LONGEST_PAUSE));
+        let pause = match self.shrunk {
+            // Several dials that were refused together are one refusal.
+            Some(shrunk) if !shrunk.probing => shrunk.pause,
+            Some(shrunk) => (shrunk.pause * 2).min(LONGEST_PAUSE),
+            None => FIRST_PAUSE,
+        };
+        let had = self.shrunk.filter(|shrunk| !shrunk.probing).map_or(had, |shrunk| shrunk.had.min(had));
         self.shrunk = Some(Shrunk { had, until: Millis(now.0.saturating_add(pause)), pause, probing: false });
     }
 
@@ -82,10 +91,10 @@ impl Cap {
         }
     }
 
-    /// While this holds, nothing is dialled: PostgreSQL has just refused.
+    /// While this holds, nothing is dialled: PostgreSQL has just refused, and holds none of ours that could be moved.
     #[must_use]
     pub fn is_pausing(&self, now: Millis) -> bool {
-        self.shrunk.is_some_and(|shrunk| now < shrunk.until)
+        self.shrunk.is_some_and(|shrunk| shrunk.had == 0 && now < shrunk.until)
     }
 
     /// A pause may be over: then one more is tried.
@@ -109,7 +118,7 @@ mod tests {
     #[test]
     fn auto_is_what_postgresql_has_without_the_reserve() {
         let mut cap = Cap::new(None, 10);
-        assert_eq!(cap.effective(), 1, "nobody knows yet");
+        assert_eq!(cap.effective(), UNASKED, "nobody knows yet");
         cap.observe(Room { slots: 97, connections: 1 }, 1);
         assert_eq!(cap.effective(), 87);
     }
@@ -132,11 +141,12 @@ mod tests {
     fn a_refusal_shrinks_it_and_it_grows_back_as_connections_succeed() {
         let mut cap = Cap::new(Some(6), 0);
         cap.refused(4, Millis(1_000));
-        assert_eq!((cap.effective(), cap.is_pausing(Millis(1_100))), (4, true));
+        cap.refused(4, Millis(1_000));
+        assert_eq!((cap.effective(), cap.is_pausing(Millis(1_100))), (4, false), "what it has may be moved");
         cap.tick(Millis(1_100));
         assert_eq!(cap.effective(), 4);
         cap.tick(Millis(1_200));
-        assert_eq!((cap.effective(), cap.is_pausing(Millis(1_200))), (5, false), "one more may be tried");
+        assert_eq!(cap.effective(), 5, "one more may be tried");
         cap.took(5);
         assert_eq!((cap.effective(), cap.is_shrunk()), (6, true));
         cap.took(6);
@@ -149,7 +159,7 @@ mod tests {
         let mut pauses = Vec::new();
         let mut now = Millis(0);
         for _ in 0..7 {
-            cap.refused(2, now);
+            cap.refused(0, now);
             let until = (now.0..).find(|t| !cap.is_pausing(Millis(*t))).expect("it ends");
             pauses.push(until - now.0);
             now = Millis(until);

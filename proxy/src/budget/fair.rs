@@ -50,6 +50,8 @@ struct Account {
     budget: Budget,
     /// Permits: from before the dial until PostgreSQL closed its end.
     held: u32,
+    /// Those of them that are closing: of no use to it any more.
+    leaving: u32,
     /// Those that are charged for: all but idle and closing ones.
     busy: u32,
     /// How many more it could use at once.
@@ -61,8 +63,13 @@ struct Account {
 }
 
 impl Account {
+    /// What it has, or is getting.
+    fn kept(&self) -> u32 {
+        self.held.saturating_sub(self.leaving)
+    }
+
     fn is_below_floor(&self) -> bool {
-        self.held < self.budget.floor
+        self.kept() < self.budget.floor
     }
 
     fn key(&self, tenant: TenantKey) -> Claim {
@@ -95,6 +102,7 @@ impl FairShare {
         let account = Account {
             budget,
             held: 0,
+            leaving: 0,
             busy: 0,
             wants: 0,
             virtual_time: self.system,
@@ -135,6 +143,16 @@ impl FairShare {
     pub fn hold(&mut self, tenant: TenantKey, more: bool) {
         if let Some(account) = self.accounts.get_mut(tenant.0) {
             account.held = if more { account.held + 1 } else { account.held - 1 };
+            if account.claim.is_some() {
+                self.enter_claim(tenant);
+            }
+        }
+    }
+
+    /// A permit is on its way out, or is out.
+    pub fn leave(&mut self, tenant: TenantKey, more: bool) {
+        if let Some(account) = self.accounts.get_mut(tenant.0) {
+            account.leaving = if more { account.leaving + 1 } else { account.leaving - 1 };
             if account.claim.is_some() {
                 self.enter_claim(tenant);
             }
@@ -197,7 +215,7 @@ impl FairShare {
     pub fn must_yield(&mut self, own: TenantKey, coming: u32) -> bool {
         self.charge(own);
         let Some(account) = self.accounts.get(own.0) else { return true };
-        if account.held <= account.budget.floor {
+        if account.kept() <= account.budget.floor {
             return false;
         }
         let Some(claim) = self.uncovered(own, coming) else { return false };
@@ -210,7 +228,7 @@ impl FairShare {
         let floors = self.claims.iter().take_while(|claim| !claim.above_floor);
         let owed = floors
             .filter_map(|claim| self.accounts.get(claim.tenant.0))
-            .map(|account| account.wants.min(account.budget.floor.saturating_sub(account.held)));
+            .map(|account| account.wants.min(account.budget.floor.saturating_sub(account.kept())));
         owed.sum::<u32>() > coming
     }
 
@@ -254,6 +272,12 @@ impl FairShare {
         self.accounts.get(tenant.0).map_or(0, |account| account.held)
     }
 
+    /// What the tenant has or is getting: without what is closing.
+    #[must_use]
+    pub fn kept(&self, tenant: TenantKey) -> u32 {
+        self.accounts.get(tenant.0).map_or(0, Account::kept)
+    }
+
     #[must_use]
     pub fn budget(&self, tenant: TenantKey) -> Option<Budget> {
         self.accounts.get(tenant.0).map(|account| account.budget)
@@ -262,7 +286,7 @@ impl FairShare {
     /// How far the tenant is above its floor, and how far ahead in virtual time: who can best do without.
     #[must_use]
     pub fn surplus(&self, tenant: TenantKey) -> (u32, u64) {
-        self.accounts.get(tenant.0).map_or((0, 0), |a| (a.held.saturating_sub(a.budget.floor), a.virtual_time))
+        self.accounts.get(tenant.0).map_or((0, 0), |a| (a.kept().saturating_sub(a.budget.floor), a.virtual_time))
     }
 
     fn charge(&mut self, tenant: TenantKey) {

@@ -451,6 +451,10 @@ impl Core {
             pool.may_prewarm = true;
         }
         let rested = self.rest(slot, now);
+        if let Some(tenant) = self.pool_of(slot).map(|pool| pool.tenant) {
+            // One dial less is under way: its other roles may have waited for that.
+            self.refresh(tenant, now);
+        }
         self.grow(now, actions);
         rested
     }
@@ -498,6 +502,9 @@ impl Core {
             if is_use(gone.state) {
                 self.fair.use_one(tenant, false);
             }
+            if gone.state == SlotState::Closing {
+                self.fair.leave(tenant, false);
+            }
             self.fair.hold(tenant, false);
             self.refresh(tenant, now);
         }
@@ -532,6 +539,7 @@ impl Core {
     pub fn nudge(&mut self, now: Millis, actions: &mut Actions) {
         self.pass(now);
         self.fair.charge_all();
+        self.free_siblings(now, actions);
         self.grow(now, actions);
     }
 
@@ -637,8 +645,12 @@ impl Core {
     /// Tells the fair share what the tenant's pools could use.
     fn refresh(&mut self, tenant: TenantKey, now: Millis) {
         let Some(members) = self.members.get(&tenant) else { return };
-        let wants: u32 =
-            members.iter().filter_map(|id| self.pools.get(id)).map(|pool| pool.wants(now, self.dials_of_one())).sum();
+        let (mut wants, mut connecting) = (0u32, 0u32);
+        for pool in members.iter().filter_map(|id| self.pools.get(id)) {
+            wants = wants.saturating_add(pool.wants(now, self.dials_of_one()));
+            connecting = connecting.saturating_add(pool.count(SlotState::Connecting));
+        }
+        let wants = wants.min(self.dials_of_one().saturating_sub(connecting));
         let ceiling = self.fair.budget(tenant).map_or(0, |budget| budget.ceiling);
         self.fair.want(tenant, wants.min(ceiling.saturating_sub(self.fair.held(tenant))));
     }
@@ -659,6 +671,9 @@ impl Core {
                     }
                     if is_use(before) != is_use(next) {
                         self.fair.use_one(pool.tenant, is_use(next));
+                    }
+                    if next == SlotState::Closing {
+                        self.fair.leave(pool.tenant, true);
                     }
                 }
                 self.count(before, false);
@@ -721,9 +736,7 @@ impl Core {
     }
 
     fn is_above_ceiling(&self, tenant: TenantKey) -> bool {
-        let members = self.members.get(&tenant).into_iter().flatten().filter_map(|id| self.pools.get(id));
-        let Some(budget) = self.fair.budget(tenant) else { return true };
-        self.fair.held(tenant) > budget.ceiling && members.map(PoolState::size).sum::<u32>() > budget.ceiling
+        self.fair.budget(tenant).is_none_or(|budget| self.fair.kept(tenant) > budget.ceiling)
     }
 
     /// A connection that comes to rest: is its permit somebody else's turn?
@@ -757,21 +770,34 @@ impl Core {
         first.is_some_and(|first| mine.is_none_or(|mine| first.saturating_add(QUANTUM) < mine))
     }
 
-    /// At its ceiling a tenant has only its own idle connections to make room with.
+    /// A tenant with several roles makes room for one of them with an idle connection of another: at its ceiling it has no
+    /// other way, and at the cap its own cost it least.
     fn free_sibling(&mut self, tenant: TenantKey, now: Millis, actions: &mut Actions) {
         let Some(members) = self.members.get(&tenant).filter(|members| members.len() > 1) else { return };
-        if !self.is_at_ceiling(tenant) {
+        let at_ceiling = self.is_at_ceiling(tenant);
+        if !at_ceiling && !self.ledger.is_full() {
             return;
         }
+        let least = if at_ceiling { 0 } else { LEAST_IDLE };
         let pools = || members.iter().filter_map(|id| self.pools.get(id));
         let closing: u32 = pools().map(|pool| pool.count(SlotState::Closing)).sum();
         if pools().map(|pool| pool.wants(now, self.dials_of_one())).sum::<u32>() <= closing {
             return;
         }
-        let idle = pools().flat_map(|pool| pool.idle.iter().copied());
+        let unused = |slot: &SlotId| self.slots.get(slot.0).map_or(0, |s| now.0.saturating_sub(s.unused.0));
+        let idle = pools().flat_map(|pool| pool.idle.iter().copied()).filter(|slot| unused(slot) >= least);
         let longest = idle.min_by_key(|slot| (self.slots.get(slot.0).map(|s| s.unused), *slot));
         if let Some(slot) = longest {
             self.close_idle(slot, now, actions);
+        }
+    }
+
+    /// For every tenant with several roles: what kept one of them waiting may have changed since it began to wait.
+    fn free_siblings(&mut self, now: Millis, actions: &mut Actions) {
+        let several = self.members.iter().filter(|(_, members)| members.len() > 1);
+        let tenants: SmallVec<[TenantKey; 8]> = several.map(|(tenant, _)| *tenant).collect();
+        for tenant in tenants {
+            self.free_sibling(tenant, now, actions);
         }
     }
 
@@ -917,16 +943,24 @@ impl Core {
     fn retire_idle(&mut self, now: Millis, actions: &mut Actions) {
         let mut close = Vec::new();
         let mut check = Vec::new();
+        // Of a tenant with several roles: what they may give up together, and what they must.
+        let mut tenants: BTreeMap<TenantKey, (u32, u32)> = BTreeMap::new();
         for pool in self.pools.values().filter(|pool| !pool.idle.is_empty()) {
-            let (surplus, _) = self.fair.surplus(pool.tenant);
-            let mut spare = pool.size().saturating_sub(pool.limits.min_size).min(surplus);
+            let (surplus, excess) = tenants.entry(pool.tenant).or_insert_with(|| {
+                let ceiling = self.fair.budget(pool.tenant).map_or(0, |budget| budget.ceiling);
+                (self.fair.surplus(pool.tenant).0, self.fair.kept(pool.tenant).saturating_sub(ceiling))
+            });
+            let mut spare = pool.size().saturating_sub(pool.limits.min_size);
+            let mut over = pool.size().saturating_sub(pool.limits.size);
             for id in &pool.idle {
                 let Some(slot) = self.slots.get(id.0) else { continue };
                 let idle_for = now.0.saturating_sub(slot.unused.0);
-                if now >= slot.expires || pool.size() > pool.limits.size {
-                    close.push(*id);
-                } else if idle_for >= pool.limits.idle_timeout && spare > 0 {
-                    spare -= 1;
+                let unwanted = idle_for >= pool.limits.idle_timeout && spare > 0 && *surplus > 0;
+                if now >= slot.expires || over > 0 || *excess > 0 || unwanted {
+                    spare = spare.saturating_sub(1);
+                    over = over.saturating_sub(1);
+                    *excess = excess.saturating_sub(1);
+                    *surplus = surplus.saturating_sub(1);
                     close.push(*id);
                 } else if now.0.saturating_sub(slot.checked.0) >= pool.limits.check_delay {
                     check.push(*id);

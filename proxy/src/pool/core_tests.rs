@@ -42,6 +42,13 @@ fn add_tenant(core: &mut Core, budget: Budget, limits: PoolLimits) -> PoolId {
     core.add_pool(tenant, limits, true)
 }
 
+/// Two pools of one tenant whose ceiling is 1.
+fn two_roles_with_one_connection(core: &mut Core) -> (PoolId, PoolId) {
+    let name = TenantId::parse("two_roles").unwrap();
+    let tenant = core.tenant(&name, Budget { ceiling: 1, ..ALL }, Millis(0));
+    (core.add_pool(tenant, POOL, true), core.add_pool(tenant, POOL, true))
+}
+
 /// Queues one client, dials for it and hands it over.
 fn open(core: &mut Core, pool: PoolId, now: u64) -> SlotId {
     let mut actions = Actions::new();
@@ -369,9 +376,7 @@ fn a_tenant_below_its_floor_gets_the_next_connection_that_is_released() {
 #[test]
 fn a_tenant_never_has_more_than_its_ceiling_over_all_of_its_roles() {
     let mut core = core(10);
-    let name = TenantId::parse("two_roles").unwrap();
-    let tenant = core.tenant(&name, Budget { ceiling: 1, ..ALL }, Millis(0));
-    let (web, jobs) = (core.add_pool(tenant, POOL, true), core.add_pool(tenant, POOL, true));
+    let (web, jobs) = two_roles_with_one_connection(&mut core);
     let slot = open(&mut core, web, 0);
     let mut actions = Actions::new();
     core.checkout(jobs, Millis(1), &mut actions);
@@ -385,9 +390,7 @@ fn a_tenant_never_has_more_than_its_ceiling_over_all_of_its_roles() {
 #[test]
 fn at_its_ceiling_a_tenant_closes_an_idle_connection_of_one_role_for_another() {
     let mut core = core(10);
-    let name = TenantId::parse("two_roles").unwrap();
-    let tenant = core.tenant(&name, Budget { ceiling: 1, ..ALL }, Millis(0));
-    let (web, jobs) = (core.add_pool(tenant, POOL, true), core.add_pool(tenant, POOL, true));
+    let (web, jobs) = two_roles_with_one_connection(&mut core);
     let slot = open(&mut core, web, 0);
     let mut actions = Actions::new();
     core.release(slot, Millis(1), &mut actions);
@@ -492,4 +495,66 @@ fn logins_of_one_pool_that_hang_leave_a_dial_for_others() {
     actions.clear();
     core.tick(Millis(500), &mut actions);
     assert_eq!(dials(&actions).len(), 1, "after a failure one finds out for all");
+}
+
+#[test]
+fn at_the_cap_a_role_gets_an_idle_connection_of_its_own_tenant_whatever_the_floor() {
+    let mut core = core(2);
+    let tenant = core.tenant(&TenantId::parse("two_roles").unwrap(), Budget { floor: 1, ..ALL }, Millis(0));
+    let (web, jobs) = (core.add_pool(tenant, POOL, true), core.add_pool(tenant, POOL, true));
+    let other = add_tenant(&mut core, Budget { floor: 1, ..ALL }, POOL);
+    let slot = open(&mut core, web, 0);
+    open(&mut core, other, 0);
+    let mut actions = Actions::new();
+    core.release(slot, Millis(1), &mut actions);
+    core.checkout(jobs, Millis(2), &mut actions);
+    core.nudge(Millis(10), &mut actions);
+    assert_eq!(actions.as_slice(), [Action::Close { slot }]);
+}
+
+#[test]
+fn a_role_whose_login_failed_is_not_forgotten_at_the_ceiling() {
+    let mut core = core(10);
+    let (web, jobs) = two_roles_with_one_connection(&mut core);
+    let mut actions = Actions::new();
+    core.checkout(jobs, Millis(0), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    core.dial_failed(slot, DialFailure::Later, Millis(1), &mut Actions::new());
+    let slot = open(&mut core, web, 2);
+    assert_eq!(core.release(slot, Millis(3), &mut Actions::new()), Rested::Idle);
+    actions.clear();
+    core.tick(Millis(200), &mut actions);
+    assert_eq!(actions.as_slice(), [Action::Close { slot }]);
+}
+
+#[test]
+fn closing_connections_are_not_part_of_a_floor() {
+    let mut core = core(4);
+    let kept = add_tenant(&mut core, Budget { floor: 3, ..ALL }, PoolLimits { size: 4, ..POOL });
+    let slots = [0; 4].map(|_| open(&mut core, kept, 0));
+    let greedy = add_pool(&mut core, POOL);
+    let mut actions = Actions::new();
+    core.checkout(greedy, Millis(1), &mut actions);
+    core.checkout(greedy, Millis(1), &mut actions);
+    let rested = slots.map(|slot| core.release(slot, Millis(500), &mut actions));
+    assert_eq!(rested.iter().filter(|rested| **rested == Rested::Close).count(), 1, "{rested:?}");
+}
+
+#[test]
+fn lowered_limits_close_no_more_than_they_must() {
+    let mut core = core(10);
+    let pool = add_pool(&mut core, PoolLimits { size: 6, ..POOL });
+    let slots = [0; 6].map(|_| open(&mut core, pool, 0));
+    let mut actions = Actions::new();
+    for slot in slots {
+        core.release(slot, Millis(1), &mut actions);
+    }
+    core.set_pool_limits(pool, PoolLimits { size: 5, ..POOL }, Millis(2));
+    core.tick(Millis(3), &mut actions);
+    assert_eq!(actions.len(), 1, "{actions:?}");
+    let name = TenantId::parse("t0").unwrap();
+    core.set_budget(&name, Budget { ceiling: 2, ..ALL }, Millis(4));
+    actions.clear();
+    core.tick(Millis(5), &mut actions);
+    assert_eq!(actions.len(), 3, "{actions:?}");
 }

@@ -52,17 +52,21 @@ impl Default for Attempts {
 }
 
 impl Attempts {
-    /// May it try? `limit`: failures a minute.
+    /// May it try? Taken for a failure until `give_back`, so that many at once are no way around. `limit`: failures a minute.
     #[must_use]
-    pub fn may_try(&self, pair: &Pair, limit: u32, now: Millis) -> bool {
-        self.0.peek(pair).is_none_or(|bucket| filled(*bucket, limit, now) >= 1_000)
+    pub fn take(&mut self, pair: &Pair, limit: u32, now: Millis) -> bool {
+        let full = u64::from(limit) * 1_000;
+        let left = self.0.peek(pair).map_or(full, |bucket| filled(*bucket, limit, now));
+        let Some(less) = left.checked_sub(1_000) else { return false };
+        self.0.put(pair.clone(), Bucket { left: less, at: now });
+        true
     }
 
-    pub fn failed(&mut self, pair: &Pair, limit: u32, now: Millis) {
-        let full = Bucket { left: u64::from(limit) * 1_000, at: now };
-        let before = self.0.peek(pair).copied().unwrap_or(full);
-        let left = filled(before, limit, now).saturating_sub(1_000);
-        self.0.put(pair.clone(), Bucket { left, at: now });
+    /// It did not fail.
+    pub fn give_back(&mut self, pair: &Pair, limit: u32) {
+        if let Some(bucket) = self.0.peek_mut(pair) {
+            bucket.left = (bucket.left + 1_000).min(u64::from(limit) * 1_000);
+        }
     }
 }
 
@@ -85,16 +89,14 @@ mod tests {
         let mut attempts = Attempts::default();
         let (guesser, tenant) = (pair("shop", "192.0.2.1"), pair("shop", "192.0.2.2"));
         for n in 0..3 {
-            assert!(attempts.may_try(&guesser, 3, Millis(n)));
-            attempts.failed(&guesser, 3, Millis(n));
+            assert!(attempts.take(&guesser, 3, Millis(n)));
         }
-        assert!(!attempts.may_try(&guesser, 3, Millis(100)));
-        assert!(
-            attempts.may_try(&tenant, 3, Millis(100)) && attempts.may_try(&pair("other", "192.0.2.1"), 3, Millis(100))
-        );
-        assert!(attempts.may_try(&guesser, 3, Millis(20_010)), "a third of a minute for one of three");
-        attempts.failed(&guesser, 3, Millis(20_010));
-        assert!(!attempts.may_try(&guesser, 3, Millis(20_011)));
+        assert!(!attempts.take(&guesser, 3, Millis(100)));
+        assert!(attempts.take(&tenant, 3, Millis(100)) && attempts.take(&pair("other", "192.0.2.1"), 3, Millis(100)));
+        assert!(attempts.take(&guesser, 3, Millis(20_010)), "a third of a minute for one of three");
+        assert!(!attempts.take(&guesser, 3, Millis(20_011)));
+        attempts.give_back(&guesser, 3);
+        assert!(attempts.take(&guesser, 3, Millis(20_012)), "it was right");
     }
 
     #[test]

@@ -62,18 +62,23 @@ pub(super) async fn prove(
         tokio::time::sleep(TARPIT).await;
         return Err(errors::too_many_failed_logins(&name).into());
     }
+    // A client that leaves half-way (libpq asks for a password first, and then comes again) guessed nothing.
+    let unheard = |refused: Refused| {
+        directory.login_proved(&pair);
+        refused
+    };
     let proof = match settings.auth.auth_type {
         AuthType::Trust => Ok(None),
-        AuthType::ScramSha256 => scram_login(directory, greeting, &name, role.as_deref()).await?,
-        AuthType::Md5 => md5_login(greeting, &name, role.as_deref()).await?,
-        AuthType::Password => password_login(directory, greeting, role.clone()).await?,
+        AuthType::ScramSha256 => scram_login(directory, greeting, &name, role.as_deref()).await.map_err(unheard)?,
+        AuthType::Md5 => md5_login(greeting, &name, role.as_deref()).await.map_err(unheard)?,
+        AuthType::Password => password_login(directory, greeting, role.clone()).await.map_err(unheard)?,
     };
     let failed = errors::authentication_failed(&name);
     let (Ok(learned), Some(role)) = (proof, role) else {
-        directory.login_failed(&pair);
         tokio::time::sleep(TARPIT).await;
         return Err(failed.into());
     };
+    directory.login_proved(&pair);
     greeting.output.extend_from_slice(message::AUTHENTICATION_OK);
     let tenant = match tenant {
         Some(tenant) => tenant,
