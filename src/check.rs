@@ -10,7 +10,7 @@ use tenantry_proxy::{
     budget::{fair::Budget, share::worst_case},
     clock::Millis,
     net::{stream::Stream, tls::Connector},
-    pool::core::SlotId,
+    pool::decision::SlotId,
     server::{
         conn::ServerConn,
         connect::{self, Endpoint, Login},
@@ -273,8 +273,8 @@ async fn attempt(row: Row, endpoint: &Endpoint, login: &Login, limit: Duration) 
     let connected = connect::connect_within(limit, endpoint, login, SlotId(0)).await;
     let took = u64::try_from(Millis::now().since(started).as_millis()).unwrap_or(u64::MAX);
     match connected {
-        Ok(conn) => {
-            let slots = conn.room.map(|room| room.slots);
+        Ok((conn, room)) => {
+            let slots = room.map(|room| room.slots);
             let row = Row {
                 status: Status::Ok,
                 tls: tls_version(&conn),
@@ -286,7 +286,7 @@ async fn attempt(row: Row, endpoint: &Endpoint, login: &Login, limit: Duration) 
             let _ = tokio::time::timeout(CLOSE_LIMIT, upkeep::close(Box::new(conn), endpoint)).await;
             (row, slots)
         }
-        Err(error) => (Row { reason: Some(error.to_string()), ..row }, None),
+        Err(failed) => (Row { reason: Some(failed.error.to_string()), ..row }, None),
     }
 }
 

@@ -223,15 +223,17 @@ fn publish_pool(view: &PoolView) {
     let (snapshot, pool) = (&view.snapshot, &view.pool);
     let labels = pool_labels(snapshot.tenant.as_str(), &snapshot.role);
     let on_server = with(&labels, "server", &snapshot.server);
-    for (state, n) in SlotState::ALL.iter().zip(snapshot.counts) {
+    for state in SlotState::ALL {
+        let n = snapshot.counts.of(state);
         gauge!("tenantry_server_connections", with(&on_server, "state", state.as_str())).set(f64::from(n));
     }
-    gauge!("tenantry_waiting_clients", labels.clone()).set(number(snapshot.waiting));
+    let why = snapshot.explanation;
+    gauge!("tenantry_waiting_clients", labels.clone()).set(number(why.waiting));
     for limit in Blocked::ALL {
-        let held_up = if limit == snapshot.explanation.blocked { snapshot.waiting } else { 0 };
+        let held_up = if limit == why.blocked { why.waiting } else { 0 };
         gauge!("tenantry_blocked_clients", with(&labels, "limit", limit.as_str())).set(number(held_up));
     }
-    gauge!("tenantry_oldest_wait_seconds", labels.clone()).set(snapshot.oldest_wait.as_secs_f64());
+    gauge!("tenantry_oldest_wait_seconds", labels.clone()).set(Duration::from_millis(why.waited).as_secs_f64());
     gauge!("tenantry_pinned_leases", labels.clone()).set(f64::from(pool.pinned()));
     let settings = pool.settings();
     gauge!("tenantry_pool_size", labels.clone()).set(f64::from(settings.pool.pool_size));
@@ -285,7 +287,7 @@ mod tests {
     use tenantry_proxy::{
         budget::fair::Budget,
         directory::ServerSnapshot,
-        pool::{PoolSettings, core::Waste, server::Server},
+        pool::{PoolSettings, decision::Waste, server::Server},
         server::credentials::Credentials,
     };
 

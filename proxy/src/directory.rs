@@ -30,7 +30,7 @@ use crate::{
     },
     pool::{
         Pool,
-        core::Waste,
+        decision::Waste,
         server::{PoolSnapshot, Server},
         stats::Stats,
     },

@@ -1,5 +1,6 @@
 #![doc = include_str!("../README.md")]
 
+mod backoff;
 pub mod budget;
 pub mod clock;
 pub mod directory;

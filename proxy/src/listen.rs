@@ -10,7 +10,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener};
 
 use crate::{
     directory::{Directory, StartError},
-    net::stream::Stream,
+    net::{is_out_of_descriptors, stream::Stream},
     session::{errors, hello},
 };
 
@@ -103,11 +103,6 @@ fn admit(directory: &Arc<Directory>, stream: Stream) {
     let guard = directory.client_guard();
     let work = hello::serve(Arc::clone(directory), stream, guard);
     directory.spawn(work);
-}
-
-/// EMFILE, ENFILE.
-fn is_out_of_descriptors(error: &io::Error) -> bool {
-    matches!(error.raw_os_error(), Some(24 | 23))
 }
 
 /// With the spare descriptor free, tells the next client why it cannot be served.

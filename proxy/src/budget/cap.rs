@@ -3,7 +3,7 @@
 //! What always holds: never more than the operator set, never more than PostgreSQL has left beside the connections of
 //! others; at least 1, so that somebody finds out when there is room again.
 
-use crate::clock::Millis;
+use crate::{backoff::Backoff, clock::Millis};
 
 /// What a server said of its connections, asked on a connection of ours.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,9 +18,8 @@ pub struct Room {
 #[derive(Debug, Clone, Copy)]
 struct Shrunk {
     had: u32,
-    /// No more than it had is asked for before.
-    until: Millis,
-    pause: u64,
+    /// No more than it had is asked for in a pause.
+    backoff: Backoff,
     /// The pause is over.
     probing: bool,
 }
@@ -71,21 +70,21 @@ impl Cap {
 
     /// PostgreSQL refused (53300) while it held `had` other connections of ours.
     pub fn refused(&mut self, had: u32, now: Millis) {
-        let pause = match self.shrunk {
+        let mut shrunk = match self.shrunk {
             // Several dials that were refused together are one refusal.
-            Some(shrunk) if !shrunk.probing => shrunk.pause,
-            Some(shrunk) => (shrunk.pause * 2).min(LONGEST_PAUSE),
-            None => FIRST_PAUSE,
+            Some(shrunk) if !shrunk.probing => Shrunk { had: shrunk.had.min(had), ..shrunk },
+            Some(shrunk) => Shrunk { had, probing: false, ..shrunk },
+            None => Shrunk { had, backoff: Backoff::default(), probing: false },
         };
-        let had = self.shrunk.filter(|shrunk| !shrunk.probing).map_or(had, |shrunk| shrunk.had.min(had));
-        self.shrunk = Some(Shrunk { had, until: Millis(now.0.saturating_add(pause)), pause, probing: false });
+        shrunk.backoff.fail(FIRST_PAUSE, LONGEST_PAUSE, now);
+        self.shrunk = Some(shrunk);
     }
 
     /// PostgreSQL took another connection, and has `has` of ours now: there is room again.
     pub fn took(&mut self, has: u32) {
         let Some(mut shrunk) = self.shrunk.take() else { return };
         shrunk.had = shrunk.had.max(has);
-        shrunk.pause = FIRST_PAUSE;
+        shrunk.backoff = Backoff::default();
         if shrunk.had < self.effective() {
             self.shrunk = Some(shrunk);
         }
@@ -94,13 +93,13 @@ impl Cap {
     /// While this holds, nothing is dialled: PostgreSQL has just refused, and holds none of ours that could be moved.
     #[must_use]
     pub fn is_pausing(&self, now: Millis) -> bool {
-        self.shrunk.is_some_and(|shrunk| shrunk.had == 0 && now < shrunk.until)
+        self.shrunk.is_some_and(|shrunk| shrunk.had == 0 && shrunk.backoff.is_pausing(now))
     }
 
     /// A pause may be over: then one more is tried.
     pub fn tick(&mut self, now: Millis) {
         if let Some(shrunk) = &mut self.shrunk {
-            shrunk.probing |= now >= shrunk.until;
+            shrunk.probing |= !shrunk.backoff.is_pausing(now);
         }
     }
 

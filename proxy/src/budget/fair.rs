@@ -5,7 +5,8 @@
 //! costs nothing, so using what nobody wanted is never held against a tenant; and one that begins to wait starts at the
 //! virtual time of those who wait already, so having been away is never paid back as a monopoly.
 //!
-//! What always holds: a tenant is in `claims` exactly if it wants permits, under the key that `key` gives for it.
+//! What always holds: a tenant is in `claims` exactly if it wants permits, under its key of now; the
+//! floors that count are together at most the cap: while they do not fit, each is scaled down in proportion.
 
 use std::collections::BTreeSet;
 
@@ -50,9 +51,9 @@ struct Account {
     budget: Budget,
     /// Permits: from before the dial until PostgreSQL closed its end.
     held: u32,
-    /// Those of them that are closing: of no use to it any more.
+    /// Those of them that are `Use::Leaving`.
     leaving: u32,
-    /// Those that are charged for: all but idle and closing ones.
+    /// Those of them that are `Use::Busy`.
     busy: u32,
     /// How many more it could use at once.
     wants: u32,
@@ -67,14 +68,17 @@ impl Account {
     fn kept(&self) -> u32 {
         self.held.saturating_sub(self.leaving)
     }
+}
 
-    fn is_below_floor(&self) -> bool {
-        self.kept() < self.budget.floor
-    }
-
-    fn key(&self, tenant: TenantKey) -> Claim {
-        Claim { above_floor: !self.is_below_floor(), virtual_time: self.virtual_time, tenant }
-    }
+/// What a permit is to its tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Use {
+    /// Of use, and charged for.
+    Busy,
+    /// At its tenant's disposal.
+    Idle,
+    /// On its way out: of no use to it any more.
+    Leaving,
 }
 
 /// In the order in which they are served.
@@ -90,6 +94,9 @@ struct Claim {
 pub struct FairShare {
     accounts: Slab<Account>,
     claims: BTreeSet<Claim>,
+    /// All promises together.
+    floors: u64,
+    cap: u32,
     /// Milliseconds in which somebody was kept waiting by the cap.
     clock: u64,
     /// Virtual time of the last one served from above the floors.
@@ -109,24 +116,62 @@ impl FairShare {
             charged_at: self.clock,
             claim: None,
         };
-        TenantKey(self.accounts.insert(account))
+        let tenant = TenantKey(self.accounts.insert(account));
+        self.promise(self.floors.saturating_add(u64::from(budget.floor)), self.cap);
+        tenant
     }
 
     pub fn set_budget(&mut self, tenant: TenantKey, budget: Budget) {
         self.charge(tenant);
-        if let Some(account) = self.accounts.get_mut(tenant.0) {
-            account.budget = budget;
-        }
+        let Some(account) = self.accounts.get_mut(tenant.0) else { return };
+        let before = std::mem::replace(&mut account.budget, budget);
+        let others = self.floors.saturating_sub(u64::from(before.floor));
+        self.promise(others.saturating_add(u64::from(budget.floor)), self.cap);
         self.enter_claim(tenant);
     }
 
     /// The tenant holds nothing and wants nothing any more.
     pub fn remove(&mut self, tenant: TenantKey) {
-        if let Some(account) = self.accounts.try_remove(tenant.0)
-            && let Some(claim) = account.claim
-        {
+        let Some(account) = self.accounts.try_remove(tenant.0) else { return };
+        if let Some(claim) = account.claim {
             self.claims.remove(&claim);
         }
+        self.promise(self.floors.saturating_sub(u64::from(account.budget.floor)), self.cap);
+    }
+
+    /// How many permits there may be now.
+    pub fn set_cap(&mut self, cap: u32) {
+        self.promise(self.floors, cap);
+    }
+
+    /// The promises and what there is to keep them with.
+    fn promise(&mut self, floors: u64, cap: u32) {
+        let was_scaled = self.is_overpromised();
+        let changed = (self.floors, self.cap) != (floors, cap);
+        (self.floors, self.cap) = (floors, cap);
+        if changed && (was_scaled || self.is_overpromised()) {
+            let claims: Vec<_> = self.claims.iter().map(|claim| claim.tenant).collect();
+            claims.into_iter().for_each(|tenant| self.enter_claim(tenant));
+        }
+    }
+
+    /// The floors do not all fit.
+    #[must_use]
+    pub fn is_overpromised(&self) -> bool {
+        self.floors > u64::from(self.cap)
+    }
+
+    /// The floor that counts now.
+    fn floor(&self, budget: Budget) -> u32 {
+        if !self.is_overpromised() {
+            return budget.floor;
+        }
+        let part = u64::from(budget.floor).saturating_mul(u64::from(self.cap)).checked_div(self.floors);
+        part.and_then(|part| u32::try_from(part).ok()).unwrap_or(0)
+    }
+
+    fn is_below_floor(&self, account: &Account) -> bool {
+        account.kept() < self.floor(account.budget)
     }
 
     /// Time passes; `contended`: the cap kept somebody waiting since the last call. Gives the milliseconds.
@@ -139,31 +184,23 @@ impl FairShare {
         elapsed
     }
 
-    /// A permit was taken or given back.
-    pub fn hold(&mut self, tenant: TenantKey, more: bool) {
-        if let Some(account) = self.accounts.get_mut(tenant.0) {
-            account.held = if more { account.held + 1 } else { account.held - 1 };
-            if account.claim.is_some() {
-                self.enter_claim(tenant);
-            }
+    /// A permit is taken (from `None`), given back (to `None`) or put to another use.
+    pub fn count(&mut self, tenant: TenantKey, from: Option<Use>, to: Option<Use>) {
+        if from == to {
+            return;
         }
-    }
-
-    /// A permit is on its way out, or is out.
-    pub fn leave(&mut self, tenant: TenantKey, more: bool) {
-        if let Some(account) = self.accounts.get_mut(tenant.0) {
-            account.leaving = if more { account.leaving + 1 } else { account.leaving - 1 };
-            if account.claim.is_some() {
-                self.enter_claim(tenant);
-            }
+        let busy = |use_: Option<Use>| use_ == Some(Use::Busy);
+        if busy(from) != busy(to) {
+            self.charge(tenant);
         }
-    }
-
-    /// A permit begins or ends to be used.
-    pub fn use_one(&mut self, tenant: TenantKey, more: bool) {
-        self.charge(tenant);
-        if let Some(account) = self.accounts.get_mut(tenant.0) {
-            account.busy = if more { account.busy + 1 } else { account.busy - 1 };
+        let Some(account) = self.accounts.get_mut(tenant.0) else { return };
+        let kept = account.kept();
+        let step = |count: &mut u32, was: bool, is: bool| *count = *count + u32::from(is) - u32::from(was);
+        step(&mut account.held, from.is_some(), to.is_some());
+        step(&mut account.leaving, from == Some(Use::Leaving), to == Some(Use::Leaving));
+        step(&mut account.busy, busy(from), busy(to));
+        if account.kept() != kept && account.claim.is_some() {
+            self.enter_claim(tenant);
         }
     }
 
@@ -199,7 +236,7 @@ impl FairShare {
     /// The one that `next` named is served.
     pub fn served(&mut self, tenant: TenantKey) {
         if let Some(account) = self.accounts.get(tenant.0)
-            && !account.is_below_floor()
+            && !self.is_below_floor(account)
         {
             self.system = self.system.max(account.virtual_time);
         }
@@ -215,7 +252,7 @@ impl FairShare {
     pub fn must_yield(&mut self, own: TenantKey, coming: u32) -> bool {
         self.charge(own);
         let Some(account) = self.accounts.get(own.0) else { return true };
-        if account.kept() <= account.budget.floor {
+        if account.kept() <= self.floor(account.budget) {
             return false;
         }
         let Some(claim) = self.uncovered(own, coming) else { return false };
@@ -228,7 +265,7 @@ impl FairShare {
         let floors = self.claims.iter().take_while(|claim| !claim.above_floor);
         let owed = floors
             .filter_map(|claim| self.accounts.get(claim.tenant.0))
-            .map(|account| account.wants.min(account.budget.floor.saturating_sub(account.kept())));
+            .map(|account| account.wants.min(self.floor(account.budget).saturating_sub(account.kept())));
         owed.sum::<u32>() > coming
     }
 
@@ -263,8 +300,8 @@ impl FairShare {
 
     /// All promises together, of tenants that have pools.
     #[must_use]
-    pub fn floors(&self) -> u32 {
-        self.accounts.iter().map(|(_, account)| account.budget.floor).fold(0, u32::saturating_add)
+    pub fn floors(&self) -> u64 {
+        self.floors
     }
 
     #[must_use]
@@ -286,7 +323,8 @@ impl FairShare {
     /// How far the tenant is above its floor, and how far ahead in virtual time: who can best do without.
     #[must_use]
     pub fn surplus(&self, tenant: TenantKey) -> (u32, u64) {
-        self.accounts.get(tenant.0).map_or((0, 0), |a| (a.kept().saturating_sub(a.budget.floor), a.virtual_time))
+        let surplus = |account: &Account| account.kept().saturating_sub(self.floor(account.budget));
+        self.accounts.get(tenant.0).map_or((0, 0), |account| (surplus(account), account.virtual_time))
     }
 
     fn charge(&mut self, tenant: TenantKey) {
@@ -316,11 +354,13 @@ impl FairShare {
     }
 
     fn enter_claim(&mut self, tenant: TenantKey) {
-        let Some(account) = self.accounts.get_mut(tenant.0) else { return };
-        let key = (account.wants > 0).then(|| account.key(tenant));
+        let Some(account) = self.accounts.get(tenant.0) else { return };
+        let (above_floor, virtual_time) = (!self.is_below_floor(account), account.virtual_time);
+        let key = (account.wants > 0).then_some(Claim { above_floor, virtual_time, tenant });
         if account.claim == key {
             return;
         }
+        let Some(account) = self.accounts.get_mut(tenant.0) else { return };
         if let Some(old) = std::mem::replace(&mut account.claim, key) {
             self.claims.remove(&old);
         }
@@ -336,11 +376,18 @@ mod tests {
         fair.accounts[tenant.0].virtual_time / UNIT
     }
 
+    const BUSY: Option<Use> = Some(Use::Busy);
     const EQUAL: Budget = Budget { floor: 0, ceiling: 100, weight: 1 };
+
+    fn with_cap(cap: u32) -> FairShare {
+        let mut fair = FairShare::default();
+        fair.set_cap(cap);
+        fair
+    }
 
     /// Gives one permit after another for `steps` turns of 10 ms each, everybody always wanting; permits per tenant.
     fn turns(budgets: &[Budget], permits: u32, steps: u32) -> Vec<u32> {
-        let mut fair = FairShare::default();
+        let mut fair = with_cap(100);
         let tenants: Vec<_> = budgets.iter().map(|b| fair.add(*b)).collect();
         tenants.iter().for_each(|t| fair.want(*t, 100));
         let mut served = vec![0; tenants.len()];
@@ -350,16 +397,14 @@ mod tests {
             for _ in 0..permits {
                 let next = fair.next().expect("somebody wants");
                 fair.served(next);
-                fair.hold(next, true);
-                fair.use_one(next, true);
+                fair.count(next, None, BUSY);
                 turn.push(next);
             }
             now = Millis(now.0 + 10);
             fair.pass(now, true);
             for tenant in turn {
                 served[tenant.0] += 1;
-                fair.use_one(tenant, false);
-                fair.hold(tenant, false);
+                fair.count(tenant, BUSY, None);
             }
         }
         served
@@ -379,23 +424,24 @@ mod tests {
 
     #[test]
     fn below_its_floor_a_tenant_is_first_whatever_it_used() {
-        let mut fair = FairShare::default();
+        let mut fair = with_cap(100);
         let greedy = fair.add(Budget { floor: 1, ..EQUAL });
         let patient = fair.add(EQUAL);
         fair.want(patient, 1);
-        fair.use_one(greedy, true);
+        fair.count(greedy, None, BUSY);
         fair.pass(Millis(10_000), true);
+        fair.count(greedy, BUSY, Some(Use::Leaving));
         fair.want(greedy, 2);
         assert_eq!(fair.next(), Some(greedy));
-        fair.hold(greedy, true);
+        fair.count(greedy, None, BUSY);
         assert_eq!(fair.next(), Some(patient), "at its floor it is one of many");
     }
 
     #[test]
     fn what_nobody_else_wanted_is_free_and_being_away_is_not_saved_up() {
-        let mut fair = FairShare::default();
+        let mut fair = with_cap(100);
         let (alone, late) = (fair.add(EQUAL), fair.add(EQUAL));
-        fair.use_one(alone, true);
+        fair.count(alone, None, BUSY);
         fair.pass(Millis(3_600_000), false);
         fair.want(alone, 1);
         fair.want(late, 1);
@@ -410,12 +456,11 @@ mod tests {
 
     #[test]
     fn a_permit_moves_past_a_quantum_of_lag_and_not_from_a_floor() {
-        let mut fair = FairShare::default();
+        let mut fair = with_cap(100);
         let own = fair.add(Budget { floor: 1, ..EQUAL });
         let other = fair.add(EQUAL);
         for _ in 0..2 {
-            fair.hold(own, true);
-            fair.use_one(own, true);
+            fair.count(own, None, BUSY);
         }
         fair.want(other, 1);
         fair.pass(Millis(QUANTUM / 2), true);
@@ -423,7 +468,23 @@ mod tests {
         fair.pass(Millis(QUANTUM / 2 + 1), true);
         assert!(fair.must_yield(own, 0));
         assert!(!fair.must_yield(own, 1), "one is on its way already");
-        fair.hold(own, false);
+        fair.count(own, BUSY, None);
         assert!(!fair.must_yield(own, 0), "at its floor it keeps what it has");
+    }
+
+    #[test]
+    fn promises_that_do_not_fit_are_kept_in_proportion() {
+        let mut fair = with_cap(4);
+        let (large, small) = (fair.add(Budget { floor: 6, ..EQUAL }), fair.add(Budget { floor: 2, ..EQUAL }));
+        for _ in 0..4 {
+            fair.count(large, None, BUSY);
+        }
+        fair.want(small, 2);
+        assert!(fair.is_overpromised() && fair.owes_floor(0));
+        assert!(fair.must_yield(large, 0), "three of four are its part");
+        fair.count(large, BUSY, None);
+        assert!(!fair.must_yield(large, 0));
+        fair.set_cap(8);
+        assert_eq!(fair.surplus(large), (0, 0), "there is room for everybody again");
     }
 }

@@ -7,139 +7,50 @@
 //! What always holds, after every call:
 //! - a slot holds a permit from `Connecting` until `closed`; permits never exceed the cap, nor a tenant's its ceiling;
 //! - a pool that has an idle slot has no waiter;
-//! - `counts` of a pool are the states of its slots, since only `shift` changes either;
+//! - the counts of a pool, of the server and of a tenant's permits are the states of the slots, since only `recount`
+//!   changes them;
 //! - what a tenant wants in `fair` is what its pools want (`refresh`).
 //!
-//! Calls: `tenant` and `add_pool` first; then `checkout`, `release`, `dialed`, `dial_failed`, `closed`, `leave_queue` as things happen,
-//! and `tick` about ten times a second, `nudge` ten times as often while `is_contended`. Each appends to `actions` what the shell must do, in order.
+//! Calls: `tenant` and `add_pool` first; then `checkout`, `release`, `dialed`, `dial_failed`, `checked`, `closed` and
+//! `leave_queue` as things happen; `tick` about ten times a second, and `nudge` ten times as often while `is_contended`.
+//! Each appends to `actions` what the shell must do, in order.
+//!
+//! `events` is what happens, `sharing` whose permit goes to whom.
 
-use std::{
-    cmp::Reverse,
-    collections::{BTreeMap, VecDeque},
-};
+mod events;
+mod sharing;
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use slab::Slab;
 use smallvec::SmallVec;
 use tenantry_config::TenantId;
 
 use super::{
+    decision::{
+        Action, Actions, Checkout, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
+    },
     explain::{Blocked, Explanation},
-    slot::{SlotEvent, SlotState},
+    slot::{Counts, SlotEvent, SlotState},
     waiters::{Queue, WaiterId},
 };
 use crate::{
+    backoff::Backoff,
     budget::{
         cap::{Cap, Room},
-        fair::{Budget, FairShare, QUANTUM, TenantKey},
+        fair::{Budget, FairShare, QUANTUM, TenantKey, Use},
         permit::Ledger,
     },
     clock::Millis,
 };
 
-/// A pool within one server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct PoolId(pub u32);
-
-/// A server connection within one server: an index that is used again after `closed`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SlotId(pub usize);
-
-/// What a pool may do; times in milliseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PoolLimits {
-    pub size: u32,
-    pub min_size: u32,
-    pub max_waiters: usize,
-    pub query_wait_timeout: u64,
-    pub round_robin: bool,
-    pub lifetime: u64,
-    pub idle_timeout: u64,
-    pub check_delay: u64,
-}
-
-/// What a server may do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ServerLimits {
-    /// `None`: what PostgreSQL has, without the reserve.
-    pub cap: Option<u32>,
-    pub reserve: u32,
-    pub max_connecting: u32,
-    /// First pause after a failed dial; doubled up to 4 times this, so that a server that is back is found soon.
-    pub login_retry: u64,
-}
-
-/// What the shell must do now.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Action {
-    /// Connect and log in for this pool, then report `dialed` or `dial_failed`.
-    Dial { slot: SlotId, pool: PoolId },
-    /// Close this idle slot's connection, then report `closed`.
-    Close { slot: SlotId },
-    /// Ask this idle connection for a sign of life, then `release` it or close it.
-    Check { slot: SlotId },
-    /// Tell this waiter no; it has left the queue.
-    Refuse { waiter: WaiterId, refusal: Refusal },
-}
-
-/// Why nobody gets a server connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// Waited longer than `query_wait_timeout`.
-    Timeout(Explanation),
-    /// `max_waiters` are waiting already.
-    QueueFull(Explanation),
-    /// The server turned the login down for good (password, database, role); its error is with the pool.
-    LoginRefused,
-}
-
-/// How a dial failed. Each cause holds up exactly those whom it concerns.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum DialFailure {
-    /// Nobody answers, or "starting up": holds for every pool of the server.
-    ServerDown,
-    /// PostgreSQL has no room for anybody (53300): the cap shrinks for a while, and everybody waits on.
-    ServerFull,
-    /// PostgreSQL has no room for this role or database (53300 of a CONNECTION LIMIT): only this pool waits.
-    TenantFull,
-    /// Only this pool's login failed, and may succeed later (a timeout inside the login, a passing error).
-    Later,
-    /// Only this pool's login failed, and will again (password, database): its waiters are told at once.
-    Refused,
-}
-
-/// What a session that asked for a connection gets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Checkout {
-    Ready(SlotId),
-    Queued(WaiterId),
-    Refused(Refusal),
-}
-
-/// What becomes of a connection that was given back in good order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Rested {
-    /// It goes to this waiter.
-    Hand(WaiterId),
-    /// It stays in the pool.
-    Idle,
-    /// It is to be closed.
-    Close,
-}
-
-/// What sharing costs; milliseconds, and only ever grows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Waste {
-    /// Time in which the cap kept somebody waiting.
-    pub contended: u64,
-    /// The same, times the connections that stood idle meanwhile.
-    pub idle: u64,
-}
-
-pub type Actions = SmallVec<[Action; 4]>;
-
 /// An idle connection is only closed for another pool's waiter once nobody has wanted it for this long: its client may be
 /// about to ask again, and would then wait for a connect.
 const LEAST_IDLE: u64 = 5;
+/// A connection that has been closing for this long has lost its way: nobody counts on its permit. Milliseconds.
+const CLOSES_WITHIN: u64 = 1_000;
+/// PostgreSQL is asked this often what room it has, while connections are used: milliseconds.
+const ROOM_AGE: u64 = 5_000;
 
 #[derive(Debug)]
 struct Slot {
@@ -156,24 +67,6 @@ struct Slot {
     unused: Millis,
 }
 
-/// Pauses after failures: first `base`, then doubled up to 4 times `base`.
-#[derive(Debug, Clone, Copy, Default)]
-struct Backoff {
-    delay: u64,
-    until: Millis,
-}
-
-impl Backoff {
-    fn fail(&mut self, base: u64, now: Millis) {
-        self.delay = if self.delay == 0 { base } else { (self.delay * 2).min(base.saturating_mul(4)) };
-        self.until = Millis(now.0.saturating_add(self.delay));
-    }
-
-    fn is_open(&self, now: Millis) -> bool {
-        self.delay > 0 && now < self.until
-    }
-}
-
 #[derive(Debug)]
 struct PoolState {
     tenant: TenantKey,
@@ -181,9 +74,9 @@ struct PoolState {
     generation: u32,
     idle: VecDeque<SlotId>,
     queue: Queue,
-    counts: [u32; SlotState::ALL.len()],
+    counts: Counts,
     backoff: Backoff,
-    /// Why, while `backoff` has a delay.
+    /// Why, while it is failing.
     trouble: DialFailure,
     /// Set by a successful login, cleared when credentials failed: may we dial without a client waiting?
     may_prewarm: bool,
@@ -191,36 +84,39 @@ struct PoolState {
 }
 
 impl PoolState {
-    fn count(&self, state: SlotState) -> u32 {
-        self.counts.get(state.index()).copied().unwrap_or(0)
-    }
-
     /// Connections that the pool holds or is getting; the ones that are closing do not count against its size.
     fn size(&self) -> u32 {
-        self.counts.iter().sum::<u32>() - self.count(SlotState::Closing)
+        self.counts.sum() - self.counts.of(SlotState::Closing) - self.counts.of(SlotState::Lingering)
     }
 
     /// How many more connections this pool could use right now, whatever its tenant may have.
     /// `dials`: how many of its dials may be under way at once.
     fn wants(&self, now: Millis, dials: u32) -> u32 {
-        if self.queue.is_empty() || self.backoff.is_open(now) {
+        if self.queue.is_empty() || self.backoff.is_pausing(now) {
             return 0;
         }
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
-        let coming = self.count(SlotState::Connecting);
+        let coming = self.counts.of(SlotState::Connecting);
         // After a failure one finds out for all.
-        let dials = if self.backoff.delay > 0 { 1 } else { dials };
+        let dials = if self.backoff.is_failing() { 1 } else { dials };
         let room = self.limits.size.saturating_sub(self.size()).min(dials.saturating_sub(coming));
         waiting.saturating_sub(coming).min(room)
     }
 }
 
-/// A state in which a permit is of use to its tenant, and charged for.
-fn is_use(state: SlotState) -> bool {
+/// What a permit in this state is to its tenant.
+fn use_of(state: SlotState) -> Use {
     match state {
-        SlotState::Connecting | SlotState::Active | SlotState::Resetting | SlotState::CancelPending => true,
-        SlotState::Idle | SlotState::Checking | SlotState::Closing => false,
+        SlotState::Connecting | SlotState::Active | SlotState::Resetting | SlotState::CancelPending => Use::Busy,
+        SlotState::Idle | SlotState::Checking => Use::Idle,
+        SlotState::Closing | SlotState::Lingering => Use::Leaving,
     }
+}
+
+#[derive(Debug)]
+struct Tenant {
+    name: TenantId,
+    pools: SmallVec<[PoolId; 1]>,
 }
 
 /// All pools of one server.
@@ -231,12 +127,12 @@ pub struct Core {
     ledger: Ledger,
     fair: FairShare,
     names: BTreeMap<TenantId, TenantKey>,
-    /// The pools of each tenant.
-    members: BTreeMap<TenantKey, SmallVec<[PoolId; 1]>>,
+    tenants: BTreeMap<TenantKey, Tenant>,
+    /// Those of them with several pools.
+    several: BTreeSet<TenantKey>,
     pools: BTreeMap<PoolId, PoolState>,
     slots: Slab<Slot>,
-    /// The states of all slots.
-    totals: [u32; SlotState::ALL.len()],
+    totals: Counts,
     stopped: bool,
     waste: Waste,
     down: Backoff,
@@ -244,29 +140,34 @@ pub struct Core {
     next_pool: u32,
     /// Grows with every dial; spreads lifetimes without randomness.
     dials: u64,
+    /// When PostgreSQL is to be asked again what room it has; not before it was asked once.
+    room_due: Option<Millis>,
 }
 
 impl Core {
     #[must_use]
     pub fn new(limits: ServerLimits) -> Self {
-        let cap = Cap::new(limits.cap, limits.reserve);
-        Self {
+        let mut core = Self {
             limits,
-            ledger: Ledger::new(cap.effective()),
-            cap,
+            ledger: Ledger::new(0),
+            cap: Cap::new(limits.cap, limits.reserve),
             fair: FairShare::default(),
             names: BTreeMap::new(),
-            members: BTreeMap::new(),
+            tenants: BTreeMap::new(),
+            several: BTreeSet::new(),
             pools: BTreeMap::new(),
             slots: Slab::new(),
-            totals: [0; SlotState::ALL.len()],
+            totals: Counts::default(),
             stopped: false,
             waste: Waste::default(),
             down: Backoff::default(),
             next_waiter: 0,
             next_pool: 0,
             dials: 0,
-        }
+            room_due: None,
+        };
+        core.apply_cap();
+        core
     }
 
     // Set-up and reload.
@@ -280,7 +181,7 @@ impl Core {
         }
         let key = self.fair.add(budget);
         self.names.insert(name.clone(), key);
-        self.members.insert(key, SmallVec::new());
+        self.tenants.insert(key, Tenant { name: name.clone(), pools: SmallVec::new() });
         key
     }
 
@@ -300,31 +201,45 @@ impl Core {
             generation: 0,
             idle: VecDeque::new(),
             queue: Queue::default(),
-            counts: [0; SlotState::ALL.len()],
+            counts: Counts::default(),
             backoff: Backoff::default(),
             trouble: DialFailure::Later,
             may_prewarm,
             retired: false,
         };
         self.pools.insert(id, pool);
-        self.members.entry(tenant).or_default().push(id);
+        if let Some(tenant_) = self.tenants.get_mut(&tenant) {
+            tenant_.pools.push(id);
+            if tenant_.pools.len() > 1 {
+                self.several.insert(tenant);
+            }
+        }
         id
     }
 
-    pub fn set_limits(&mut self, limits: ServerLimits) {
+    /// Counts from the next event or tick on.
+    pub fn set_limits(&mut self, limits: ServerLimits, now: Millis) {
+        self.pass(now);
         self.limits = limits;
         self.cap.change(limits.cap, limits.reserve);
         self.apply_cap();
+        // How many dials one tenant may have under way depends on it.
+        let tenants: Vec<_> = self.tenants.keys().copied().collect();
+        tenants.into_iter().for_each(|tenant| self.refresh(tenant, now));
     }
 
-    /// PostgreSQL told what room it has, on a connection that is one of ours. Gives the floors and the cap if the
-    /// promises cannot all be kept.
-    pub fn observe(&mut self, room: Room) -> Option<(u32, u32)> {
+    /// PostgreSQL told what room it has, on a connection that is one of ours.
+    fn observe(&mut self, room: Room, now: Millis) {
         // Some of those that are connecting may not be counted yet: too few others for a moment rather than too many.
         self.cap.observe(room, self.ledger.held());
+        self.room_due = Some(Millis(now.0.saturating_add(ROOM_AGE)));
         self.apply_cap();
-        let (floors, cap) = (self.fair.floors(), self.ledger.cap());
-        (floors > cap && !self.stopped).then_some((floors, cap))
+    }
+
+    /// The floors and the cap, if the promises cannot all be kept.
+    #[must_use]
+    pub fn broken_promise(&self) -> Option<(u64, u32)> {
+        (self.fair.is_overpromised() && !self.stopped).then(|| (self.fair.floors(), self.ledger.cap()))
     }
 
     /// No dial from now on.
@@ -334,7 +249,9 @@ impl Core {
     }
 
     fn apply_cap(&mut self) {
-        self.ledger.set_cap(if self.stopped { 0 } else { self.cap.effective() });
+        let cap = if self.stopped { 0 } else { self.cap.effective() };
+        self.ledger.set_cap(cap);
+        self.fair.set_cap(cap);
     }
 
     pub fn set_pool_limits(&mut self, id: PoolId, limits: PoolLimits, now: Millis) {
@@ -370,15 +287,19 @@ impl Core {
     }
 
     fn forget_if_empty(&mut self, id: PoolId) {
-        if !self.pools.get(&id).is_some_and(|p| p.retired && p.counts.iter().all(|n| *n == 0)) {
+        if !self.pools.get(&id).is_some_and(|p| p.retired && p.counts.sum() == 0) {
             return;
         }
         let Some(tenant) = self.pools.remove(&id).map(|pool| pool.tenant) else { return };
-        let Some(members) = self.members.get_mut(&tenant) else { return };
-        members.retain(|member| *member != id);
-        if members.is_empty() {
-            self.members.remove(&tenant);
-            self.names.retain(|_, key| *key != tenant);
+        let Some(entry) = self.tenants.get_mut(&tenant) else { return };
+        entry.pools.retain(|member| *member != id);
+        if entry.pools.len() < 2 {
+            self.several.remove(&tenant);
+        }
+        if entry.pools.is_empty()
+            && let Some(entry) = self.tenants.remove(&tenant)
+        {
+            self.names.remove(&entry.name);
             self.fair.remove(tenant);
         }
     }
@@ -393,178 +314,16 @@ impl Core {
         }
     }
 
-    // Events.
-
-    /// A session wants a connection of this pool.
-    pub fn checkout(&mut self, id: PoolId, now: Millis, actions: &mut Actions) -> Checkout {
-        self.pass(now);
-        let Some(pool) = self.pools.get_mut(&id) else { return Checkout::Refused(Refusal::LoginRefused) };
-        let free = if pool.limits.round_robin { pool.idle.pop_front() } else { pool.idle.pop_back() };
-        if let Some(slot) = free {
-            self.shift(slot, SlotEvent::Lend, now);
-            return Checkout::Ready(slot);
-        }
-        if pool.queue.len() >= pool.limits.max_waiters {
-            return Checkout::Refused(Refusal::QueueFull(self.explain(id, None, now)));
-        }
-        let waiter = WaiterId(self.next_waiter);
-        self.next_waiter += 1;
-        pool.queue.join(waiter, now);
-        let tenant = pool.tenant;
-        self.refresh(tenant, now);
-        self.free_sibling(tenant, now, actions);
-        self.grow(now, actions);
-        Checkout::Queued(waiter)
-    }
-
-    /// A connection came to rest in good order: after a transaction, a reset or a check.
-    pub fn release(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) -> Rested {
-        self.pass(now);
-        let rested = self.rest(slot, now);
-        // Freed, or idle while somebody waits: perhaps not for long.
-        if rested == Rested::Close || (rested == Rested::Idle && self.fair.is_wanted()) {
-            self.grow(now, actions);
-        }
-        rested
-    }
-
-    /// A connection changes state without coming to rest: `Reset`, `AwaitCancel`, `Close`.
-    pub fn change(&mut self, slot: SlotId, event: SlotEvent, now: Millis, actions: &mut Actions) {
-        self.pass(now);
-        self.shift(slot, event, now);
-        if event == SlotEvent::Close {
-            if let Some(tenant) = self.pool_of(slot).map(|pool| pool.tenant) {
-                self.refresh(tenant, now);
-            }
-            self.grow(now, actions);
-        }
-    }
-
-    /// A dial succeeded.
-    pub fn dialed(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) -> Rested {
-        self.pass(now);
-        self.down = Backoff::default();
-        self.cap.took(self.ledger.held().saturating_sub(self.total(SlotState::Connecting)).saturating_add(1));
-        self.apply_cap();
-        if let Some(pool) = self.pool_of(slot) {
-            pool.backoff = Backoff::default();
-            pool.may_prewarm = true;
-        }
-        let rested = self.rest(slot, now);
-        if let Some(tenant) = self.pool_of(slot).map(|pool| pool.tenant) {
-            // One dial less is under way: its other roles may have waited for that.
-            self.refresh(tenant, now);
-        }
-        self.grow(now, actions);
-        rested
-    }
-
-    /// A dial failed and its socket is closed.
-    pub fn dial_failed(&mut self, slot: SlotId, failure: DialFailure, now: Millis, actions: &mut Actions) {
-        self.pass(now);
-        let base = self.limits.login_retry;
-        match failure {
-            DialFailure::ServerDown => self.down.fail(base, now),
-            DialFailure::ServerFull => {
-                self.down = Backoff::default();
-                self.cap.refused(self.ledger.held().saturating_sub(self.total(SlotState::Connecting)), now);
-                self.apply_cap();
-            }
-            DialFailure::TenantFull | DialFailure::Later | DialFailure::Refused => {
-                self.down = Backoff::default();
-                if let Some(pool) = self.pool_of(slot) {
-                    pool.backoff.fail(base, now);
-                    pool.trouble = failure;
-                }
-            }
-        }
-        if failure == DialFailure::Refused
-            && let Some(pool) = self.pool_of(slot)
-        {
-            pool.may_prewarm = false;
-            let refusal = Refusal::LoginRefused;
-            actions.extend(pool.queue.drain().map(|waiter| Action::Refuse { waiter, refusal }));
-        }
-        self.shift(slot, SlotEvent::Close, now);
-        self.closed(slot, now, actions);
-    }
-
-    /// PostgreSQL closed its end: the permit is free.
-    pub fn closed(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) {
-        self.pass(now);
-        let Some(gone) = self.slots.try_remove(slot.0) else { return };
-        self.count(gone.state, false);
-        if let Some(pool) = self.pools.get_mut(&gone.pool) {
-            let tenant = pool.tenant;
-            if let Some(count) = pool.counts.get_mut(gone.state.index()) {
-                *count -= 1;
-            }
-            if is_use(gone.state) {
-                self.fair.use_one(tenant, false);
-            }
-            if gone.state == SlotState::Closing {
-                self.fair.leave(tenant, false);
-            }
-            self.fair.hold(tenant, false);
-            self.refresh(tenant, now);
-        }
-        self.ledger.give_back();
-        self.forget_if_empty(gone.pool);
-        self.grow(now, actions);
-    }
-
-    /// A waiter went away by itself; false if it had left the queue already (a connection or a refusal is on its way).
-    pub fn leave_queue(&mut self, id: PoolId, waiter: WaiterId, now: Millis) -> bool {
-        self.pass(now);
-        let Some(pool) = self.pools.get_mut(&id) else { return false };
-        let (left, tenant) = (pool.queue.leave(waiter), pool.tenant);
-        if left {
-            self.refresh(tenant, now);
-        }
-        left
-    }
-
-    /// Time passed: refusals, ends of life, checks, minimum sizes, retries. About ten times a second.
-    pub fn tick(&mut self, now: Millis, actions: &mut Actions) {
-        self.pass(now);
-        self.cap.tick(now);
-        self.apply_cap();
-        self.expire_waiters(now, actions);
-        self.retire_idle(now, actions);
-        self.nudge(now, actions);
-        self.prewarm(now, actions);
-    }
-
-    /// The part of `tick` that must not be late while somebody waits for somebody else's permit.
-    pub fn nudge(&mut self, now: Millis, actions: &mut Actions) {
-        self.pass(now);
-        self.fair.charge_all();
-        self.free_siblings(now, actions);
-        self.grow(now, actions);
-    }
-
-    /// The cap keeps somebody waiting.
-    #[must_use]
-    pub fn is_contended(&self) -> bool {
-        self.ledger.is_full() && self.fair.is_wanted()
-    }
-
     // What can be asked.
 
     #[must_use]
-    pub fn counts(&self, id: PoolId) -> [u32; SlotState::ALL.len()] {
+    pub fn counts(&self, id: PoolId) -> Counts {
         self.pools.get(&id).map(|p| p.counts).unwrap_or_default()
     }
 
     #[must_use]
     pub fn waiting(&self, id: PoolId) -> usize {
         self.pools.get(&id).map_or(0, |p| p.queue.len())
-    }
-
-    /// How long the oldest waiter of this pool has waited, in milliseconds.
-    #[must_use]
-    pub fn oldest_wait(&self, id: PoolId, now: Millis) -> u64 {
-        self.pools.get(&id).and_then(|p| p.queue.oldest()).map_or(0, |(_, since)| now.0.saturating_sub(since.0))
     }
 
     #[must_use]
@@ -575,11 +334,6 @@ impl Core {
     #[must_use]
     pub fn permits(&self) -> (u32, u32) {
         (self.ledger.held(), self.ledger.cap())
-    }
-
-    #[must_use]
-    pub fn state(&self, slot: SlotId) -> Option<SlotState> {
-        self.slots.get(slot.0).map(|s| s.state)
     }
 
     /// The one answer to "why does this pool's queue not move"; of a waiter, or of whoever would come next.
@@ -608,9 +362,9 @@ impl Core {
     fn blocked(&self, id: PoolId) -> Blocked {
         let Some(pool) = self.pools.get(&id) else { return Blocked::PoolSize };
         let ceiling = self.fair.budget(pool.tenant).map_or(0, |budget| budget.ceiling);
-        if self.down.delay > 0 {
+        if self.down.is_failing() {
             Blocked::ServerDown
-        } else if pool.backoff.delay > 0 {
+        } else if pool.backoff.is_failing() {
             if pool.trouble == DialFailure::TenantFull { Blocked::TenantFull } else { Blocked::LoginFails }
         } else if pool.size() >= pool.limits.size {
             Blocked::PoolSize
@@ -638,24 +392,23 @@ impl Core {
         let elapsed = self.fair.pass(now, contended);
         if contended {
             self.waste.contended += elapsed;
-            self.waste.idle += elapsed * u64::from(self.total(SlotState::Idle));
+            self.waste.idle += elapsed * u64::from(self.totals.of(SlotState::Idle));
         }
     }
 
     /// Tells the fair share what the tenant's pools could use.
     fn refresh(&mut self, tenant: TenantKey, now: Millis) {
-        let Some(members) = self.members.get(&tenant) else { return };
         let (mut wants, mut connecting) = (0u32, 0u32);
-        for pool in members.iter().filter_map(|id| self.pools.get(id)) {
+        for (_, pool) in self.pools_of(tenant) {
             wants = wants.saturating_add(pool.wants(now, self.dials_of_one()));
-            connecting = connecting.saturating_add(pool.count(SlotState::Connecting));
+            connecting = connecting.saturating_add(pool.counts.of(SlotState::Connecting));
         }
         let wants = wants.min(self.dials_of_one().saturating_sub(connecting));
         let ceiling = self.fair.budget(tenant).map_or(0, |budget| budget.ceiling);
         self.fair.want(tenant, wants.min(ceiling.saturating_sub(self.fair.held(tenant))));
     }
 
-    /// The one place where a slot changes state, and so the one place that counts.
+    /// The one place where a slot changes state.
     fn shift(&mut self, id: SlotId, event: SlotEvent, now: Millis) {
         let Some(slot) = self.slots.get_mut(id.0) else { return };
         let (before, pool) = (slot.state, slot.pool);
@@ -663,34 +416,24 @@ impl Core {
             Ok(next) => {
                 slot.state = next;
                 slot.since = now;
-                if let Some(pool) = self.pools.get_mut(&pool) {
-                    for (state, up) in [(before, false), (next, true)] {
-                        if let Some(count) = pool.counts.get_mut(state.index()) {
-                            *count = if up { *count + 1 } else { *count - 1 };
-                        }
-                    }
-                    if is_use(before) != is_use(next) {
-                        self.fair.use_one(pool.tenant, is_use(next));
-                    }
-                    if next == SlotState::Closing {
-                        self.fair.leave(pool.tenant, true);
-                    }
-                }
-                self.count(before, false);
-                self.count(next, true);
+                self.recount(pool, Some(before), Some(next));
             }
             Err(illegal) => debug_assert!(false, "{illegal}"),
         }
     }
 
-    fn count(&mut self, state: SlotState, up: bool) {
-        if let Some(total) = self.totals.get_mut(state.index()) {
-            *total = if up { *total + 1 } else { *total - 1 };
+    /// The one place that counts: a slot of this pool comes (from `None`), goes (to `None`) or changes state.
+    fn recount(&mut self, pool: PoolId, from: Option<SlotState>, to: Option<SlotState>) {
+        self.totals.shift(from, to);
+        if let Some(pool) = self.pools.get_mut(&pool) {
+            pool.counts.shift(from, to);
+            self.fair.count(pool.tenant, from.map(use_of), to.map(use_of));
         }
     }
 
-    fn total(&self, state: SlotState) -> u32 {
-        self.totals.get(state.index()).copied().unwrap_or(0)
+    fn pools_of(&self, tenant: TenantKey) -> impl Iterator<Item = (PoolId, &PoolState)> + Clone {
+        let ids = self.tenants.get(&tenant).map_or(&[][..], |tenant| &tenant.pools);
+        ids.iter().filter_map(|id| Some((*id, self.pools.get(id)?)))
     }
 
     fn pool_of(&mut self, slot: SlotId) -> Option<&mut PoolState> {
@@ -698,308 +441,14 @@ impl Core {
         self.pools.get_mut(&pool)
     }
 
-    fn rest(&mut self, id: SlotId, now: Millis) -> Rested {
-        let Some(slot) = self.slots.get_mut(id.0) else { return Rested::Close };
-        slot.checked = now;
-        let was_checked = slot.state == SlotState::Checking;
-        if !was_checked {
-            slot.unused = now;
-        }
-        let (pool_id, expired, generation) = (slot.pool, now >= slot.expires, slot.generation);
-        let Some(pool) = self.pools.get(&pool_id) else { return Rested::Close };
-        let tenant = pool.tenant;
-        let over = pool.size() > pool.limits.size || self.is_above_ceiling(tenant) || self.is_above_cap();
-        if expired || over || generation != pool.generation || self.belongs_elsewhere(pool_id, tenant, now) {
-            self.shift(id, SlotEvent::Close, now);
-            self.refresh(tenant, now);
-            return Rested::Close;
-        }
-        let Some(pool) = self.pools.get_mut(&pool_id) else { return Rested::Close };
-        if let Some(waiter) = pool.queue.take_first() {
-            self.shift(id, SlotEvent::Lend, now);
-            self.refresh(tenant, now);
-            return Rested::Hand(waiter);
-        }
-        // In the order in which they were used last.
-        if was_checked {
-            pool.idle.push_front(id)
-        } else {
-            pool.idle.push_back(id)
-        }
-        self.shift(id, SlotEvent::Rest, now);
-        Rested::Idle
-    }
-
     /// Lowered: more is held than may be, and not enough of it is closing.
     fn is_above_cap(&self) -> bool {
-        self.ledger.held().saturating_sub(self.total(SlotState::Closing)) > self.ledger.cap()
+        let leaving = self.totals.of(SlotState::Closing) + self.totals.of(SlotState::Lingering);
+        self.ledger.held().saturating_sub(leaving) > self.ledger.cap()
     }
 
     fn is_above_ceiling(&self, tenant: TenantKey) -> bool {
         self.fair.budget(tenant).is_none_or(|budget| self.fair.kept(tenant) > budget.ceiling)
-    }
-
-    /// A connection that comes to rest: is its permit somebody else's turn?
-    fn belongs_elsewhere(&mut self, pool: PoolId, tenant: TenantKey, now: Millis) -> bool {
-        if self.sibling_is_first(pool, tenant, now) {
-            return true;
-        }
-        if !self.ledger.is_full() || !self.fair.is_wanted() || self.down.is_open(now) || self.cap.is_pausing(now) {
-            return false;
-        }
-        // More than can be dialled at once would only lie closed.
-        let closing = self.total(SlotState::Closing);
-        closing + self.total(SlotState::Connecting) < self.connecting_limit() && self.fair.must_yield(tenant, closing)
-    }
-
-    /// Inside a tenant: does a waiter of another of its pools come before this pool's own, by enough to pay for a connect?
-    fn sibling_is_first(&self, own: PoolId, tenant: TenantKey, now: Millis) -> bool {
-        let Some(members) = self.members.get(&tenant).filter(|members| members.len() > 1) else { return false };
-        if !self.is_at_ceiling(tenant) && !self.ledger.is_full() {
-            return false;
-        }
-        let pools = || members.iter().filter(|id| **id != own).filter_map(|id| self.pools.get(id));
-        let closing: u32 =
-            members.iter().filter_map(|id| self.pools.get(id)).map(|p| p.count(SlotState::Closing)).sum();
-        if pools().map(|pool| pool.wants(now, self.dials_of_one())).sum::<u32>() <= closing {
-            return false;
-        }
-        let oldest = |pool: &PoolState| pool.queue.oldest().map(|(_, since)| since.0);
-        let first = pools().filter(|pool| pool.wants(now, self.dials_of_one()) > 0).filter_map(oldest).min();
-        let mine = self.pools.get(&own).and_then(oldest);
-        first.is_some_and(|first| mine.is_none_or(|mine| first.saturating_add(QUANTUM) < mine))
-    }
-
-    /// A tenant with several roles makes room for one of them with an idle connection of another: at its ceiling it has no
-    /// other way, and at the cap its own cost it least.
-    fn free_sibling(&mut self, tenant: TenantKey, now: Millis, actions: &mut Actions) {
-        let Some(members) = self.members.get(&tenant).filter(|members| members.len() > 1) else { return };
-        let at_ceiling = self.is_at_ceiling(tenant);
-        if !at_ceiling && !self.ledger.is_full() {
-            return;
-        }
-        let least = if at_ceiling { 0 } else { LEAST_IDLE };
-        let pools = || members.iter().filter_map(|id| self.pools.get(id));
-        let closing: u32 = pools().map(|pool| pool.count(SlotState::Closing)).sum();
-        if pools().map(|pool| pool.wants(now, self.dials_of_one())).sum::<u32>() <= closing {
-            return;
-        }
-        let unused = |slot: &SlotId| self.slots.get(slot.0).map_or(0, |s| now.0.saturating_sub(s.unused.0));
-        let idle = pools().flat_map(|pool| pool.idle.iter().copied()).filter(|slot| unused(slot) >= least);
-        let longest = idle.min_by_key(|slot| (self.slots.get(slot.0).map(|s| s.unused), *slot));
-        if let Some(slot) = longest {
-            self.close_idle(slot, now, actions);
-        }
-    }
-
-    /// For every tenant with several roles: what kept one of them waiting may have changed since it began to wait.
-    fn free_siblings(&mut self, now: Millis, actions: &mut Actions) {
-        let several = self.members.iter().filter(|(_, members)| members.len() > 1);
-        let tenants: SmallVec<[TenantKey; 8]> = several.map(|(tenant, _)| *tenant).collect();
-        for tenant in tenants {
-            self.free_sibling(tenant, now, actions);
-        }
-    }
-
-    /// Dials for whoever is next, while permits and the throttle last; at the cap, closes idle connections of others.
-    fn grow(&mut self, now: Millis, actions: &mut Actions) {
-        if self.is_above_cap() {
-            self.make_room(now, actions);
-        }
-        while let Some(tenant) = self.fair.next() {
-            if self.total(SlotState::Connecting) >= self.connecting_limit()
-                || self.down.is_open(now)
-                || self.cap.is_pausing(now)
-            {
-                return;
-            }
-            if self.ledger.is_full() {
-                self.make_room(now, actions);
-                return;
-            }
-            let Some(pool) = self.oldest_waiting(tenant, now) else {
-                debug_assert!(false, "a tenant wants what none of its pools wants");
-                self.refresh(tenant, now);
-                return;
-            };
-            self.fair.served(tenant);
-            self.dial(pool, now, actions);
-            self.refresh(tenant, now);
-        }
-    }
-
-    /// The pool of a tenant whose first waiter has waited longest, among those that could use a connection.
-    fn oldest_waiting(&self, tenant: TenantKey, now: Millis) -> Option<PoolId> {
-        let members = self.members.get(&tenant)?.iter();
-        let waiting = members.filter_map(|id| {
-            let pool = self.pools.get(id).filter(|pool| pool.wants(now, self.dials_of_one()) > 0)?;
-            pool.queue.oldest().map(|(waiter, since)| (since, waiter, *id))
-        });
-        waiting.min().map(|(_, _, id)| id)
-    }
-
-    /// Not all of them: a login that hangs must not stop everybody's.
-    fn dials_of_one(&self) -> u32 {
-        self.limits.max_connecting.saturating_sub(1).max(1)
-    }
-
-    /// While the server is down one dial at a time finds out whether it is back.
-    fn connecting_limit(&self) -> u32 {
-        if self.down.delay > 0 { 1 } else { self.limits.max_connecting }
-    }
-
-    fn dial(&mut self, pool_id: PoolId, now: Millis, actions: &mut Actions) {
-        let Some(pool) = self.pools.get_mut(&pool_id) else { return };
-        if !self.ledger.take() {
-            return;
-        }
-        self.fair.hold(pool.tenant, true);
-        self.fair.use_one(pool.tenant, true);
-        self.dials += 1;
-        // Up to a fifth of the lifetime earlier, spread evenly over successive dials: no herd when they end.
-        let spread = pool.limits.lifetime / 5;
-        let early = if spread == 0 { 0 } else { self.dials.wrapping_mul(0x9E37_79B9_7F4A_7C15) % spread };
-        let slot = Slot {
-            pool: pool_id,
-            state: SlotState::Connecting,
-            since: now,
-            expires: Millis(now.0.saturating_add(pool.limits.lifetime).saturating_sub(early)),
-            generation: pool.generation,
-            checked: now,
-            unused: now,
-        };
-        if let Some(count) = pool.counts.get_mut(SlotState::Connecting.index()) {
-            *count += 1;
-        }
-        let slot = SlotId(self.slots.insert(slot));
-        self.count(SlotState::Connecting, true);
-        actions.push(Action::Dial { slot, pool: pool_id });
-    }
-
-    /// Closes idle connections for those who wait, or because the cap was lowered: those first whom it costs least.
-    fn make_room(&mut self, now: Millis, actions: &mut Actions) {
-        // More than can be dialled at once would only lie closed.
-        let room = self.connecting_limit().saturating_sub(self.total(SlotState::Connecting));
-        let mut closing = self.total(SlotState::Closing);
-        let wanted = self.fair.wanted(room).min(room);
-        let owes_floor = self.fair.owes_floor(closing);
-        while self.total(SlotState::Idle) > 0 && (closing < wanted || self.is_above_cap()) {
-            let Some(victim) = self.least_useful(owes_floor || self.is_above_cap(), now) else { return };
-            self.close_idle(victim, now, actions);
-            closing += 1;
-        }
-    }
-
-    /// The idle connection that its tenant can best do without: furthest above its floor, then furthest ahead, then
-    /// longest idle. What lies within a floor is only taken after `server_idle_timeout`.
-    fn least_useful(&self, at_once: bool, now: Millis) -> Option<SlotId> {
-        let idle = self.slots.iter().filter(|(_, slot)| slot.state == SlotState::Idle);
-        let ranked = idle.filter_map(|(index, slot)| {
-            let pool = self.pools.get(&slot.pool)?;
-            let (surplus, ahead) = self.fair.surplus(pool.tenant);
-            let idle_for = now.0.saturating_sub(slot.unused.0);
-            let least = match surplus {
-                0 => pool.limits.idle_timeout,
-                _ if at_once => 0,
-                _ => LEAST_IDLE,
-            };
-            (idle_for >= least).then_some((Reverse(surplus), Reverse(ahead), slot.unused, SlotId(index)))
-        });
-        ranked.min().map(|(_, _, _, slot)| slot)
-    }
-
-    fn close_idle(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) {
-        let Some(pool) = self.pool_of(slot) else { return };
-        pool.idle.retain(|idle| *idle != slot);
-        let tenant = pool.tenant;
-        self.shift(slot, SlotEvent::Close, now);
-        self.refresh(tenant, now);
-        actions.push(Action::Close { slot });
-    }
-
-    fn expire_waiters(&mut self, now: Millis, actions: &mut Actions) {
-        let late = |pool: &PoolState| {
-            let oldest = pool.queue.oldest();
-            oldest.is_some_and(|(_, since)| now.0.saturating_sub(since.0) >= pool.limits.query_wait_timeout)
-        };
-        let waiting = |pool: &PoolState| !pool.queue.is_empty();
-        let ids: SmallVec<[(PoolId, bool, TenantKey); 8]> =
-            self.pools.iter().filter(|(_, p)| waiting(p)).map(|(id, p)| (*id, late(p), p.tenant)).collect();
-        for (id, is_late, tenant) in ids {
-            while is_late && let Some(pool) = self.pools.get(&id).filter(|pool| late(pool)) {
-                let Some((waiter, _)) = pool.queue.oldest() else { break };
-                let refusal = Refusal::Timeout(self.explain(id, Some(waiter), now));
-                if let Some(pool) = self.pools.get_mut(&id) {
-                    pool.queue.leave(waiter);
-                }
-                actions.push(Action::Refuse { waiter, refusal });
-            }
-            // A back-off may be over, too.
-            self.refresh(tenant, now);
-        }
-    }
-
-    /// Idle connections: too old, idle too long (above the minimum), or due for a check.
-    fn retire_idle(&mut self, now: Millis, actions: &mut Actions) {
-        let mut close = Vec::new();
-        let mut check = Vec::new();
-        // Of a tenant with several roles: what they may give up together, and what they must.
-        let mut tenants: BTreeMap<TenantKey, (u32, u32)> = BTreeMap::new();
-        for pool in self.pools.values().filter(|pool| !pool.idle.is_empty()) {
-            let (surplus, excess) = tenants.entry(pool.tenant).or_insert_with(|| {
-                let ceiling = self.fair.budget(pool.tenant).map_or(0, |budget| budget.ceiling);
-                (self.fair.surplus(pool.tenant).0, self.fair.kept(pool.tenant).saturating_sub(ceiling))
-            });
-            let mut spare = pool.size().saturating_sub(pool.limits.min_size);
-            let mut over = pool.size().saturating_sub(pool.limits.size);
-            for id in &pool.idle {
-                let Some(slot) = self.slots.get(id.0) else { continue };
-                let idle_for = now.0.saturating_sub(slot.unused.0);
-                let unwanted = idle_for >= pool.limits.idle_timeout && spare > 0 && *surplus > 0;
-                if now >= slot.expires || over > 0 || *excess > 0 || unwanted {
-                    spare = spare.saturating_sub(1);
-                    over = over.saturating_sub(1);
-                    *excess = excess.saturating_sub(1);
-                    *surplus = surplus.saturating_sub(1);
-                    close.push(*id);
-                } else if now.0.saturating_sub(slot.checked.0) >= pool.limits.check_delay {
-                    check.push(*id);
-                }
-            }
-        }
-        for (slot, event) in
-            close.into_iter().map(|s| (s, SlotEvent::Close)).chain(check.into_iter().map(|s| (s, SlotEvent::Check)))
-        {
-            if event == SlotEvent::Close {
-                self.close_idle(slot, now, actions);
-                continue;
-            }
-            if let Some(pool) = self.pool_of(slot) {
-                pool.idle.retain(|s| *s != slot);
-            }
-            self.shift(slot, event, now);
-            actions.push(Action::Check { slot });
-        }
-    }
-
-    fn prewarm(&mut self, now: Millis, actions: &mut Actions) {
-        let short = |pool: &PoolState| pool.may_prewarm && pool.size() < pool.limits.min_size;
-        let ids: Vec<_> = self.pools.iter().filter(|(_, pool)| short(pool)).map(|(id, _)| *id).collect();
-        for id in ids {
-            while let Some(pool) = self.pools.get(&id)
-                && short(pool)
-                && !self.is_at_ceiling(pool.tenant)
-                && !pool.backoff.is_open(now)
-                && !self.down.is_open(now)
-                && !self.cap.is_pausing(now)
-                && self.total(SlotState::Connecting) < self.connecting_limit()
-                && !self.ledger.is_full()
-            {
-                let tenant = pool.tenant;
-                self.dial(id, now, actions);
-                self.refresh(tenant, now);
-            }
-        }
     }
 
     fn is_at_ceiling(&self, tenant: TenantKey) -> bool {

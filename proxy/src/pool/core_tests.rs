@@ -54,8 +54,14 @@ fn open(core: &mut Core, pool: PoolId, now: u64) -> SlotId {
     let mut actions = Actions::new();
     assert!(matches!(core.checkout(pool, Millis(now), &mut actions), Checkout::Queued(_)));
     let [slot] = dials(&actions)[..] else { panic!("one dial: {actions:?}") };
-    assert!(matches!(core.dialed(slot, Millis(now), &mut actions), Rested::Hand(_)));
+    assert!(matches!(core.dialed(slot, None, Millis(now), &mut actions), Rested::Hand(_)));
     slot
+}
+
+/// A dial fails, and PostgreSQL closes its end at once.
+fn fail(core: &mut Core, slot: SlotId, failure: DialFailure, now: u64, actions: &mut Actions) {
+    core.dial_failed(slot, failure, Millis(now), actions);
+    core.closed(slot, Millis(now), actions);
 }
 
 #[test]
@@ -159,7 +165,7 @@ fn while_the_server_is_down_one_dial_at_a_time_looks_for_it_and_waiters_stay() {
     core.checkout(pool, Millis(0), &mut actions);
     core.checkout(pool, Millis(0), &mut actions);
     for slot in dials(&actions) {
-        core.dial_failed(slot, DialFailure::ServerDown, Millis(1), &mut Actions::new());
+        fail(&mut core, slot, DialFailure::ServerDown, 1, &mut Actions::new());
     }
     assert_eq!(core.permits().0, 0);
     assert_eq!(core.waiting(pool), 2);
@@ -169,7 +175,7 @@ fn while_the_server_is_down_one_dial_at_a_time_looks_for_it_and_waiters_stay() {
         let slots = dials(&actions);
         assert!(slots.len() <= 1, "{slots:?}");
         for slot in slots {
-            core.dial_failed(slot, DialFailure::ServerDown, Millis(now + 101), &mut Actions::new());
+            fail(&mut core, slot, DialFailure::ServerDown, now + 101, &mut Actions::new());
         }
     }
     assert_eq!(core.explain(pool, None, Millis(1_000)).blocked, Blocked::ServerDown);
@@ -183,7 +189,7 @@ fn a_login_that_can_never_succeed_tells_every_waiter_at_once() {
     core.checkout(pool, Millis(0), &mut actions);
     let [slot] = dials(&actions)[..] else { panic!() };
     actions.clear();
-    core.dial_failed(slot, DialFailure::Refused, Millis(1), &mut actions);
+    fail(&mut core, slot, DialFailure::Refused, 1, &mut actions);
     assert!(matches!(actions.as_slice(), [Action::Refuse { refusal: Refusal::LoginRefused, .. }]));
 }
 
@@ -273,6 +279,7 @@ impl World {
                 self.lent.push(slot);
             }
             Rested::Idle => {}
+            Rested::Check => self.checking.push(slot),
             Rested::Close => self.closing.push(slot),
         }
     }
@@ -317,12 +324,13 @@ proptest! {
                     world.closing.push(slot);
                 },
                 Event::Dialed(n) => if let Some(slot) = pick(&mut world.dialing, n) {
-                    let rested = core.dialed(slot, now, &mut actions);
+                    let rested = core.dialed(slot, None, now, &mut actions);
                     world.rested(slot, rested);
                 },
                 Event::DialFailed(n, how) => if let Some(slot) = pick(&mut world.dialing, n) {
                     let failure = [DialFailure::ServerDown, DialFailure::Later, DialFailure::Refused][usize::from(how) % 3];
                     core.dial_failed(slot, failure, now, &mut actions);
+                    world.closing.push(slot);
                 },
                 Event::Closed(n) => if let Some(slot) = pick(&mut world.closing, n) {
                     core.closed(slot, now, &mut actions);
@@ -336,7 +344,7 @@ proptest! {
                     core.tick(now, &mut actions);
                 }
                 Event::Cap(cap) => {
-                    core.set_limits(server_limits(u32::from(cap)));
+                    core.set_limits(server_limits(u32::from(cap)), now);
                     most = core.permits().0.max(u32::from(cap));
                 }
             }
@@ -347,13 +355,14 @@ proptest! {
             let mut counts = [0u32; SlotState::ALL.len()];
             for pool in &pools {
                 let own = core.counts(*pool);
-                prop_assert!(own[SlotState::Idle.index()] == 0 || core.waiting(*pool) == 0, "idle slot beside a waiter");
-                counts.iter_mut().zip(own).for_each(|(sum, n)| *sum += n);
+                prop_assert!(own.of(SlotState::Idle) == 0 || core.waiting(*pool) == 0, "idle slot beside a waiter");
+                counts.iter_mut().zip(SlotState::ALL).for_each(|(sum, state)| *sum += own.of(state));
             }
             prop_assert_eq!(held, counts.iter().sum::<u32>(), "a permit for each slot");
             prop_assert_eq!(counts[SlotState::Connecting.index()] as usize, world.dialing.len());
             prop_assert_eq!(counts[SlotState::Active.index()] as usize, world.lent.len());
-            prop_assert_eq!(counts[SlotState::Closing.index()] as usize, world.closing.len());
+            let leaving = counts[SlotState::Closing.index()] + counts[SlotState::Lingering.index()];
+            prop_assert_eq!(leaving as usize, world.closing.len());
             prop_assert_eq!(counts[SlotState::Checking.index()] as usize, world.checking.len());
             prop_assert_eq!(pools.iter().map(|p| core.waiting(*p)).sum::<usize>(), world.waiting.len());
         }
@@ -421,13 +430,13 @@ fn a_full_server_shrinks_the_cap_and_the_waiter_waits_on() {
     core.checkout(pool, Millis(1), &mut actions);
     let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
     actions.clear();
-    core.dial_failed(slot, DialFailure::ServerFull, Millis(2), &mut actions);
+    fail(&mut core, slot, DialFailure::ServerFull, 2, &mut actions);
     assert!(actions.is_empty(), "{actions:?}");
     assert_eq!((core.permits(), core.waiting(pool)), ((1, 1), 1));
     assert_eq!(core.explain(pool, None, Millis(2)).blocked, Blocked::ServerFull);
     core.tick(Millis(300), &mut actions);
     let [slot] = dials(&actions)[..] else { panic!("one more is tried: {actions:?}") };
-    assert!(matches!(core.dialed(slot, Millis(301), &mut actions), Rested::Hand(_)));
+    assert!(matches!(core.dialed(slot, None, Millis(301), &mut actions), Rested::Hand(_)));
     assert_eq!(core.permits().1, 3, "there was room: one more than it has");
 }
 
@@ -438,7 +447,7 @@ fn a_full_tenant_holds_up_nobody_else() {
     let mut actions = Actions::new();
     core.checkout(fenced, Millis(0), &mut actions);
     let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
-    core.dial_failed(slot, DialFailure::TenantFull, Millis(1), &mut actions);
+    fail(&mut core, slot, DialFailure::TenantFull, 1, &mut actions);
     assert_eq!(core.explain(fenced, None, Millis(1)).blocked, Blocked::TenantFull);
     assert_eq!(core.permits().1, 4);
     open(&mut core, other, 2);
@@ -451,7 +460,7 @@ fn a_lowered_cap_closes_what_is_idle_at_once_and_the_rest_as_it_comes_to_rest() 
     let slots = [0; 3].map(|_| open(&mut core, pool, 0));
     let mut actions = Actions::new();
     core.release(slots[0], Millis(1), &mut actions);
-    core.set_limits(server_limits(1));
+    core.set_limits(server_limits(1), Millis(1));
     core.tick(Millis(2), &mut actions);
     assert_eq!(actions.as_slice(), [Action::Close { slot: slots[0] }]);
     assert_eq!(core.release(slots[1], Millis(3), &mut actions), Rested::Close);
@@ -490,7 +499,7 @@ fn logins_of_one_pool_that_hang_leave_a_dial_for_others() {
     core.checkout(other, Millis(1), &mut actions);
     assert_eq!(dials(&actions).len(), 1);
     for slot in slots {
-        core.dial_failed(slot, DialFailure::Later, Millis(2), &mut Actions::new());
+        fail(&mut core, slot, DialFailure::Later, 2, &mut Actions::new());
     }
     actions.clear();
     core.tick(Millis(500), &mut actions);
@@ -519,7 +528,7 @@ fn a_role_whose_login_failed_is_not_forgotten_at_the_ceiling() {
     let mut actions = Actions::new();
     core.checkout(jobs, Millis(0), &mut actions);
     let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
-    core.dial_failed(slot, DialFailure::Later, Millis(1), &mut Actions::new());
+    fail(&mut core, slot, DialFailure::Later, 1, &mut Actions::new());
     let slot = open(&mut core, web, 2);
     assert_eq!(core.release(slot, Millis(3), &mut Actions::new()), Rested::Idle);
     actions.clear();
@@ -557,4 +566,42 @@ fn lowered_limits_close_no_more_than_they_must() {
     actions.clear();
     core.tick(Millis(5), &mut actions);
     assert_eq!(actions.len(), 3, "{actions:?}");
+}
+
+#[test]
+fn connections_that_do_not_close_stop_nobody_elses_from_moving() {
+    let mut core = core(6);
+    let patient = PoolLimits { size: 6, query_wait_timeout: 60_000, ..POOL };
+    let greedy = add_pool(&mut core, patient);
+    let slots = [0; 6].map(|_| open(&mut core, greedy, 0));
+    let poor = add_pool(&mut core, patient);
+    let mut actions = Actions::new();
+    for slot in &slots[..4] {
+        core.change(*slot, SlotEvent::Close, Millis(10), &mut actions);
+    }
+    core.checkout(poor, Millis(20), &mut actions);
+    core.checkout(greedy, Millis(20), &mut actions);
+    assert!(matches!(core.release(slots[4], Millis(900), &mut actions), Rested::Hand(_)), "four are on their way");
+    core.checkout(greedy, Millis(950), &mut actions);
+    core.tick(Millis(1_100), &mut actions);
+    assert_eq!(core.release(slots[5], Millis(1_200), &mut actions), Rested::Close);
+}
+
+#[test]
+fn postgresql_is_asked_for_its_room_also_while_nothing_is_dialled() {
+    let mut core = Core::new(ServerLimits { cap: None, reserve: 2, ..server_limits(0) });
+    let pool = add_pool(&mut core, POOL);
+    let mut actions = Actions::new();
+    core.checkout(pool, Millis(0), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    let room = |connections| Some(Room { slots: 10, connections });
+    assert!(matches!(core.dialed(slot, room(1), Millis(1), &mut actions), Rested::Hand(_)));
+    assert_eq!(core.permits().1, 8);
+    assert_eq!(core.release(slot, Millis(5_000), &mut actions), Rested::Idle);
+    assert_eq!(core.checkout(pool, Millis(5_000), &mut actions), Checkout::Ready(slot));
+    assert_eq!(core.release(slot, Millis(5_001), &mut actions), Rested::Check);
+    assert_eq!(core.checked(slot, room(7), Millis(5_002), &mut actions), Rested::Idle);
+    assert_eq!(core.permits().1, 4, "six are others'");
+    core.checkout(pool, Millis(5_003), &mut actions);
+    assert_eq!(core.release(slot, Millis(5_004), &mut actions), Rested::Idle, "not again at once");
 }

@@ -10,7 +10,7 @@ use std::{
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 
-use super::{Pool, core::Refusal, explain::Explanation, slot::SlotEvent, waiters::WaiterId};
+use super::{Pool, decision::Refusal, explain::Explanation, slot::SlotEvent, waiters::WaiterId};
 use crate::{clock::Millis, server::conn::ServerConn};
 
 /// The right to use one server connection until it is given back.

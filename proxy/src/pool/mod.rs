@@ -5,6 +5,7 @@
 //! call that freed it.
 
 pub mod core;
+pub mod decision;
 pub mod explain;
 pub mod lease;
 pub mod server;
@@ -22,7 +23,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use tenantry_config::{PoolMode, TenantId};
 
-use self::{core::PoolId, server::Server, stats::Stats};
+use self::{decision::PoolId, server::Server, stats::Stats};
 use crate::clock::Millis;
 use crate::server::{
     conn::Parameters, connect::Login, credentials::Credentials, settings::Settings, statements::StatementTable,

@@ -17,22 +17,23 @@ use tokio_util::task::TaskTracker;
 
 use super::{
     LoginError, Pool, PoolSettings,
-    core::{
-        Action, Actions, Checkout, Core, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
+    core::Core,
+    decision::{
+        Action, Actions, Checkout, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
     },
     explain::Explanation,
     lease::{Handoff, Lease, Waiting},
-    slot::{SlotEvent, SlotState},
+    slot::{Counts, SlotEvent},
     stats::Stats,
     waiters::WaiterId,
 };
 use crate::{
-    budget::fair::Budget,
+    budget::{cap::Room, fair::Budget},
     clock::{Millis, Pulse},
     net::tls::{Connector, TlsError},
     server::{
         conn::ServerConn,
-        connect::{self, ConnectError, Endpoint},
+        connect::{self, ConnectError, Endpoint, NoLogin},
         credentials::Credentials,
         statements::StatementTable,
         upkeep,
@@ -66,7 +67,9 @@ struct Inner {
     handoffs: HashMap<WaiterId, Arc<Handoff>>,
     pools: BTreeMap<PoolId, Weak<Pool>>,
     /// Floors and cap when they were last seen not to fit; told once.
-    broken_promise: Option<(u32, u32)>,
+    broken_promise: Option<(u64, u32)>,
+    /// The clock's task was told that somebody waits for somebody else's permit, and nudges until nobody does.
+    nudging: bool,
 }
 
 /// What a session that asks for a connection gets.
@@ -83,9 +86,7 @@ pub struct PoolSnapshot {
     pub tenant: TenantId,
     pub role: String,
     pub server: String,
-    pub counts: [u32; SlotState::ALL.len()],
-    pub waiting: usize,
-    pub oldest_wait: Duration,
+    pub counts: Counts,
     pub explanation: Explanation,
     pub budget: Option<Budget>,
 }
@@ -103,6 +104,7 @@ impl Server {
                 handoffs: HashMap::new(),
                 pools: BTreeMap::new(),
                 broken_promise: None,
+                nudging: false,
             }),
             cancels: Arc::new(Semaphore::new(usize::try_from(settings.max_cancels).unwrap_or(1))),
             tasks: TaskTracker::new(),
@@ -123,7 +125,7 @@ impl Server {
         let mut actions = Actions::new();
         let now = Millis::now();
         let mut inner = self.inner.lock();
-        inner.core.set_limits(limits(settings));
+        inner.core.set_limits(limits(settings), now);
         if moved {
             let pools: Vec<_> = inner.pools.keys().copied().collect();
             pools.into_iter().for_each(|id| inner.core.reconnect(id, now, &mut actions));
@@ -222,7 +224,8 @@ impl Server {
                 }
                 Checkout::Queued(waiter) => {
                     inner.handoffs.insert(waiter, Arc::clone(handoff));
-                    if inner.core.is_contended() {
+                    if !inner.nudging && inner.core.is_contended() {
+                        inner.nudging = true;
                         self.contended.notify_one();
                     }
                     self.act(inner, actions);
@@ -237,11 +240,7 @@ impl Server {
         let mut actions = Actions::new();
         let mut inner = self.inner.lock();
         let rested = inner.core.release(conn.slot, now, &mut actions);
-        let close = inner.place(conn, rested, now);
-        self.act(inner, actions);
-        if let Some(conn) = close {
-            self.spawn_close(conn);
-        }
+        self.place(inner, conn, rested, now, actions);
     }
 
     pub(super) fn change(&self, slot: SlotId, event: SlotEvent, now: Millis) {
@@ -334,8 +333,6 @@ impl Server {
             role: pool.role.clone(),
             server: self.name.clone(),
             counts: inner.core.counts(pool.id),
-            waiting: inner.core.waiting(pool.id),
-            oldest_wait: Duration::from_millis(inner.core.oldest_wait(pool.id, now)),
             explanation: inner.core.explain(pool.id, None, now),
             budget: inner.core.budget(&pool.tenant),
         }
@@ -356,7 +353,8 @@ impl Server {
     /// True while the cap keeps somebody waiting.
     fn nudge(&self, now: Millis) -> bool {
         let mut inner = self.inner.lock();
-        if !inner.core.is_contended() {
+        inner.nudging = inner.core.is_contended();
+        if !inner.nudging {
             return false;
         }
         let mut actions = Actions::new();
@@ -383,14 +381,19 @@ impl Server {
             }
         }
         drop(inner);
-        for work in later {
-            match work {
-                Later::Dial(slot, Some(pool)) => self.spawn_dial(slot, pool),
+        later.into_iter().for_each(|work| self.begin(work));
+    }
+
+    fn begin(&self, work: Later) {
+        match work {
+            Later::Dial(slot, Some(pool)) => self.spawn_dial(slot, pool),
+            Later::Dial(slot, None) => {
                 // The pool is gone with its tenant: nobody wants this connection.
-                Later::Dial(slot, None) => self.dial_failed(slot, DialFailure::Later),
-                Later::Close(conn) => self.spawn_close(conn),
-                Later::Check(conn) => self.spawn_check(conn),
+                self.dial_failed(slot, DialFailure::Later);
+                self.closed(slot);
             }
+            Later::Close(conn) => self.spawn_close(conn),
+            Later::Check(conn) => self.spawn_check(conn),
         }
     }
 
@@ -398,36 +401,76 @@ impl Server {
         let server = self.me();
         self.spawn(async move {
             // A panic or a cancelled task must not keep the slot for ever.
-            let mut guard = DialGuard { server: Arc::clone(&server), slot: Some(slot) };
+            let mut guard = DialGuard { server: Arc::clone(&server), slot: Some(slot), failed: false };
             let (endpoint, login) = (server.endpoint(), pool.login());
             let limit = pool.settings().pool.server_connect_timeout;
             let dialed = connect::connect_within(limit, &endpoint, &login, slot).await;
-            guard.slot = None;
             match dialed {
-                Ok(conn) => server.dialed(&pool, Box::new(conn)),
-                Err(error) => server.report_failure(&pool, slot, &error),
+                Ok((conn, room)) => {
+                    guard.slot = None;
+                    server.dialed(&pool, Box::new(conn), room);
+                }
+                Err(NoLogin { error, half_open }) => {
+                    guard.failed = true;
+                    server.report_failure(&pool, slot, &error);
+                    if let Some(stream) = half_open {
+                        upkeep::end(stream).await;
+                    }
+                }
             }
         });
     }
 
-    fn dialed(&self, pool: &Pool, conn: Box<ServerConn>) {
+    fn dialed(&self, pool: &Pool, conn: Box<ServerConn>, room: Option<Room>) {
         Stats::count(&pool.stats.server_connects);
         *pool.welcome.lock() = Some(Arc::clone(&conn.baseline));
         *pool.login_error.lock() = None;
         let now = Millis::now();
         let mut actions = Actions::new();
         let mut inner = self.inner.lock();
-        let broken = conn.room.and_then(|room| inner.core.observe(room));
+        let rested = inner.core.dialed(conn.slot, room, now, &mut actions);
+        self.tell_broken_promise(&mut inner);
+        self.place(inner, conn, rested, now, actions);
+    }
+
+    /// Says so once, when the floors have come not to fit.
+    fn tell_broken_promise(&self, inner: &mut Inner) {
+        let broken = inner.core.broken_promise();
         if broken != std::mem::replace(&mut inner.broken_promise, broken)
             && let Some((floors, cap)) = broken
         {
-            tracing::warn!(server = %self.name, floors, cap, "the floors of the tenants cannot all be kept: lower them, or raise max_connections");
+            tracing::warn!(server = %self.name, floors, cap, "the floors of the tenants cannot all be kept, and are \
+                scaled down in proportion: lower them, or raise max_connections");
         }
-        let rested = inner.core.dialed(conn.slot, now, &mut actions);
-        let close = inner.place(conn, rested, now);
+    }
+
+    /// Puts a connection where the core says, and does what it decided besides.
+    fn place(
+        &self,
+        mut inner: parking_lot::MutexGuard<'_, Inner>,
+        conn: Box<ServerConn>,
+        rested: Rested,
+        now: Millis,
+        actions: Actions,
+    ) {
+        let mut over = None;
+        match rested {
+            Rested::Hand(waiter) => match inner.handoffs.remove(&waiter) {
+                Some(handoff) => handoff.deliver(conn),
+                None => {
+                    debug_assert!(false, "a waiter without its handoff");
+                    over = Some(Later::Close(conn));
+                }
+            },
+            Rested::Idle => {
+                inner.idle.insert(conn.slot, (conn, now));
+            }
+            Rested::Check => over = Some(Later::Check(conn)),
+            Rested::Close => over = Some(Later::Close(conn)),
+        }
         self.act(inner, actions);
-        if let Some(conn) = close {
-            self.spawn_close(conn);
+        if let Some(work) = over {
+            self.begin(work);
         }
     }
 
@@ -458,11 +501,16 @@ impl Server {
         let slot = conn.slot;
         self.spawn(async move {
             upkeep::close(conn, &server.endpoint()).await;
-            let mut actions = Actions::new();
-            let mut inner = server.inner.lock();
-            inner.core.closed(slot, Millis::now(), &mut actions);
-            server.act(inner, actions);
+            server.closed(slot);
         });
+    }
+
+    /// PostgreSQL has closed its end.
+    fn closed(&self, slot: SlotId) {
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        inner.core.closed(slot, Millis::now(), &mut actions);
+        self.act(inner, actions);
     }
 
     fn spawn_check(&self, mut conn: Box<ServerConn>) {
@@ -470,10 +518,10 @@ impl Server {
         self.spawn(async move {
             let absorbed = async {
                 upkeep::absorb(&mut conn).await.map_err(|_| upkeep::Unusable)?;
-                upkeep::check(&mut conn).await
+                upkeep::ask_for_room(&mut conn).await
             };
-            let alive = matches!(tokio::time::timeout(CHECK_LIMIT, absorbed).await, Ok(Ok(())));
-            server.after_check(conn, alive);
+            let answer = tokio::time::timeout(CHECK_LIMIT, absorbed).await;
+            server.after_check(conn, answer.unwrap_or(Err(upkeep::Unusable)));
         });
     }
 
@@ -485,17 +533,22 @@ impl Server {
             if let Ok(Err(Some(words))) = &heard {
                 tracing::info!(server = %server.name, tenant = %pool.tenant, reason = %words, "PostgreSQL ended an idle connection");
             }
-            server.after_check(conn, matches!(heard, Ok(Ok(()))));
+            server.after_check(conn, if matches!(heard, Ok(Ok(()))) { Ok(None) } else { Err(upkeep::Unusable) });
         });
     }
 
-    fn after_check(&self, conn: Box<ServerConn>, alive: bool) {
-        if alive {
-            self.release(conn, Millis::now());
-        } else {
-            self.change(conn.slot, SlotEvent::Close, Millis::now());
+    fn after_check(&self, conn: Box<ServerConn>, answer: Result<Option<Room>, upkeep::Unusable>) {
+        let now = Millis::now();
+        let Ok(room) = answer else {
+            self.change(conn.slot, SlotEvent::Close, now);
             self.spawn_close(conn);
-        }
+            return;
+        };
+        let mut actions = Actions::new();
+        let mut inner = self.inner.lock();
+        let rested = inner.core.checked(conn.slot, room, now, &mut actions);
+        self.tell_broken_promise(&mut inner);
+        self.place(inner, conn, rested, now, actions);
     }
 }
 
@@ -530,36 +583,21 @@ enum Later {
     Check(Box<ServerConn>),
 }
 
+/// A dial that ends without a connection gives its permit back, however it ends.
 struct DialGuard {
     server: Arc<Server>,
     slot: Option<SlotId>,
+    failed: bool,
 }
 
 impl Drop for DialGuard {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take() {
-            self.server.dial_failed(slot, DialFailure::Later);
-        }
-    }
-}
-
-impl Inner {
-    /// Puts a connection where the core says; gives it back if it is to be closed.
-    fn place(&mut self, conn: Box<ServerConn>, rested: Rested, now: Millis) -> Option<Box<ServerConn>> {
-        match rested {
-            Rested::Hand(waiter) => match self.handoffs.remove(&waiter) {
-                Some(handoff) => handoff.deliver(conn),
-                None => {
-                    debug_assert!(false, "a waiter without its handoff");
-                    return Some(conn);
-                }
-            },
-            Rested::Idle => {
-                self.idle.insert(conn.slot, (conn, now));
+            if !self.failed {
+                self.server.dial_failed(slot, DialFailure::Later);
             }
-            Rested::Close => return Some(conn),
+            self.server.closed(slot);
         }
-        None
     }
 }
 

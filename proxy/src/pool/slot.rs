@@ -10,16 +10,18 @@ pub enum SlotState {
     Connecting,
     /// In the pool. Exits: active, checking, closing.
     Idle,
-    /// Lent to a session. Exits: idle, active (to the next waiter), resetting, cancel pending, closing.
+    /// Lent to a session. Exits: idle, active (to the next waiter), resetting, checking, cancel pending, closing.
     Active,
-    /// Being cleaned before it may be lent again. Exits: idle, active, closing.
+    /// Being cleaned before it may be lent again. Exits: idle, active, checking, closing.
     Resetting,
-    /// Being asked whether it still answers. Exits: idle, active, closing.
+    /// Being asked whether it still answers, and what room the server has. Exits: idle, active, closing.
     Checking,
     /// Given back while a cancel request for it is under way. Exits: resetting, closing.
     CancelPending,
-    /// Terminate sent; PostgreSQL has not closed its end yet, so it still counts. Exit: gone.
+    /// Terminate sent, or the login failed; PostgreSQL has not closed its end yet, so it still counts. Exits: gone, lingering.
     Closing,
+    /// It still has not, after a while: it counts, and nobody counts on it. Exit: gone.
+    Lingering,
 }
 
 /// What happens to a server connection.
@@ -37,6 +39,8 @@ pub enum SlotEvent {
     AwaitCancel,
     /// To be closed.
     Close,
+    /// PostgreSQL takes long to close its end.
+    Linger,
 }
 
 /// A transition that the table does not have.
@@ -48,7 +52,7 @@ pub struct IllegalTransition {
 }
 
 impl SlotState {
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Connecting,
         Self::Idle,
         Self::Active,
@@ -56,6 +60,7 @@ impl SlotState {
         Self::Checking,
         Self::CancelPending,
         Self::Closing,
+        Self::Lingering,
     ];
 
     /// The table.
@@ -66,11 +71,12 @@ impl SlotState {
             (S::Connecting | S::Active | S::Resetting | S::Checking, E::Rest) => S::Idle,
             (S::Connecting | S::Idle | S::Active | S::Resetting | S::Checking, E::Lend) => S::Active,
             (S::Active | S::CancelPending, E::Reset) => S::Resetting,
-            (S::Idle, E::Check) => S::Checking,
+            (S::Idle | S::Active | S::Resetting, E::Check) => S::Checking,
             (S::Active, E::AwaitCancel) => S::CancelPending,
             (S::Connecting | S::Idle | S::Active | S::Resetting | S::Checking | S::CancelPending, E::Close) => {
                 S::Closing
             }
+            (S::Closing, E::Linger) => S::Lingering,
             (state, event) => return Err(IllegalTransition { state, event }),
         })
     }
@@ -86,6 +92,7 @@ impl SlotState {
             Self::Checking => "checking",
             Self::CancelPending => "cancel_pending",
             Self::Closing => "closing",
+            Self::Lingering => "lingering",
         }
     }
 
@@ -100,6 +107,33 @@ impl SlotState {
             Self::Checking => 4,
             Self::CancelPending => 5,
             Self::Closing => 6,
+            Self::Lingering => 7,
+        }
+    }
+}
+
+/// How many server connections are in each state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts([u32; SlotState::ALL.len()]);
+
+impl Counts {
+    #[must_use]
+    pub fn of(&self, state: SlotState) -> u32 {
+        self.0.get(state.index()).copied().unwrap_or(0)
+    }
+
+    #[must_use]
+    pub fn sum(&self) -> u32 {
+        self.0.iter().sum()
+    }
+
+    /// One comes (from `None`), goes (to `None`) or changes state.
+    pub(super) fn shift(&mut self, from: Option<SlotState>, to: Option<SlotState>) {
+        if let Some(count) = from.and_then(|state| self.0.get_mut(state.index())) {
+            *count -= 1;
+        }
+        if let Some(count) = to.and_then(|state| self.0.get_mut(state.index())) {
+            *count += 1;
         }
     }
 }
@@ -112,7 +146,7 @@ mod tests {
     #[test]
     fn the_whole_table() {
         use SlotEvent as E;
-        let events = [E::Rest, E::Lend, E::Reset, E::Check, E::AwaitCancel, E::Close];
+        let events = [E::Rest, E::Lend, E::Reset, E::Check, E::AwaitCancel, E::Close, E::Linger];
         let mut table = String::new();
         for state in SlotState::ALL {
             let row: Vec<_> = events.iter().map(|e| state.next(*e).map_or("-", SlotState::as_str)).collect();
@@ -120,13 +154,14 @@ mod tests {
         }
         assert_eq!(
             table,
-            "connecting: idle active - - - closing\n\
-             idle: - active - checking - closing\n\
-             active: idle active resetting - cancel_pending closing\n\
-             resetting: idle active - - - closing\n\
-             checking: idle active - - - closing\n\
-             cancel_pending: - - resetting - - closing\n\
-             closing: - - - - - -\n"
+            "connecting: idle active - - - closing -\n\
+             idle: - active - checking - closing -\n\
+             active: idle active resetting checking cancel_pending closing -\n\
+             resetting: idle active - checking - closing -\n\
+             checking: idle active - - - closing -\n\
+             cancel_pending: - - resetting - - closing -\n\
+             closing: - - - - - - lingering\n\
+             lingering: - - - - - - -\n"
         );
     }
 

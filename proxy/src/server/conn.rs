@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tenantry_wire::startup::CancelKey;
 
 use super::{settings::Settings, statements::Prepared};
-use crate::{budget::cap::Room, net::stream::Stream, pool::core::SlotId};
+use crate::{net::stream::Stream, pool::decision::SlotId};
 
 /// What a fresh connection reports, in PostgreSQL's order: name and value.
 pub type Parameters = Arc<Vec<(String, String)>>;
@@ -24,8 +24,6 @@ pub struct ServerConn {
     pub prepared: Prepared,
     /// The session whose unnamed statement is on it; 0 for nobody's.
     pub unnamed_of: u64,
-    /// What the server said at login of its room for connections.
-    pub room: Option<Room>,
 }
 
 impl ServerConn {
@@ -33,6 +31,11 @@ impl ServerConn {
     #[must_use]
     pub fn baseline(&self, name: &str) -> Option<&str> {
         self.baseline.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    /// Nobody's unnamed statement is on it any more: a simple query drops it, and so does an error while it is parsed.
+    pub fn forget_unnamed(&mut self) {
+        self.unnamed_of = 0;
     }
 
     /// PostgreSQL reported a parameter: the label follows.

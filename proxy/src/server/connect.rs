@@ -3,15 +3,7 @@
 //! The whole of it stands under one deadline, the caller's. Nothing a client sent goes into the startup packet: its
 //! settings are replayed later, inside its own session.
 
-use std::{
-    io,
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
-    time::Duration,
-};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
@@ -34,18 +26,12 @@ use super::{conn::ServerConn, credentials::Credentials, settings::Settings, stat
 use crate::{
     budget::cap::Room,
     net::{
+        is_out_of_descriptors,
         stream::Stream,
         tls::{self, Connector},
     },
-    pool::core::{DialFailure, SlotId},
+    pool::decision::{DialFailure, SlotId},
 };
-
-/// Of the operating system (Linux).
-mod libc_codes {
-    pub const ENFILE: i32 = 23;
-    pub const EMFILE: i32 = 24;
-    pub const EADDRNOTAVAIL: i32 = 99;
-}
 
 /// Most bytes of one message that a server may send before or right after login.
 const MAX_LOGIN_MESSAGE: usize = 64 * 1024;
@@ -109,12 +95,7 @@ impl ConnectError {
     pub fn failure(&self) -> DialFailure {
         match self {
             // Our own machine has no descriptor or port left: nothing is known of the server.
-            Self::Unreachable(e)
-                if matches!(
-                    e.raw_os_error(),
-                    Some(libc_codes::ENFILE | libc_codes::EMFILE | libc_codes::EADDRNOTAVAIL)
-                ) =>
-            {
+            Self::Unreachable(e) if is_out_of_descriptors(e) || e.kind() == io::ErrorKind::AddrNotAvailable => {
                 DialFailure::Later
             }
             Self::Unreachable(_) | Self::Closed => DialFailure::ServerDown,
@@ -166,46 +147,66 @@ impl From<frame::FrameError> for ConnectError {
     }
 }
 
-/// Connects and logs in within `limit`.
+/// A login that came to nothing.
+#[derive(Debug)]
+pub struct NoLogin {
+    pub error: ConnectError,
+    /// What PostgreSQL may still count: its end is to be waited for.
+    pub half_open: Option<Stream>,
+}
+
+/// Connects and logs in within `limit`; tells what room the server has, if the server does.
 pub async fn connect_within(
     limit: Duration,
     endpoint: &Endpoint,
     login: &Login,
     slot: SlotId,
-) -> Result<ServerConn, ConnectError> {
-    let reached = AtomicBool::new(false);
-    let connected = tokio::time::timeout(limit, connect(endpoint, login, slot, &reached)).await;
-    connected.unwrap_or_else(|_| Err(ConnectError::Timeout { reached: reached.load(Relaxed) }))
+) -> Result<(ServerConn, Option<Room>), NoLogin> {
+    let mut link = None;
+    let logged_in = tokio::time::timeout(limit, async {
+        let link = link.insert(Link { stream: open(endpoint).await?, input: BytesMut::new(), output: BytesMut::new() });
+        log_in(link, login).await
+    });
+    let logged_in = logged_in.await.unwrap_or_else(|_| Err(ConnectError::Timeout { reached: false }));
+    let half_open = link.map(|link| link.stream);
+    match (logged_in, half_open) {
+        (Ok(LoggedIn { key, baseline, room }), Some(stream)) => {
+            let conn = ServerConn {
+                stream,
+                slot,
+                key,
+                label: Settings::default(),
+                baseline: Arc::new(baseline),
+                prepared: Prepared::new(login.max_prepared_statements),
+                unnamed_of: 0,
+            };
+            Ok((conn, room))
+        }
+        (Err(ConnectError::Timeout { .. }), half_open) => {
+            Err(NoLogin { error: ConnectError::Timeout { reached: half_open.is_some() }, half_open })
+        }
+        (Err(error), half_open) => Err(NoLogin { error, half_open }),
+        (Ok(_), None) => Err(NoLogin { error: ConnectError::Closed, half_open: None }),
+    }
 }
 
-/// Connects and logs in. Not cancel-safe in the sense that dropping it closes the socket: no connection is left behind.
-async fn connect(
-    endpoint: &Endpoint,
-    login: &Login,
-    slot: SlotId,
-    reached: &AtomicBool,
-) -> Result<ServerConn, ConnectError> {
-    let stream = open(endpoint).await?;
-    reached.store(true, Relaxed);
-    let mut link = Link { stream, input: BytesMut::new(), output: BytesMut::new() };
+/// What a login brought.
+struct LoggedIn {
+    key: CancelKey,
+    baseline: Vec<(String, String)>,
+    room: Option<Room>,
+}
+
+async fn log_in(link: &mut Link, login: &Login) -> Result<LoggedIn, ConnectError> {
     startup::write_startup(&mut link.output, 0, &[("user", &login.role), ("database", &login.database)]);
     link.send().await?;
-    authenticate(&mut link, login).await?;
-    let (key, baseline) = greet(&mut link).await?;
-    let room = prove_place(&mut link, login).await?;
+    authenticate(link, login).await?;
+    let (key, baseline) = greet(link).await?;
+    let room = prove_place(link, login).await?;
     if !link.input.is_empty() {
         return Err(ConnectError::Protocol("more than it was asked for"));
     }
-    Ok(ServerConn {
-        stream: link.stream,
-        slot,
-        key,
-        label: Settings::default(),
-        baseline: Arc::new(baseline),
-        prepared: Prepared::new(login.max_prepared_statements),
-        unnamed_of: 0,
-        room,
-    })
+    Ok(LoggedIn { key, baseline, room })
 }
 
 /// Sends a CancelRequest on a connection of its own and waits until PostgreSQL has closed it, which it does after it
@@ -442,13 +443,20 @@ async fn greet(link: &mut Link) -> Result<(CancelKey, Vec<(String, String)>), Co
     Ok((key, baseline))
 }
 
-/// Where we are, and what room the server has for connections. Everybody may ask this; `reserved_connections` is there
-/// since PostgreSQL 16. A process without a database (the checkpointer) is no connection.
-const PLACE_AND_ROOM: &str = "SELECT pg_catalog.current_database(), current_user, \
-    pg_catalog.current_setting('max_connections')::int \
-    - pg_catalog.current_setting('superuser_reserved_connections')::int \
-    - coalesce(pg_catalog.current_setting('reserved_connections', true), '0')::int, \
-    (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_activity(NULL) WHERE datid IS NOT NULL)";
+/// What room the server has for connections. Everybody may ask this; `reserved_connections` is there since PostgreSQL 16.
+/// A process without a database (the checkpointer) is no connection. No operator: a tenant's own could stand in its way.
+macro_rules! room_columns {
+    () => {
+        "pg_catalog.current_setting('max_connections'), \
+         pg_catalog.current_setting('superuser_reserved_connections'), \
+         pg_catalog.current_setting('reserved_connections', true), \
+         (SELECT pg_catalog.count(*) FROM pg_catalog.pg_stat_get_activity(NULL) WHERE datid IS NOT NULL)"
+    };
+}
+
+/// Asked on connections that are open already.
+pub const ROOM: &str = concat!("SELECT ", room_columns!());
+const PLACE_AND_ROOM: &str = concat!("SELECT pg_catalog.current_database(), current_user, ", room_columns!());
 
 /// Asks the server where we are: a mis-route must be impossible, not improbable. Tells what room the server has, if it can.
 async fn prove_place(link: &mut Link, login: &Login) -> Result<Option<Room>, ConnectError> {
@@ -466,7 +474,7 @@ async fn prove_place(link: &mut Link, login: &Login) -> Result<Option<Room>, Con
     let row = message::read_data_row(&body).unwrap_or_default();
     let expected = [login.database.as_bytes(), login.role.as_bytes()];
     if row.iter().copied().take(expected.len()).eq(expected.map(Some)) {
-        return Ok(room(&row));
+        return Ok(room(row.get(expected.len()..).unwrap_or_default()));
     }
     let show = |words: &[&[u8]]| {
         words.iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>().join(" as ")
@@ -475,7 +483,9 @@ async fn prove_place(link: &mut Link, login: &Login) -> Result<Option<Room>, Con
     Err(ConnectError::WrongPlace { expected: show(&expected), found: show(&found) })
 }
 
-fn room(row: &[Option<&[u8]>]) -> Option<Room> {
-    let number = |n: usize| std::str::from_utf8((*row.get(n)?)?).ok()?.parse().ok();
-    Some(Room { slots: number(2)?, connections: number(3)? })
+/// Reads the columns of `ROOM`; `None` if PostgreSQL did not tell.
+pub fn room(row: &[Option<&[u8]>]) -> Option<Room> {
+    let number = |n: usize| std::str::from_utf8((*row.get(n)?)?).ok()?.parse::<u32>().ok();
+    let reserved = number(1)?.saturating_add(number(2).unwrap_or(0));
+    Some(Room { slots: number(0)?.saturating_sub(reserved), connections: number(3)? })
 }

@@ -16,6 +16,7 @@ use super::{
     connect::{self, Endpoint},
     settings::Settings,
 };
+use crate::{budget::cap::Room, net::stream::Stream};
 
 /// Most bytes that a server may send in answer to upkeep before we give the connection up.
 const MAX_UPKEEP_INPUT: usize = 1024 * 1024;
@@ -37,7 +38,7 @@ pub async fn reset(conn: &mut ServerConn, in_transaction: bool) -> Result<(), Un
     run(conn, "DISCARD ALL").await?;
     conn.label = Settings::default();
     conn.prepared.clear();
-    conn.unnamed_of = 0;
+    conn.forget_unnamed();
     Ok(())
 }
 
@@ -51,21 +52,42 @@ pub async fn check(conn: &mut ServerConn) -> Result<(), Unusable> {
     run(conn, "").await
 }
 
-async fn run(conn: &mut ServerConn, sql: &str) -> Result<(), Unusable> {
-    let mut out = BytesMut::new();
-    // A simple query drops the unnamed statement.
-    conn.unnamed_of = 0;
-    message::write_query(&mut out, sql).map_err(|_| Unusable)?;
-    conn.stream.write_all(&out).await.map_err(|_| Unusable)?;
-    conn.stream.flush().await.map_err(|_| Unusable)?;
-    settle(conn).await
+/// Asks for a sign of life, and what room the server has. The answer cannot be mistaken for one left from before. An
+/// error is a sign of life, too: the session that had it may have left a `statement_timeout` that ends the query.
+pub async fn ask_for_room(conn: &mut ServerConn) -> Result<Option<Room>, Unusable> {
+    ask(conn, connect::ROOM).await?;
+    let answer = settle(conn).await?;
+    let row = answer.row.as_deref().and_then(message::read_data_row);
+    Ok(row.and_then(|row| connect::room(&row)))
 }
 
-/// Reads up to ReadyForQuery(idle); anything but that, an error included, makes the connection unusable.
-async fn settle(conn: &mut ServerConn) -> Result<(), Unusable> {
+/// Anything but success makes the connection unusable.
+async fn run(conn: &mut ServerConn, sql: &str) -> Result<(), Unusable> {
+    ask(conn, sql).await?;
+    if settle(conn).await?.failed { Err(Unusable) } else { Ok(()) }
+}
+
+async fn ask(conn: &mut ServerConn, sql: &str) -> Result<(), Unusable> {
+    let mut out = BytesMut::new();
+    conn.forget_unnamed();
+    message::write_query(&mut out, sql).map_err(|_| Unusable)?;
+    conn.stream.write_all(&out).await.map_err(|_| Unusable)?;
+    conn.stream.flush().await.map_err(|_| Unusable)
+}
+
+/// What a query of ours brought.
+#[derive(Debug, Default)]
+struct Answer {
+    failed: bool,
+    row: Option<BytesMut>,
+}
+
+/// Reads up to ReadyForQuery(idle); any other end makes the connection unusable.
+async fn settle(conn: &mut ServerConn) -> Result<Answer, Unusable> {
     let mut input = BytesMut::new();
     let mut seen = 0usize;
     let mut answered = false;
+    let mut answer = Answer::default();
     loop {
         while let Some(header) = frame::server_header(&input).map_err(|_| Unusable)? {
             if header.total() > MAX_UPKEEP_INPUT {
@@ -74,11 +96,12 @@ async fn settle(conn: &mut ServerConn) -> Result<(), Unusable> {
             if input.len() < header.total() {
                 break;
             }
-            let message = input.split_to(header.total());
+            let mut message = input.split_to(header.total());
             let body = message.get(HEADER..).unwrap_or_default();
             match header.tag {
                 backend::READY_FOR_QUERY => {
-                    return if answered && body == [status::IDLE] && input.is_empty() { Ok(()) } else { Err(Unusable) };
+                    let settled = answered && body == [status::IDLE] && input.is_empty();
+                    return if settled { Ok(answer) } else { Err(Unusable) };
                 }
                 backend::PARAMETER_STATUS => {
                     if let Some((name, value)) = message::read_parameter_status(body) {
@@ -86,6 +109,9 @@ async fn settle(conn: &mut ServerConn) -> Result<(), Unusable> {
                     }
                 }
                 backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE => answered = true,
+                backend::ERROR_RESPONSE => (answered, answer.failed) = (true, true),
+                backend::ROW_DESCRIPTION => {}
+                backend::DATA_ROW => answer.row = Some(message.split_off(HEADER)),
                 backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => {}
                 _ => return Err(Unusable),
             }
@@ -139,17 +165,27 @@ pub async fn close(mut conn: Box<ServerConn>, endpoint: &Endpoint) {
         // Nobody takes our bytes: what it still runs must be told by another way.
         let _ = tokio::time::timeout(CLOSE_PATIENCE, connect::cancel(endpoint, &conn.key)).await;
     }
-    if tokio::time::timeout(CLOSE_PATIENCE, end_of(&mut conn)).await.is_ok() {
+    if tokio::time::timeout(CLOSE_PATIENCE, end_of(&mut conn.stream)).await.is_ok() {
         return;
     }
     // Terminate is only read between queries: cancel the one that runs.
     let _ = tokio::time::timeout(CLOSE_PATIENCE, connect::cancel(endpoint, &conn.key)).await;
-    if tokio::time::timeout(CLOSE_LIMIT, end_of(&mut conn)).await.is_err() {
-        tracing::warn!(slot = conn.slot.0, "server did not close its end in time; giving the connection up");
+    wait_for_end(&mut conn.stream).await;
+}
+
+/// A login that came to nothing: waits until PostgreSQL has closed its end.
+pub async fn end(mut stream: Stream) {
+    let _ = tokio::time::timeout(CLOSE_PATIENCE, stream.shutdown()).await;
+    wait_for_end(&mut stream).await;
+}
+
+async fn wait_for_end(stream: &mut Stream) {
+    if tokio::time::timeout(CLOSE_LIMIT, end_of(stream)).await.is_err() {
+        tracing::warn!("the server did not close its end in time; giving the connection up");
     }
 }
 
-async fn end_of(conn: &mut ServerConn) {
+async fn end_of(stream: &mut Stream) {
     let mut sink = vec![0u8; 16 * 1024];
-    while matches!(conn.stream.read(&mut sink).await, Ok(n) if n > 0) {}
+    while matches!(stream.read(&mut sink).await, Ok(n) if n > 0) {}
 }

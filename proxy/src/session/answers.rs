@@ -266,7 +266,7 @@ impl Session {
                 // No more than there were before, so none has to go for it.
                 let _ = conn.prepared.insert(id);
             }
-            conn.unnamed_of = 0;
+            conn.forget_unnamed();
         }
     }
 

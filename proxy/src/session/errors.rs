@@ -11,7 +11,7 @@ use tenantry_wire::{
 use super::registry::EndReason;
 use crate::pool::{
     LoginError, Pool,
-    core::Refusal,
+    decision::Refusal,
     explain::{Blocked, Explanation},
 };
 

@@ -41,8 +41,7 @@ impl Session {
         self.signs = Signs::default();
         self.worked = false;
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
-            // A simple query drops the unnamed statement.
-            conn.unnamed_of = 0;
+            conn.forget_unnamed();
         }
         let written = message::write_query(&mut self.to_server.buf, &probe::probe(&self.custom));
         written.map_err(|_| End::Fatal(errors::internal()))?;

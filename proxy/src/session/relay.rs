@@ -39,7 +39,7 @@ use crate::{
     },
     pool::{
         Pool,
-        core::Refusal,
+        decision::Refusal,
         lease::{Handoff, Lease, Waiting},
         server::Asked,
         stats::{Stats, Tally},
@@ -378,8 +378,7 @@ impl Session {
         let written = message::write_query(&mut self.to_server.buf, &probe::replay(&difference));
         written.map_err(|_| End::Fatal(errors::internal()))?;
         conn.label = self.settings.clone();
-        // A simple query drops the unnamed statement.
-        conn.unnamed_of = 0;
+        conn.forget_unnamed();
         self.owed.push(Kind::Query, For::Us, None);
         Stats::count(&self.pool.stats.replays);
         Ok(())
@@ -647,7 +646,7 @@ impl Session {
                     conn.prepared.remove(id);
                 }
                 // Nobody's now; what the client parsed last is sent again where it is used.
-                Undo::Unnamed => conn.unnamed_of = 0,
+                Undo::Unnamed => conn.forget_unnamed(),
                 Undo::Evicted(id) => {
                     // It is still there; if that makes one too many, another goes, and is closed on the server later.
                     if conn.prepared.insert(id).is_some() {

@@ -249,8 +249,7 @@ impl Session {
     fn query(&mut self) -> Step {
         self.names.set_unnamed(None);
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
-            // A simple query drops the unnamed statement.
-            conn.unnamed_of = 0;
+            conn.forget_unnamed();
         }
         self.tally.queries += 1;
         self.owed.push(Kind::Query, For::Client, None);
@@ -455,7 +454,7 @@ impl Session {
         if Target::read(body).is_some_and(|t| t.is_statement() && t.name.is_empty()) {
             self.names.set_unnamed(None);
             if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
-                conn.unnamed_of = 0;
+                conn.forget_unnamed();
             }
         }
         self.owed.push(Kind::Close, For::Client, None);

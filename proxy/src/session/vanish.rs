@@ -184,7 +184,7 @@ fn note(remains: &mut Remains, tag: u8, body: &[u8]) -> Result<(), Unusable> {
                 && let Some(conn) = remains.lease.conn()
             {
                 conn.prepared.clear();
-                conn.unnamed_of = 0;
+                conn.forget_unnamed();
                 if !remains.owed.is_empty() {
                     // What was prepared behind it is not in our books any more.
                     return Err(Unusable);
@@ -202,7 +202,7 @@ fn note(remains: &mut Remains, tag: u8, body: &[u8]) -> Result<(), Unusable> {
             Undo::OnServer(id) | Undo::NameOnServer(_, id) => conn.prepared.remove(id),
             // Still there although our books said it was closed: simplest to begin anew.
             Undo::Evicted(_) => return Err(Unusable),
-            Undo::Unnamed => conn.unnamed_of = 0,
+            Undo::Unnamed => conn.forget_unnamed(),
             Undo::Name(_) | Undo::Closed(..) => {}
         }
     }

@@ -28,7 +28,7 @@ use crate::{
     directory::Directory,
     pool::{
         Pool,
-        core::Refusal,
+        decision::Refusal,
         lease::{Handoff, Lease},
         server::Asked,
         stats::Stats,
@@ -204,8 +204,7 @@ async fn ask(
     sql: &str,
 ) -> Result<Option<tenantry_wire::error::ErrorResponse>, ()> {
     let mut out = BytesMut::new();
-    // A simple query drops the unnamed statement.
-    conn.unnamed_of = 0;
+    conn.forget_unnamed();
     message::write_query(&mut out, sql).map_err(drop)?;
     conn.stream.write_all(&out).await.map_err(drop)?;
     conn.stream.flush().await.map_err(drop)?;
