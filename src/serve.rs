@@ -6,10 +6,16 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use metrics_exporter_prometheus::PrometheusHandle;
-use tenantry_admin::{Listener, Status};
+use tenantry_admin::{
+    Listener, Status,
+    fence::{self, Fences},
+};
 use tenantry_config::{ClientTlsMode, Listen, Settings};
 use tenantry_proxy::directory::Directory;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::watch,
+};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::{cli, failure::Failure, log};
@@ -39,7 +45,7 @@ pub struct Running {
     pub status: Arc<Status>,
     /// Where `/metrics` is, if it is.
     pub admin: Option<SocketAddr>,
-    settings: Settings,
+    settings: watch::Sender<Arc<Settings>>,
     _stop_admin: DropGuard,
 }
 
@@ -58,11 +64,14 @@ impl Running {
         let status = Arc::new(Status::default());
         let stop = CancellationToken::new();
         let admin = listener.as_ref().and_then(|listener| listener.address().ok());
+        let fences = Arc::new(Fences::default());
         if let Some(listener) = listener {
-            let (view, status, stop) = (Arc::clone(&directory), Arc::clone(&status), stop.clone());
-            tokio::spawn(tenantry_admin::serve(listener, view, status, recorder, stop));
+            let (view, status, fences) = (Arc::clone(&directory), Arc::clone(&status), Arc::clone(&fences));
+            tokio::spawn(tenantry_admin::serve(listener, view, status, fences, recorder, stop.clone()));
         }
         tracing::info!(clients = ?directory.addresses(), admin = ?admin, tenants = settings.tenants.len(), "serving");
+        let (settings, latest) = watch::channel(Arc::new(settings));
+        tokio::spawn(fence::keep(latest, fences, stop.clone()));
         Ok(Self { directory, status, admin, settings, _stop_admin: stop.drop_guard() })
     }
 
@@ -81,21 +90,22 @@ impl Running {
         log::check(&fresh.log)?;
         self.directory.reload(fresh.clone())?;
         filter.reload(&fresh.log)?;
-        let (listen, was) = (&fresh.listen, &self.settings.listen);
+        let old = Arc::clone(&self.settings.borrow());
+        let (listen, was) = (&fresh.listen, &old.listen);
         let without = |listen: &Listen| listen.tls.mode == ClientTlsMode::Disable;
         let fixed = [
             ("listen.addresses", listen.addresses != was.addresses),
             ("listen.unix_socket_dir", listen.unix_socket_dir != was.unix_socket_dir),
             ("listen.unix_socket_mode", listen.unix_socket_mode != was.unix_socket_mode),
             ("listen.tls.mode", without(listen) != without(was)),
-            ("process.workers", fresh.process != self.settings.process),
-            ("admin.address", fresh.admin != self.settings.admin),
-            ("log.format", fresh.log.format != self.settings.log.format),
+            ("process.workers", fresh.process != old.process),
+            ("admin.address", fresh.admin != old.admin),
+            ("log.format", fresh.log.format != old.log.format),
         ];
         for (key, _) in fixed.into_iter().filter(|(_, changed)| *changed) {
             tracing::warn!(key, "changed, but counts only from the next start");
         }
-        self.settings = fresh;
+        self.settings.send_replace(Arc::new(fresh));
         Ok(())
     }
 }

@@ -126,6 +126,8 @@ async fn a_connection_limit_of_one_database_holds_up_nobody_else() {
     let settings = [("pool.query_wait_timeout", "500ms".into())];
     let proxy = proxy_for(cluster(), &[&fenced, &other], &settings).await;
     let direct = cluster().direct(&fenced).login().await;
+    proxy.connect(&other).login().await.value("SELECT 1").await;
+    let cap = proxy.metric("tenantry_server_cap").await;
     let mut held_up = proxy.connect(&fenced).open().await.expect("connected");
     let who = proxy.connect(&fenced);
     let refused = held_up.login(&who);
@@ -134,7 +136,7 @@ async fn a_connection_limit_of_one_database_holds_up_nobody_else() {
         for n in 0..20 {
             assert_eq!(client.value(&format!("SELECT {n}")).await, n.to_string());
         }
-        assert_eq!(proxy.metric("tenantry_server_cap").await as u32, proxy.metric("tenantry_server_cap").await as u32);
+        assert_eq!(proxy.metric("tenantry_server_cap").await, cap, "nobody else's room is any less");
     };
     let (answer, ()) = tokio::join!(refused, served);
     let told = if answer.faults().is_empty() { held_up.query("SELECT 1").await } else { answer };
@@ -174,4 +176,56 @@ async fn a_reload_changes_a_budget_and_a_budget_that_cannot_be_changes_nothing()
     eventually("refused", stale).await;
     assert!(proxy.log().contains("3 is less than the 4 of all floors"), "{}", proxy.log());
     assert_eq!(proxy.connect(&quiet).login().await.value("SELECT 1").await, "1");
+}
+
+async fn connection_limit(tenant: &Tenant, wanted: &str) {
+    let sql = format!("SELECT datconnlimit FROM pg_database WHERE datname = '{}'", tenant.name);
+    let limit = async || (cluster().sql(&sql).await.as_deref() == Some(wanted)).then_some(());
+    eventually(format!("the limit of {} is {wanted}", tenant.name), limit).await;
+}
+
+async fn is_fenced(proxy: &Proxy, tenant: &Tenant, wanted: u8) {
+    let line = format!("tenantry_tenant_fenced{{tenant=\"{}\",server=\"main\"}} {wanted}", tenant.name);
+    let told = async || proxy.metrics().await.lines().any(|l| l == line).then_some(());
+    eventually(line.clone(), told).await;
+}
+
+#[tokio::test]
+async fn postgresql_itself_keeps_a_tenant_to_its_ceiling_where_that_is_wanted() {
+    let (fenced, open) = (cluster().tenant("fenced").await, cluster().tenant("open").await);
+    let ceiling = key(&fenced, "ceiling");
+    let settings = [
+        (ceiling.as_str(), 2.into()),
+        ("servers.main.control.role", "postgres".into()),
+        ("servers.main.control.connection_limits", true.into()),
+    ];
+    let proxy = proxy_for(cluster(), &[&fenced, &open], &settings).await;
+    connection_limit(&fenced, "2").await;
+    connection_limit(&open, "-1").await;
+    is_fenced(&proxy, &fenced, 1).await;
+    // Around Tenantry, too.
+    let direct = [cluster().direct(&fenced).login().await, cluster().direct(&fenced).login().await];
+    let answer = cluster().direct(&fenced).try_login().await.err().expect("refused");
+    assert_eq!(answer.faults().pop().expect("refused").code, "53300");
+    drop(direct);
+    proxy.reload(&proxy.settings().set(&ceiling, 3).text());
+    connection_limit(&fenced, "3").await;
+    proxy.reload(&proxy.settings().set(&ceiling, "off").text());
+    connection_limit(&fenced, "-1").await;
+}
+
+#[tokio::test]
+async fn a_control_role_that_owns_nothing_is_told_of_and_stops_nobody() {
+    let (fenced, other) = (cluster().tenant("fenced").await, cluster().tenant("other").await);
+    let settings = [
+        (&*key(&fenced, "ceiling"), 2.into()),
+        ("servers.main.control.role", other.role.clone().into()),
+        ("servers.main.control.password", other.password.clone().into()),
+        ("servers.main.control.connection_limits", true.into()),
+    ];
+    let proxy = proxy_for(cluster(), &[&fenced], &settings).await;
+    is_fenced(&proxy, &fenced, 0).await;
+    assert!(proxy.log().contains("the control role must own the database"), "{}", proxy.log());
+    assert!(!proxy.log().contains(&other.password));
+    assert_eq!(proxy.connect(&fenced).login().await.value("SELECT 1").await, "1");
 }

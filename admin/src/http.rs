@@ -15,6 +15,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    fence::Fences,
     routes::{self, App},
     view::{Status, View},
 };
@@ -54,10 +55,11 @@ pub async fn serve(
     listener: Listener,
     view: Arc<dyn View>,
     status: Arc<Status>,
+    fences: Arc<Fences>,
     recorder: PrometheusHandle,
     stop: CancellationToken,
 ) {
-    let app = Arc::new(App { view, status, recorder, scraping: Mutex::new(()) });
+    let app = Arc::new(App { view, status, fences, recorder, scraping: Mutex::new(()) });
     let service = TowerToHyperService::new(routes::router(app));
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {

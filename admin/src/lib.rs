@@ -1,9 +1,12 @@
 #![doc = include_str!("../README.md")]
 
+mod control;
+pub mod fence;
 mod http;
 pub mod jobs;
 mod metrics;
 mod routes;
+mod sql;
 mod view;
 
 pub use http::{Listener, serve};

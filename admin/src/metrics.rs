@@ -14,7 +14,7 @@ use tenantry_proxy::{
     session::state::SessionState,
 };
 
-use crate::view::Status;
+use crate::{fence::Fences, view::Status};
 
 /// A series that a scrape did not renew is of something that is gone, and its last value would be a lie. Each scrape
 /// renews all others before it renders, so this need only be shorter than the time between two scrapes.
@@ -48,7 +48,7 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 41] = [
+pub const METRICS: [Metric; 42] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
@@ -101,6 +101,11 @@ pub const METRICS: [Metric; 41] = [
         "tenantry_tenant_weight",
         "tenant, server",
         "The tenant's part of what is above the floors while several wait",
+    ),
+    level(
+        "tenantry_tenant_fenced",
+        "tenant, server",
+        "1 if PostgreSQL's CONNECTION LIMIT of the database is the tenant's ceiling, 0 if it could not be made so; only with connection_limits",
     ),
     level("tenantry_pinned_leases", POOL, "Server connections kept beyond their transaction now"),
     count(
@@ -179,7 +184,11 @@ fn build() -> PrometheusRecorder {
 }
 
 /// One scrape's worth: everything that is there is set anew.
-pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, status: &Status) {
+pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, status: &Status, fences: &Fences) {
+    for ((server, tenant), stands) in fences.all() {
+        let labels = vec![Label::new("tenant", tenant), Label::new("server", server)];
+        gauge!("tenantry_tenant_fenced", labels).set(f64::from(u8::from(stands)));
+    }
     gauge!("tenantry_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("tenantry_settings_stale").set(f64::from(u8::from(status.settings_stale())));
     gauge!("tenantry_draining").set(f64::from(u8::from(status.draining())));
@@ -352,7 +361,7 @@ mod tests {
     async fn a_scrape_shows_every_metric_with_its_help_and_labels() {
         let recorder = build();
         let text = metrics::with_local_recorder(&recorder, || {
-            publish(&snapshot(), &[("28P01".to_owned(), 4)].into(), &Status::default());
+            publish(&snapshot(), &[("28P01".to_owned(), 4)].into(), &Status::default(), &Fences::one("main", "acme"));
             recorder.handle().render()
         });
         for metric in METRICS {
@@ -386,7 +395,9 @@ mod tests {
     async fn what_is_gone_is_not_shown() {
         let recorder = build();
         let scrape = |snapshot: &Snapshot| {
-            metrics::with_local_recorder(&recorder, || publish(snapshot, &BTreeMap::new(), &Status::default()));
+            metrics::with_local_recorder(&recorder, || {
+                publish(snapshot, &BTreeMap::new(), &Status::default(), &Fences::default())
+            });
             recorder.handle().render()
         };
         let mut now = snapshot();

@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Mutex;
 
 use crate::{
+    fence::Fences,
     metrics,
     view::{Status, View},
 };
@@ -25,6 +26,7 @@ const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(crate) struct App {
     pub view: Arc<dyn View>,
     pub status: Arc<Status>,
+    pub fences: Arc<Fences>,
     pub recorder: PrometheusHandle,
     /// One scrape at a time: several would only repeat the same work.
     pub scraping: Mutex<()>,
@@ -53,7 +55,7 @@ async fn collect(app: Arc<App>) -> Option<String> {
     let work = Arc::clone(&app);
     // With thousands of pools this takes milliseconds: too long for a thread that carries sessions.
     tokio::task::spawn_blocking(move || {
-        metrics::publish(&work.view.snapshot(), &work.view.refusals(), &work.status);
+        metrics::publish(&work.view.snapshot(), &work.view.refusals(), &work.status, &work.fences);
         work.recorder.render()
     })
     .await

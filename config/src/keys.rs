@@ -62,9 +62,11 @@ section!(Log { filter, format; ; });
 section!(Server {
     host, port, cap, reserve, max_connecting, server_login_retry, tcp_user_timeout, max_cancels;
     tls;
+    control
 });
 section!(ServerTls { mode, ca_file, direct; ; });
 section!(Tenant { server, database, floor, ceiling, weight, max_client_conn; ; pool, roles });
+section!(ControlKeys { role, database, password, password_file, password_env, connection_limits; ; });
 section!(RoleKeys { name, password, password_file, password_env, pool_mode, pool_size; ; });
 
 /// `[[tenants.NAME.roles]]`: a role that may log in to this tenant; `[[roles]]` takes the same keys, for every tenant.
@@ -83,6 +85,38 @@ pub(crate) struct RoleKeys {
     pub(crate) pool_mode: Option<PoolMode>,
     /// Overrides the tenant's.
     pub(crate) pool_size: Option<u32>,
+}
+
+/// `[servers.NAME.control]`: Tenantry's own login, for what is done to databases; clients never get it. It uses one
+/// connection now and then, which is not part of `cap`.
+#[derive(Debug, Documented, DocumentedFields)]
+pub(crate) struct ControlKeys {
+    /// Role; for `connection_limits` it must own the databases or be a member of their owners.
+    pub(crate) role: String,
+    /// Database that it logs in to.
+    pub(crate) database: String,
+    /// Plain. At most one of `password`, `password_file` and `password_env`; none where the server trusts the role.
+    pub(crate) password: Option<Secret>,
+    /// File that holds the password; one newline at its end is dropped.
+    pub(crate) password_file: Option<PathBuf>,
+    /// Environment variable that holds the password.
+    pub(crate) password_env: Option<String>,
+    /// Keep PostgreSQL's own CONNECTION LIMIT of each tenant's database equal to the tenant's `ceiling`, so that nobody
+    /// gets past it, not even around Tenantry (superusers excepted). Limits that were set stay when this is turned off.
+    pub(crate) connection_limits: bool,
+}
+
+impl Default for ControlKeys {
+    fn default() -> Self {
+        Self {
+            role: String::new(),
+            database: "postgres".to_owned(),
+            password: None,
+            password_file: None,
+            password_env: None,
+            connection_limits: false,
+        }
+    }
 }
 
 /// The keys that `[tenants.NAME]` takes: its own and, flat, those of `[pool]`.

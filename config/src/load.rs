@@ -15,8 +15,9 @@ use config::{Map, Value, ValueKind};
 use zeroize::Zeroizing;
 
 use crate::{
-    NameError, Overrides, Problems, Role, RoleSecret, Secret, Server, ServerTlsMode, Settings, Tenant, TenantId, check,
-    keys::{FlatTenant, RoleKeys, Section, Visitor},
+    Control, NameError, Overrides, Problems, Role, RoleSecret, Secret, Server, ServerTlsMode, Settings, Tenant,
+    TenantId, check,
+    keys::{ControlKeys, FlatTenant, RoleKeys, Section, Visitor},
     layers::{self, join},
     name::check_name,
     problem::{Report, suggest},
@@ -56,7 +57,7 @@ fn read_settings(settings: &mut Settings, root: Map<String, Value>, overrides: &
     let tenants = reader.tables("tenants");
     reader.finish();
     for (name, table) in servers {
-        let server = read_server(&name, table, report);
+        let server = read_server(&name, table, overrides, report);
         settings.servers.insert(name, server);
     }
     for (name, table) in tenants {
@@ -64,7 +65,7 @@ fn read_settings(settings: &mut Settings, root: Map<String, Value>, overrides: &
     }
 }
 
-fn read_server(name: &str, table: Map<String, Value>, report: &mut Report) -> Server {
+fn read_server(name: &str, table: Map<String, Value>, overrides: &Overrides, report: &mut Report) -> Server {
     let path = join("servers", name);
     if let Err(error) = check_name(name) {
         report.problem(&[&path], error.to_string());
@@ -72,6 +73,7 @@ fn read_server(name: &str, table: Map<String, Value>, report: &mut Report) -> Se
     let mut server = Server::default();
     let mut reader = Reader { path, table, known: Vec::new(), report };
     server.keys(&mut reader);
+    server.control = reader.take_table("control").map(|table| reader.control(table, overrides));
     let mode = format!("{}.tls.mode", reader.path);
     reader.finish();
     if !report.is_set(&mode) && is_local(&server.host) {
@@ -198,6 +200,24 @@ impl Reader<'_> {
         }
     }
 
+    fn control(&mut self, table: Map<String, Value>, overrides: &Overrides) -> Control {
+        let path = join(&self.path, "control");
+        let mut keys = ControlKeys::default();
+        let mut reader = Reader { path: path.clone(), table, known: Vec::new(), report: self.report };
+        keys.keys(&mut reader);
+        reader.finish();
+        let ControlKeys { role, database, password, password_file, password_env, connection_limits } = keys;
+        check_role_name(&join(&path, "role"), "role", &role, self.report);
+        check_role_name(&join(&path, "database"), "database", &database, self.report);
+        let secret = SecretSources { password, password_file, password_env }.read(&path, overrides, self.report);
+        if matches!(secret, RoleSecret::Md5(_) | RoleSecret::Scram(_)) {
+            let keys = ["password", "password_file", "password_env"].map(|key| join(&path, key));
+            let keys = keys.each_ref().map(String::as_str);
+            self.report.problem(&keys, "must be the password itself: a verifier cannot log in");
+        }
+        Control { role, database, secret, connection_limits }
+    }
+
     /// What no row took is unknown. Its value is not shown: it may be a secret under a misspelt key.
     fn finish(mut self) {
         let mut unknown: Vec<String> = self.table.drain().map(|(key, _)| key).collect();
@@ -224,13 +244,17 @@ fn read_role(path: &str, value: Value, overrides: &Overrides, report: &mut Repor
     keys.keys(&mut reader);
     reader.finish();
     let RoleKeys { name, password, password_file, password_env, pool_mode, pool_size } = keys;
-    // PostgreSQL's NAMEDATALEN - 1; a NUL was refused when the string was read.
-    if !(1..=63).contains(&name.len()) {
-        report.problem(&[&join(path, "name")], "must be 1 to 63 bytes; write name = \"...\"");
-    }
+    check_role_name(&join(path, "name"), "name", &name, report);
     let sources = SecretSources { password, password_file, password_env };
     let secret = sources.read(path, overrides, report);
     Role { name, secret, pool_mode, pool_size }
+}
+
+/// PostgreSQL's NAMEDATALEN - 1; a NUL was refused when the string was read.
+fn check_role_name(path: &str, key: &str, name: &str, report: &mut Report) {
+    if !(1..=63).contains(&name.len()) {
+        report.problem(&[path], format!("must be 1 to 63 bytes; write {key} = \"...\""));
+    }
 }
 
 /// The three places that a role's secret may come from.

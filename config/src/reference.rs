@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 
 use crate::{
     Server, Settings, Tenant,
-    keys::{RoleKeys, Section, Visitor},
+    keys::{ControlKeys, RoleKeys, Section, Visitor},
     value::Setting,
 };
 
@@ -25,6 +25,7 @@ pub fn reference() -> String {
     let Settings { mut process, mut listen, mut auth, mut pool, mut admin, mut log, .. } = Settings::default();
     let mut server = Server { host: "db.example.com".to_owned(), ..Server::default() };
     let mut tenant = Tenant { server: "main".to_owned(), ..Tenant::default() };
+    let mut control = ControlKeys { role: "tenantry".to_owned(), ..ControlKeys::default() };
     let mut role = RoleKeys { name: "app".to_owned(), ..RoleKeys::default() };
     table(&mut out, "[process]", &[], &mut process);
     table(&mut out, "[listen]", &[], &mut listen);
@@ -33,6 +34,7 @@ pub fn reference() -> String {
     table(&mut out, "[admin]", &[], &mut admin);
     table(&mut out, "[log]", &[], &mut log);
     table(&mut out, "[servers.main]", &["host"], &mut server);
+    table(&mut out, "#[servers.main.control]", &[], &mut control);
     table(&mut out, "[tenants.acme]", &["server"], &mut tenant);
     out.push_str("# Any key of [pool] may stand here too, and then counts for this tenant.\n");
     out.push_str("# [tenants.\"*\"] takes the same keys and serves any database name that no tenant has.\n");
@@ -137,6 +139,13 @@ mod tests {
         let file = dir.path().join("tenantry.toml");
         fs::write(&file, text).unwrap();
         let mut wanted = defaults();
+        let control = crate::Control {
+            role: "tenantry".into(),
+            database: "postgres".into(),
+            secret: crate::RoleSecret::None,
+            connection_limits: false,
+        };
+        wanted.servers.get_mut("main").unwrap().control = Some(control);
         let role = crate::Role {
             name: "app".into(),
             secret: crate::RoleSecret::Plain(Secret::from("x")),

@@ -224,6 +224,22 @@ pub struct Server {
     pub tcp_user_timeout: Duration,
     /// Most cancel requests under way at once.
     pub max_cancels: u32,
+    /// `[servers.NAME.control]`: how Tenantry itself logs in, for what is done to databases.
+    pub control: Option<Control>,
+}
+
+/// `[servers.NAME.control]`: Tenantry's own login, for what is done to databases; clients never get it. It uses one
+/// connection now and then, which is not part of `cap`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Control {
+    /// Role.
+    pub role: String,
+    /// Database that it logs in to.
+    pub database: String,
+    /// `Plain`, or `None` where the server trusts it.
+    pub secret: RoleSecret,
+    /// Keep PostgreSQL's own CONNECTION LIMIT of each tenant's database equal to the tenant's ceiling.
+    pub connection_limits: bool,
 }
 
 /// `[servers.NAME.tls]`, or `tls = { mode = "...", ca_file = "..." }`: encryption towards the server.
@@ -413,6 +429,7 @@ impl Default for Server {
             tls: ServerTls::default(),
             tcp_user_timeout: Duration::from_secs(15),
             max_cancels: 16,
+            control: None,
         }
     }
 }

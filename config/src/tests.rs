@@ -156,6 +156,17 @@ fn workers_are_a_number_or_auto() {
 }
 
 #[test]
+fn a_control_login_needs_a_role_and_the_password_itself() {
+    let control = |keys: &str| format!("[servers.a]\nhost = \"::1\"\n[servers.a.control]\n{keys}\n[tenants.acme]\n");
+    let settings = loaded(&control("role = \"tenantry\"\npassword = \"x\"\nconnection_limits = true"));
+    let login = settings.servers["a"].control.as_ref().unwrap();
+    assert_eq!((login.role.as_str(), login.database.as_str(), login.connection_limits), ("tenantry", "postgres", true));
+    one_problem(&control(""), "tenantry.toml:3: servers.a.control.role: ", "must be 1 to 63 bytes");
+    let md5 = format!("role = \"t\"\npassword = \"md5{}\"", "0".repeat(32));
+    one_problem(&control(&md5), "tenantry.toml:5: servers.a.control.password: ", "the password itself");
+}
+
+#[test]
 fn tls_to_the_server_is_off_only_where_it_is_local() {
     for (host, mode) in [
         ("/run/postgresql", ServerTlsMode::Disable),

@@ -77,7 +77,7 @@ pub struct Pool {
     /// Since when it waits without having been served.
     pub waits_since: Option<u64>,
     /// Its clients' numbers.
-    clients: Range<usize>,
+    pub clients: Range<usize>,
     retired: bool,
 }
 

@@ -364,6 +364,12 @@ impl fmt::Debug for Connector {
 }
 
 impl Connector {
+    /// The same rules for a library that makes its own connections.
+    #[must_use]
+    pub fn client_config(&self) -> ClientConfig {
+        ClientConfig::clone(self.connector.config())
+    }
+
     /// As libpq's `sslmode`: with a `ca_file` even `require` and `prefer` check the chain (not the name). Whether TLS
     /// is tried at all, and what happens when it fails, is the caller's: `disable` here is like `prefer`.
     pub fn load(settings: &ServerTls, host: &str) -> Result<Self, TlsError> {

@@ -234,6 +234,7 @@ impl Cluster {
             if !self.server.lock().expect("no panic inside").runs() {
                 return false;
             }
+            // Between two looks at the condition; the cluster is started by whichever test is first, outside any runtime.
             std::thread::sleep(std::time::Duration::from_millis(5));
         }
         panic!("PostgreSQL is not ready within {DEADLINE:?}:\n{}", self.log());

@@ -1,0 +1,59 @@
+//! Tenantry's own login at a server: made for a piece of work, ended with it.
+
+use std::time::Duration;
+
+use tenantry_config::{Control, RoleSecret, Server, ServerTlsMode};
+use tenantry_proxy::net::tls::{Connector, TlsError};
+use tokio_postgres::{
+    Client, Config,
+    config::{SslMode, SslNegotiation},
+};
+use tokio_postgres_rustls::MakeRustlsConnect;
+
+/// From dial to the end of the login.
+const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// In PostgreSQL: no statement of ours waits long for others, nor keeps them waiting.
+const OPTIONS: &str = "-c lock_timeout=5s -c statement_timeout=10s";
+
+/// Why there is no control connection. Its text is for the log.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    #[error("{0}")]
+    Tls(#[from] TlsError),
+    #[error("{}", words(.0))]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error("no login within {CONNECT_LIMIT:?}")]
+    Timeout,
+}
+
+/// PostgreSQL's own message where there is one: the crate's `Display` says only "db error".
+fn words(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
+}
+
+/// Logs in. The connection ends when the client is dropped.
+pub async fn connect(server: &Server, control: &Control) -> Result<Client, ControlError> {
+    let mut config = Config::new();
+    config.host(&server.host).port(server.port).user(&control.role).dbname(&control.database);
+    config.connect_timeout(CONNECT_LIMIT).application_name("tenantry").options(OPTIONS);
+    config.ssl_mode(match server.tls.mode {
+        ServerTlsMode::Disable => SslMode::Disable,
+        ServerTlsMode::Prefer => SslMode::Prefer,
+        ServerTlsMode::Require | ServerTlsMode::VerifyCa | ServerTlsMode::VerifyFull => SslMode::Require,
+    });
+    if server.tls.direct {
+        config.ssl_negotiation(SslNegotiation::Direct);
+    }
+    if let RoleSecret::Plain(password) = &control.secret {
+        config.password(password.expose());
+    }
+    let tls = MakeRustlsConnect::new(Connector::load(&server.tls, &server.host)?.client_config());
+    let connected = tokio::time::timeout(CONNECT_LIMIT, config.connect(tls)).await;
+    let (client, connection) = connected.map_err(|_| ControlError::Timeout)??;
+    tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(error = %words(&error), "a control connection broke");
+        }
+    });
+    Ok(client)
+}
