@@ -1,6 +1,9 @@
 //! Budgets on a real PostgreSQL: floors, ceilings, weights, the cap, and what a client is told when one of them holds it up.
 
-use tenantry_testkit::{Client, Cluster, Proxy, ProxyBuilder, Tenant, cluster, eventually, say};
+use std::sync::Arc;
+
+use tenantry_testkit::{Client, Cluster, FakeConn, FakeServer, Proxy, ProxyBuilder, Tenant, cluster, eventually, say};
+use tokio::sync::Semaphore;
 
 async fn proxy_for(cluster: &Cluster, tenants: &[&Tenant], settings: &[(&str, toml::Value)]) -> Proxy {
     let start = tenants.iter().fold(ProxyBuilder::new(cluster), |builder, tenant| builder.tenant(tenant));
@@ -117,6 +120,73 @@ async fn the_cap_yields_to_the_connections_of_others() {
     // The test's own sessions count, too.
     let cap = proxy.metric("tenantry_server_cap").await;
     assert!((1.0..=5.0).contains(&cap), "17 slots, 12 of them others', and the cap is {cap}");
+}
+
+#[tokio::test]
+async fn the_cap_yields_to_others_that_come_later_although_nothing_is_dialled() {
+    let own = Cluster::start_with("max_connections = 20\nsuperuser_reserved_connections = 3").leaked();
+    let tenant = own.tenant("later").await;
+    let proxy = proxy_for(own, &[&tenant], &[("servers.main.cap", 15.into())]).await;
+    let mut holders = [holder(&proxy, &tenant).await, holder(&proxy, &tenant).await, holder(&proxy, &tenant).await];
+    for client in &mut holders {
+        client.run("COMMIT").await;
+    }
+    let before = proxy.metric("tenantry_server_cap").await;
+    assert!(before >= 13.0, "nobody else is there, and the cap is {before}");
+    let connects = proxy.metric("tenantry_server_connects_total").await;
+    let mut others = Vec::new();
+    for _ in 0..12 {
+        others.push(own.direct(&tenant).login().await);
+    }
+    let [mut client, ..] = holders;
+    let busy = tokio::spawn(async move {
+        loop {
+            client.run("SELECT 1").await;
+        }
+    });
+    let yields = async || (proxy.metric("tenantry_server_cap").await <= 5.0).then_some(());
+    eventually("the cap yields", yields).await;
+    busy.abort();
+    assert_eq!(proxy.metric("tenantry_server_connects_total").await, connects, "nothing was dialled meanwhile");
+}
+
+#[tokio::test]
+async fn a_login_that_came_to_nothing_keeps_its_permit_until_the_server_has_closed_its_end() {
+    let may_close = Arc::new(Semaphore::new(0));
+    let waits = Arc::clone(&may_close);
+    let server = FakeServer::start(move |conn: FakeConn| {
+        let waits = Arc::clone(&waits);
+        async move {
+            waits.acquire().await.expect("open").forget();
+            drop(conn);
+        }
+    })
+    .await;
+    let tenant = FakeServer::tenant();
+    let proxy = ProxyBuilder::to(server.address())
+        .tenant(&tenant)
+        .set("servers.main.cap", 1)
+        .set("pool.server_connect_timeout", "200ms")
+        .start()
+        .await;
+    let who = proxy.connect(&tenant);
+    let client = tokio::spawn(async move { who.try_login().await.is_ok() });
+    let failures = async |n: f64| {
+        let failed = async || (proxy.metric("tenantry_server_connect_failures_total").await >= n).then_some(());
+        eventually(format!("{n} logins timed out"), failed).await;
+    };
+    failures(1.0).await;
+    // Long after every back-off: it has gone from closing to lingering.
+    let lingers = async || {
+        let state = "state=\"lingering\"} 1";
+        proxy.metrics().await.lines().any(|line| line.ends_with(state)).then_some(())
+    };
+    eventually("it takes long to close", lingers).await;
+    assert_eq!((proxy.metric("tenantry_server_permits").await, server.accepted()), (1.0, 1));
+    may_close.add_permits(1);
+    failures(2.0).await;
+    assert_eq!((proxy.metric("tenantry_server_permits").await, server.accepted()), (1.0, 2));
+    client.abort();
 }
 
 #[tokio::test]
