@@ -15,11 +15,12 @@ use std::{
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
 };
 
-use tenantry_proxy::budget::fair::{Budget, QUANTUM};
+use promises::QUANTUM;
+use tenantry_proxy::budget::fair::Budget;
 use world::{Outcome, Temper, World};
 
 /// Seeds that once failed.
-const KEPT: [u64; 0] = [];
+const KEPT: [u64; 3] = [417, 6_320, 51_874];
 
 fn run_all(seeds: Range<u64>) {
     let mut sum = Outcome::default();
@@ -104,13 +105,13 @@ fn a_greedy_tenant_does_not_starve_a_small_one() {
 #[test]
 fn service_is_in_proportion_to_weight() {
     let mut rng = fastrand::Rng::with_seed(3);
-    for _ in 0..20 {
+    for _ in 0..6 {
         let mut world = World::plain(Temper::Calm, rng.u32(4..40));
         (world.hold, world.think, world.connect) = (rng.u64(5..100), 0, rng.u64(1..10));
         let weights: Vec<u32> = (0..rng.usize(2..6)).map(|_| rng.u32(1..6)).collect();
         let tenants: Vec<usize> =
             weights.iter().map(|weight| world.add_saturated(Budget { weight: *weight, ..EQUAL }, 100)).collect();
-        while world.now < 120_000 {
+        while world.now < 60_000 {
             world.step();
         }
         let service: Vec<f64> = tenants.iter().map(|tenant| world.service_of(*tenant) as f64).collect();

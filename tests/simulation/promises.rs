@@ -5,19 +5,18 @@
 
 use std::collections::BTreeSet;
 
-use tenantry_proxy::{
-    budget::fair::QUANTUM,
-    pool::{
-        decision::{Action, Actions, Refusal, SlotId},
-        slot::SlotState,
-        waiters::WaiterId,
-    },
+use tenantry_proxy::pool::{
+    decision::{Action, Actions, Refusal, SlotId},
+    slot::SlotState,
+    waiters::WaiterId,
 };
 
 use super::world::{Event, PAUSE, Pool, Temper, World};
 
 /// Longer than an idle connection is left to its own tenant, and longer than between two nudges.
 const IDLE_LIMIT: u64 = 16;
+/// The lag past which a permit moves, as the README says: milliseconds.
+pub const QUANTUM: u64 = 100;
 
 impl World {
     pub fn check(&mut self, event: Event, actions: &Actions) {
@@ -49,6 +48,7 @@ impl World {
             self.check_work_conserving(event, held, cap);
         }
         if event == Event::Tick {
+            self.check_roles();
             self.check_waits();
         }
     }
@@ -97,6 +97,36 @@ impl World {
                     self.waiting.iter().filter(|n| self.wants_of(**n) > 0).collect::<Vec<_>>()
                 );
             }
+        }
+    }
+
+    /// At its ceiling a tenant helps one role with what another leaves idle.
+    fn check_roles(&self) {
+        for tenant in self.waiting.iter().map(|n| &self.tenants[*n]) {
+            let pools = || tenant.pools.iter().map(|n| &self.pools[*n]);
+            let coming: u32 = pools().map(|p| p.count(SlotState::Connecting) + p.count(SlotState::Closing)).sum();
+            if tenant.held < tenant.budget.ceiling || coming > 0 || !self.is_settled() {
+                continue;
+            }
+            let could = |p: &Pool| !p.queue.is_empty() && p.size() < p.limits.size && p.failed.is_none();
+            let spare = self.slots.values().find(|slot| {
+                slot.state == SlotState::Idle && self.now - slot.since > 100 && tenant.pools.contains(&slot.pool)
+            });
+            let idle = spare.map_or(0, |slot| self.now - slot.since);
+            assert!(idle == 0 || !pools().any(could), "{:?}: idle for {idle} ms beside its own waiter", tenant.name);
+        }
+    }
+
+    /// An idle connection within a floor stays, unless it is old or long unused.
+    pub fn check_close(&self, slot: SlotId) {
+        let slot = &self.slots[&slot];
+        let pool = &self.pools[slot.pool];
+        let is_over = self.now - slot.unused >= pool.limits.idle_timeout
+            || self.now - slot.dialed >= pool.limits.lifetime * 4 / 5
+            || self.tenants[pool.tenant].pools.len() > 1;
+        if self.temper == Temper::Calm && !self.ending && !is_over {
+            let (kept, floor) = (self.kept(pool.tenant), self.floor(pool.tenant, self.floors()));
+            assert!(kept > floor, "an idle connection within the floor of tenant {} is taken", pool.tenant);
         }
     }
 

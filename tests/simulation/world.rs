@@ -106,6 +106,9 @@ pub struct Slot {
     pub pool: usize,
     pub state: SlotState,
     pub since: u64,
+    pub dialed: u64,
+    /// Since when nobody uses it; a check in between does not count.
+    pub unused: u64,
     /// PostgreSQL took the login.
     logged_in: bool,
 }
@@ -555,6 +558,9 @@ impl World {
         let counts = &mut self.pools[slot.pool].counts;
         counts[slot.state.index()] -= 1;
         counts[state.index()] += 1;
+        if slot.state != SlotState::Checking {
+            slot.unused = self.now;
+        }
         (slot.state, slot.since) = (state, self.now);
     }
 
@@ -633,14 +639,18 @@ impl World {
                 Action::Dial { slot, pool } => {
                     let pool = self.ids[&pool];
                     let state = SlotState::Connecting;
-                    let fresh = Slot { pool, state, since: self.now, logged_in: false };
+                    let now = self.now;
+                    let fresh = Slot { pool, state, since: now, dialed: now, unused: now, logged_in: false };
                     assert!(self.slots.insert(slot, fresh).is_none(), "used twice");
                     self.pools[pool].counts[state.index()] += 1;
                     self.tenants[self.pools[pool].tenant].held += 1;
                     let time = self.rng.u64(1..=self.connect);
                     self.later(time, Event::Dialed(slot));
                 }
-                Action::Close { slot } => self.closing(slot),
+                Action::Close { slot } => {
+                    self.check_close(slot);
+                    self.closing(slot);
+                }
                 Action::Check { slot } => self.checking(slot),
                 Action::Refuse { waiter, refusal } => {
                     self.outcome.refused += 1;

@@ -2,8 +2,9 @@
 //!
 //! Start-time fair queueing over tenants. A tenant's virtual time is the connection time that it used while somebody was
 //! kept waiting by the cap, divided by its weight; whoever waits with the least is next. Time in which nobody waited
-//! costs nothing, so using what nobody wanted is never held against a tenant; and one that begins to wait starts at the
-//! virtual time of those who wait already, so having been away is never paid back as a monopoly.
+//! costs nothing, so using what nobody wanted is never held against a tenant; and one that begins to wait starts no
+//! earlier than the system's virtual time, that of the last among those who wait or use what is above the floors, so
+//! having been away is never paid back as a monopoly.
 //!
 //! What always holds: a tenant is in `claims` exactly if it wants permits, under its key of now; the
 //! floors that count are together at most the cap: while they do not fit, each is scaled down in proportion.
@@ -99,7 +100,7 @@ pub struct FairShare {
     cap: u32,
     /// Milliseconds in which somebody was kept waiting by the cap.
     clock: u64,
-    /// Virtual time of the last one served from above the floors.
+    /// Where one that begins to wait starts at least; it only grows.
     system: u64,
     seen: Millis,
 }
@@ -212,7 +213,7 @@ impl FairShare {
             return;
         }
         self.charge(tenant);
-        let system = self.system_time();
+        let system = self.system;
         if let Some(account) = self.accounts.get_mut(tenant.0)
             && wants > 0
         {
@@ -221,25 +222,22 @@ impl FairShare {
         self.enter_claim(tenant);
     }
 
-    /// Charges everybody who uses a permit, so that the order of the claims is right again.
+    /// Charges everybody who uses a permit, so that the order of the claims is right again, and the system's time with it.
     pub fn charge_all(&mut self) {
         let busy: Vec<_> = self.accounts.iter().filter(|(_, a)| a.busy > 0).map(|(key, _)| TenantKey(key)).collect();
         busy.into_iter().for_each(|tenant| self.charge(tenant));
+        let competes = |account: &&Account| {
+            let floor = self.floor(account.budget);
+            account.busy > floor || (account.wants > 0 && account.kept() >= floor)
+        };
+        let last = self.accounts.iter().map(|(_, account)| account).filter(competes).map(|a| a.virtual_time).min();
+        self.system = last.map_or(self.system, |last| last.max(self.system));
     }
 
     /// Who gets the next free permit.
     #[must_use]
     pub fn next(&self) -> Option<TenantKey> {
         self.claims.first().map(|claim| claim.tenant)
-    }
-
-    /// The one that `next` named is served.
-    pub fn served(&mut self, tenant: TenantKey) {
-        if let Some(account) = self.accounts.get(tenant.0)
-            && !self.is_below_floor(account)
-        {
-            self.system = self.system.max(account.virtual_time);
-        }
     }
 
     #[must_use]
@@ -332,7 +330,7 @@ impl FairShare {
         if self.accounts.get(tenant.0).is_none_or(|account| account.charged_at == clock) {
             return;
         }
-        let most = self.system_time().saturating_add(MOST_AHEAD * UNIT);
+        let most = self.system.saturating_add(MOST_AHEAD * UNIT);
         let Some(account) = self.accounts.get_mut(tenant.0) else { return };
         let elapsed = clock.saturating_sub(account.charged_at);
         account.charged_at = clock;
@@ -345,12 +343,6 @@ impl FairShare {
         if account.claim.is_some() {
             self.enter_claim(tenant);
         }
-    }
-
-    /// Where somebody who begins to wait starts: with the first of those who wait, or with the last who was served.
-    fn system_time(&self) -> u64 {
-        let above = Claim { above_floor: true, virtual_time: 0, tenant: TenantKey(0) };
-        self.claims.range(above..).next().map_or(self.system, |first| first.virtual_time.max(self.system))
     }
 
     fn enter_claim(&mut self, tenant: TenantKey) {
@@ -396,7 +388,6 @@ mod tests {
             let mut turn = Vec::new();
             for _ in 0..permits {
                 let next = fair.next().expect("somebody wants");
-                fair.served(next);
                 fair.count(next, None, BUSY);
                 turn.push(next);
             }
@@ -447,11 +438,28 @@ mod tests {
         fair.want(late, 1);
         assert_eq!((virtual_millis(&fair, alone), virtual_millis(&fair, late)), (0, 0));
         fair.want(late, 0);
-        fair.served(alone);
         fair.pass(Millis(3_601_000), true);
         fair.charge_all();
         fair.want(late, 1);
         assert_eq!(virtual_millis(&fair, late), virtual_millis(&fair, alone), "both begin at the same line");
+    }
+
+    /// The one that waits is far ahead, since it uses its floor all the time; that says nothing of a newcomer.
+    #[test]
+    fn a_newcomer_starts_with_the_last_of_those_who_compete_not_with_whoever_waits() {
+        let mut fair = with_cap(10);
+        let (entitled, rival) = (fair.add(Budget { floor: 7, ..EQUAL }), fair.add(EQUAL));
+        for _ in 0..7 {
+            fair.count(entitled, None, BUSY);
+        }
+        fair.count(rival, None, BUSY);
+        fair.want(entitled, 1);
+        fair.pass(Millis(1_000), true);
+        fair.charge_all();
+        let late = fair.add(EQUAL);
+        fair.want(late, 1);
+        assert_eq!((virtual_millis(&fair, entitled), virtual_millis(&fair, rival)), (7_000, 1_000));
+        assert_eq!((virtual_millis(&fair, late), fair.next()), (1_000, Some(late)));
     }
 
     #[test]

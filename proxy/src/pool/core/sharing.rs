@@ -88,7 +88,6 @@ impl Core {
                 self.refresh(tenant, now);
                 return;
             };
-            self.fair.served(tenant);
             self.dial(pool, now, actions);
             self.refresh(tenant, now);
         }
