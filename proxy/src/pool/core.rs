@@ -12,7 +12,7 @@
 //! - what a tenant wants in `fair` is what its pools want (`refresh`).
 //!
 //! Calls: `tenant` and `add_pool` first; then `checkout`, `release`, `dialed`, `dial_failed`, `checked`, `closed` and
-//! `leave_queue` as things happen; `tick` about ten times a second, and `nudge` ten times as often while `is_contended`.
+//! `leave_queue` as things happen; `tick` about ten times a second, and `nudge` every few milliseconds while `is_contended`.
 //! Each appends to `actions` what the shell must do, in order.
 //!
 //! `events` is what happens, `sharing` whose permit goes to whom.

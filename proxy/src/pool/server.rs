@@ -42,7 +42,7 @@ use crate::{
 
 /// How often time passes for the core: the resolution of its deadlines.
 const TICK: Duration = Duration::from_millis(100);
-const NUDGE: Duration = Duration::from_millis(10);
+const NUDGE: Duration = Duration::from_millis(5);
 /// An idle connection that lay this long is looked at (one peek) before it is lent: PostgreSQL may have ended it. A busy
 /// pool hands connections over without their ever being idle, and pays nothing.
 const PEEK_AFTER: Duration = Duration::from_millis(1);
@@ -552,7 +552,7 @@ impl Server {
     }
 }
 
-/// Time passes for the core: ten times a second, and ten times as often while the cap keeps somebody waiting, so that a
+/// Time passes for the core: ten times a second, and every `NUDGE` while the cap keeps somebody waiting, so that a
 /// permit that has become free to be moved is moved.
 async fn keep_time(server: Weak<Server>, contended: Arc<Notify>) {
     let mut ticks = tokio::time::interval(TICK);
