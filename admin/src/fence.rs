@@ -17,7 +17,7 @@ use crate::{
 
 /// Somebody else may change a limit: it is looked at this often.
 const EVERY: Duration = Duration::from_secs(60);
-/// After a failure sooner.
+/// Sooner after one has come not to stand.
 const RETRY: Duration = Duration::from_secs(5);
 /// For all databases of a server.
 const PASS_LIMIT: Duration = Duration::from_secs(60);
@@ -37,8 +37,18 @@ impl Fences {
     }
 }
 
-/// One server's databases, the limit of each, and the tenants in it.
-type Wanted = BTreeMap<String, (Option<u32>, Vec<String>)>;
+/// By database of one server.
+type Wanted = BTreeMap<String, Limit>;
+
+#[derive(Debug, PartialEq, Eq)]
+struct Limit {
+    /// `None`: none.
+    ceiling: Option<u32>,
+    /// Who is in the database.
+    tenants: Vec<String>,
+    /// The log has it already that this fence does not stand.
+    is_told: bool,
+}
 
 /// Keeps the fences of all servers until `stop`; new settings count at once.
 pub async fn keep(mut settings: watch::Receiver<Arc<Settings>>, fences: Arc<Fences>, stop: CancellationToken) {
@@ -46,7 +56,7 @@ pub async fn keep(mut settings: watch::Receiver<Arc<Settings>>, fences: Arc<Fenc
         let now = Arc::clone(&settings.borrow_and_update());
         let pause = tokio::select! {
             () = stop.cancelled() => return,
-            all_stand = pass(&now, &fences) => if all_stand { EVERY } else { RETRY },
+            is_broken = pass(&now, &fences) => if is_broken { RETRY } else { EVERY },
         };
         tokio::select! {
             () = stop.cancelled() => return,
@@ -56,31 +66,38 @@ pub async fn keep(mut settings: watch::Receiver<Arc<Settings>>, fences: Arc<Fenc
     }
 }
 
-/// Looks at every server once; false if a fence does not stand.
+/// Looks at every server once; true if a fence has come not to stand.
 async fn pass(settings: &Arc<Settings>, fences: &Fences) -> bool {
     let mut servers = JoinSet::new();
+    // What was told is not told again at every look.
+    let broken: BTreeMap<_, _> = fences.all().into_iter().filter(|(_, stands)| !stands).collect();
     for (name, server) in &settings.servers {
         if server.control.as_ref().is_some_and(|control| control.connection_limits) {
-            let (name, server, wanted) = (name.clone(), server.clone(), wanted(settings, name));
+            let (name, server, mut wanted) = (name.clone(), server.clone(), wanted(settings, name));
+            for limit in wanted.values_mut() {
+                limit.is_told = limit.tenants.iter().all(|t| broken.contains_key(&(name.clone(), t.clone())));
+            }
             servers.spawn(async move {
                 let stand = tokio::time::timeout(PASS_LIMIT, set(&name, &server, &wanted)).await;
                 let stand = stand.unwrap_or_else(|_| Err(ControlError::Timeout)).unwrap_or_else(|error| {
-                    tracing::warn!(server = %name, %error, "connection limits cannot be looked at; tried again soon");
+                    if wanted.values().any(|limit| !limit.is_told) {
+                        tracing::warn!(server = %name, %error, "connection limits cannot be looked at; tried on and on");
+                    }
                     BTreeMap::new()
                 });
                 let stands = |database: &String| stand.get(database).copied().unwrap_or(false);
-                let of_tenants = wanted.into_iter().flat_map(|(database, (_, tenants))| {
+                let of_tenants = wanted.into_iter().flat_map(|(database, limit)| {
                     let stands = stands(&database);
-                    tenants.into_iter().map(move |tenant| (tenant, stands))
+                    limit.tenants.into_iter().map(move |tenant| (tenant, stands))
                 });
                 of_tenants.map(|(tenant, stands)| ((name.clone(), tenant), stands)).collect::<Vec<_>>()
             });
         }
     }
     let found: BTreeMap<_, _> = servers.join_all().await.into_iter().flatten().collect();
-    let all_stand = found.values().all(|stands| *stands);
+    let is_news = found.iter().any(|(whose, stands)| !stands && !broken.contains_key(whose));
     *fences.0.lock() = found;
-    all_stand
+    is_news
 }
 
 /// Tenants that share a database share its limit: the sum of their ceilings.
@@ -88,9 +105,9 @@ fn wanted(settings: &Settings, server: &str) -> Wanted {
     let mut wanted = Wanted::new();
     for (name, tenant) in settings.tenants.iter().filter(|(_, tenant)| tenant.server == server) {
         let database = tenant.database.clone().unwrap_or_else(|| name.to_string());
-        let (limit, tenants) = wanted.entry(database).or_insert((Some(0), Vec::new()));
-        *limit = limit.zip(tenant.ceiling).map(|(sum, ceiling)| sum.saturating_add(ceiling));
-        tenants.push(name.to_string());
+        let limit = wanted.entry(database).or_insert(Limit { ceiling: Some(0), tenants: Vec::new(), is_told: false });
+        limit.ceiling = limit.ceiling.zip(tenant.ceiling).map(|(sum, ceiling)| sum.saturating_add(ceiling));
+        limit.tenants.push(name.to_string());
     }
     wanted
 }
@@ -104,7 +121,7 @@ async fn set(name: &str, server: &Server, wanted: &Wanted) -> Result<BTreeMap<St
     let mut stand = BTreeMap::new();
     for row in rows {
         let (database, limit): (String, i32) = (row.get(0), row.get(1));
-        let Some((ceiling, _)) = wanted.get(&database) else { continue };
+        let Some(Limit { ceiling, is_told, .. }) = wanted.get(&database) else { continue };
         // What was dropped halfway takes no limit.
         let is_whole = limit >= -1;
         let mut stands = u32::try_from(limit).ok() == *ceiling && is_whole;
@@ -116,8 +133,10 @@ async fn set(name: &str, server: &Server, wanted: &Wanted) -> Result<BTreeMap<St
                 }
                 Err(error) => {
                     let error = ControlError::from(error);
-                    tracing::warn!(server = %name, %database, %error, role = %control.role,
-                        "connection limit not set: the control role must own the database, or be a member of its owner");
+                    if !is_told {
+                        tracing::warn!(server = %name, %database, %error, role = %control.role,
+                            "connection limit not set: the control role must own the database, or be a member of its owner");
+                    }
                     false
                 }
             };
@@ -146,7 +165,7 @@ mod tests {
             settings.tenants.insert(tenantry_config::TenantId::parse(name).unwrap(), tenant);
         }
         let wanted = wanted(&settings, "main");
-        assert_eq!(wanted["one"], (Some(5), vec!["a".into(), "b".into()]));
-        assert_eq!(wanted["two"].0, None);
+        assert_eq!((wanted["one"].ceiling, wanted["one"].tenants.len()), (Some(5), 2));
+        assert_eq!(wanted["two"].ceiling, None);
     }
 }

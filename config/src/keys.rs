@@ -102,7 +102,8 @@ pub(crate) struct ControlKeys {
     /// Environment variable that holds the password.
     pub(crate) password_env: Option<String>,
     /// Keep PostgreSQL's own CONNECTION LIMIT of each tenant's database equal to the tenant's `ceiling`, so that nobody
-    /// gets past it, not even around Tenantry (superusers excepted). Limits that were set stay when this is turned off.
+    /// gets past it, not even around Tenantry (superusers excepted; not those of [tenants."*"]). Limits that were set stay when
+    /// this is turned off.
     pub(crate) connection_limits: bool,
 }
 
