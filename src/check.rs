@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
-use tenantry_config::{OrAuto, Problem, Problems, Role, RoleSecret, Settings, Tenant};
+use tenantry_config::{Control, OrAuto, Problem, Problems, Role, RoleSecret, Settings, Tenant};
 use tenantry_proxy::{
     budget::{fair::Budget, share::worst_case},
     clock::Millis,
@@ -123,28 +123,41 @@ fn json(report: &Report<'_>) -> Result<String, Failure> {
     serde_json::to_string_pretty(report).map_err(Failure::internal("cannot write JSON"))
 }
 
+/// Every role of every tenant, and Tenantry itself where it has a login of its own.
+fn who_logs_in(settings: &Settings) -> Vec<(String, Tenant, Role)> {
+    let mut all = Vec::new();
+    for (name, tenant) in &settings.tenants {
+        let roles = tenant.roles.iter().chain(&settings.roles);
+        all.extend(roles.map(|role| (name.to_string(), tenant.clone(), role.clone())));
+    }
+    for (name, server) in &settings.servers {
+        if let Some(Control { role, database, secret, .. }) = server.control.clone() {
+            let tenant = Tenant { server: name.clone(), database: Some(database), ..Tenant::default() };
+            all.push((CONTROL.to_owned(), tenant, Role { name: role, secret, pool_mode: None, pool_size: None }));
+        }
+    }
+    all
+}
+
 async fn check_all(settings: &Settings) -> Result<Checked, Failure> {
     let places = Arc::new(Semaphore::new(MAX_AT_ONCE));
     let mut logins = JoinSet::new();
-    for (name, tenant) in &settings.tenants {
-        let Some(server) = settings.servers.get(&tenant.server) else { continue };
-        for role in tenant.roles.iter().chain(&settings.roles) {
-            let row = blank(name.as_str(), tenant, role);
-            let connector = Connector::load(&server.tls, &server.host);
-            let (login, limit) = (login(tenant, role, &row.database), tenant.pool.server_connect_timeout);
-            let server = server.clone();
-            let (places, order) = (Arc::clone(&places), logins.len());
-            logins.spawn(async move {
-                let _place = places.acquire_owned().await;
-                let endpoint = connector.map(|connector| endpoint(&server, connector));
-                let row = match (endpoint, login) {
-                    (Err(error), _) => (Row { reason: Some(format!("TLS: {error}")), ..row }, None),
-                    (_, None) => (Row { status: Status::Skipped, reason: Some(NEEDS_CLIENT.to_owned()), ..row }, None),
-                    (Ok(endpoint), Some(login)) => attempt(row, &endpoint, &login, limit).await,
-                };
-                (order, row)
-            });
-        }
+    for (name, tenant, role) in who_logs_in(settings) {
+        let Some(server) = settings.servers.get(&tenant.server).cloned() else { continue };
+        let row = blank(&name, &tenant, &role);
+        let connector = Connector::load(&server.tls, &server.host);
+        let (login, limit) = (login(&tenant, &role, &row.database), tenant.pool.server_connect_timeout);
+        let (places, order) = (Arc::clone(&places), logins.len());
+        logins.spawn(async move {
+            let _place = places.acquire_owned().await;
+            let endpoint = connector.map(|connector| endpoint(&server, connector));
+            let row = match (endpoint, login) {
+                (Err(error), _) => (Row { reason: Some(format!("TLS: {error}")), ..row }, None),
+                (_, None) => (Row { status: Status::Skipped, reason: Some(NEEDS_CLIENT.to_owned()), ..row }, None),
+                (Ok(endpoint), Some(login)) => attempt(row, &endpoint, &login, limit).await,
+            };
+            (order, row)
+        });
     }
     let mut rows = Vec::with_capacity(logins.len());
     while let Some(done) = logins.join_next().await {
@@ -224,6 +237,8 @@ fn show_budgets(rows: &[BudgetRow]) -> String {
     )
 }
 
+/// In the place of a tenant's name, which has no bracket.
+const CONTROL: &str = "(control)";
 const NEEDS_CLIENT: &str = "only a SCRAM verifier is known; the first client that logs in proves it";
 
 fn blank(name: &str, tenant: &Tenant, role: &Role) -> Row {

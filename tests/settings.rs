@@ -178,3 +178,17 @@ async fn check_tells_what_each_tenant_gets_when_everybody_wants_all() {
     assert_eq!(output.status.code(), Some(64), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("less than the 500 of all floors"), "{output:?}");
 }
+
+#[tokio::test]
+async fn check_logs_in_with_the_control_role_too() {
+    let tenant = cluster().tenant("settings").await;
+    let control = |role: &str| {
+        ProxyBuilder::new(cluster()).tenant(&tenant).set("admin.address", "").set("servers.main.control.role", role)
+    };
+    let output = check(&control("postgres").text());
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+    assert!(said.lines().any(|line| line.contains("(control)") && line.contains("ok")), "{said}");
+    let output = check(&control("nobody_of_that_name").text());
+    assert_eq!(output.status.code(), Some(69), "{}", String::from_utf8_lossy(&output.stdout));
+}
