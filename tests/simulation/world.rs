@@ -558,7 +558,7 @@ impl World {
         let counts = &mut self.pools[slot.pool].counts;
         counts[slot.state.index()] -= 1;
         counts[state.index()] += 1;
-        if slot.state != SlotState::Checking {
+        if !matches!(slot.state, SlotState::Idle | SlotState::Checking) {
             slot.unused = self.now;
         }
         (slot.state, slot.since) = (state, self.now);
