@@ -9,8 +9,9 @@ use std::{
 };
 
 use crate::{
-    AuthType, ClientTlsMode, OrAuto, Role, RoleSecret, Server, ServerTlsMode, Settings, Tenant, layers::join,
-    problem::Report,
+    AuthType, ClientTlsMode, OrAuto, Role, RoleSecret, Server, ServerTlsMode, Settings, Tenant,
+    layers::join,
+    problem::{Report, suggest},
 };
 
 /// `sun_path` is 108 bytes with its NUL; the file name is at most `/.s.PGSQL.65535`.
@@ -26,6 +27,8 @@ pub(crate) fn check(settings: &Settings, report: &mut Report) {
     check_process(settings, report);
     check_listen(settings, report);
     check_pool(settings, report);
+    check_admin(settings, report);
+    check_aliases(settings, report);
     for (name, server) in &settings.servers {
         check_server(&join("servers", name), server, report);
     }
@@ -48,8 +51,51 @@ fn check_presence(settings: &Settings, report: &mut Report) {
         report.problem(&["servers"], "no server; add [servers.main] with host = \"...\"");
     }
     // A tenant whose name was refused is still an attempt to write one.
-    if tenants(settings).next().is_none() && !report.is_set("tenants") {
+    if tenants(settings).next().is_none() && !report.is_set("tenants") && settings.admin.catalog.is_none() {
         report.problem(&["tenants"], "no tenant; add [tenants.NAME], or [tenants.\"*\"] for any database");
+    }
+}
+
+fn check_admin(settings: &Settings, report: &mut Report) {
+    let admin = &settings.admin;
+    if let Some(name) = &admin.catalog {
+        match settings.servers.get(name) {
+            None => report.problem(
+                &["admin.catalog"],
+                format!("there is no server {name:?}; {}", suggest(name, settings.servers.keys().map(String::as_str))),
+            ),
+            Some(server) if server.control.is_none() => {
+                report.problem(&["admin.catalog"], format!("needs [servers.{name}.control]: role, database, password"));
+            }
+            Some(_) => {}
+        }
+    }
+    if admin.cert_file.is_some() != admin.key_file.is_some() {
+        report.problem(&["admin.cert_file", "admin.key_file"], "cert_file and key_file belong together; write both");
+    }
+    if admin.client_ca_file.is_some() && admin.cert_file.is_none() {
+        report.problem(&["admin.client_ca_file"], "needs cert_file and key_file: client certificates need TLS");
+    }
+}
+
+/// A name leads to one tenant.
+fn check_aliases(settings: &Settings, report: &mut Report) {
+    let mut seen = BTreeMap::new();
+    for (name, tenant) in &settings.tenants {
+        for alias in &tenant.aliases {
+            let other = settings
+                .tenants
+                .contains_key(alias)
+                .then_some(alias)
+                .or_else(|| seen.insert(alias, name).map(|_| alias));
+            if let Some(alias) = other {
+                let key = join(&join("tenants", name.as_str()), "aliases");
+                report.problem(
+                    &[&key],
+                    format!("{alias} is the name of another tenant, or another's alias; choose another"),
+                );
+            }
+        }
     }
 }
 

@@ -57,7 +57,10 @@ section!(Pool {
     idle_transaction_timeout, transaction_timeout, client_idle_timeout, rollback_timeout, max_pinned;
     ;
 });
-section!(Admin { address; ; });
+section!(Admin {
+    address, cert_file, key_file, client_ca_file, catalog, state_dir, archives, postgres_bin, extensions, public_address;
+    ;
+});
 section!(Log { filter, format; ; });
 section!(Server {
     host, port, cap, reserve, max_connecting, server_login_retry, tcp_user_timeout, max_cancels;
@@ -65,7 +68,7 @@ section!(Server {
     control
 });
 section!(ServerTls { mode, ca_file, direct; ; });
-section!(Tenant { server, database, floor, ceiling, weight, max_client_conn; ; pool, roles });
+section!(Tenant { server, database, aliases, floor, ceiling, weight, max_client_conn; ; pool, roles, standing });
 section!(ControlKeys { role, database, password, password_file, password_env, connection_limits; ; });
 section!(RoleKeys { name, password, password_file, password_env, pool_mode, pool_size; ; });
 

@@ -9,6 +9,7 @@ mod problem;
 mod reference;
 mod secret;
 mod settings;
+mod state;
 mod value;
 
 pub use layers::Overrides;
@@ -18,6 +19,7 @@ pub use problem::{Problem, Problems};
 pub use reference::reference;
 pub use secret::{Secret, SecretError};
 pub use settings::*;
+pub use state::{IllegalTransition, TenantEvent, TenantState};
 
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,7 @@ use std::{
 
 use documented::{Documented, DocumentedFields};
 
-use crate::{Secret, TenantId};
+use crate::{Secret, TenantId, TenantState};
 
 /// Everything Tenantry is told at start or reload.
 #[derive(Debug, Clone, PartialEq)]
@@ -180,8 +180,28 @@ pub struct Pool {
 /// `[admin]`: the HTTP listener.
 #[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
 pub struct Admin {
-    /// IP address and port; `""` means no listener.
+    /// IP address and port; `""` means no listener. Beyond loopback, an API (`catalog`) must have a token or `client_ca_file`.
     pub address: Option<SocketAddr>,
+    /// PEM chain and key: HTTPS. Without them HTTP.
+    pub cert_file: Option<PathBuf>,
+    /// PEM key of `cert_file`.
+    pub key_file: Option<PathBuf>,
+    /// PEM roots: clients must show a certificate that one of these signed (mTLS), besides their token.
+    pub client_ca_file: Option<PathBuf>,
+    /// The server whose `control` database holds the catalog (schema `tenantry`): there is an API for tenants then. Without
+    /// it there are `/metrics` and health only. Counts from the next start.
+    pub catalog: Option<String>,
+    /// Where the last known catalog is kept, so that Tenantry starts without the control database.
+    pub state_dir: PathBuf,
+    /// Where archives go: a directory, or `s3://BUCKET/PREFIX` (credentials from `AWS_*` variables).
+    pub archives: String,
+    /// Directory of `pg_dump` and `pg_restore`, as new as the newest server; without it they are searched in `PATH`.
+    pub postgres_bin: Option<PathBuf>,
+    /// Extensions that `create` may install, separated by commas.
+    pub extensions: String,
+    /// Where clients reach Tenantry, `host:port`, as told in credentials that are handed out; without it the first of
+    /// `listen.addresses`.
+    pub public_address: Option<String>,
 }
 
 /// `[log]`: what is logged, and how.
@@ -287,6 +307,19 @@ pub struct Tenant {
     pub max_client_conn: Option<u32>,
     /// Roles that may log in to this tenant, besides those of all tenants.
     pub roles: Vec<Role>,
+    /// Other names under which clients reach it: those that it had before.
+    pub aliases: Vec<TenantId>,
+    /// Not set in the file: what the catalog says of it.
+    pub standing: Standing,
+}
+
+/// What only the catalog knows of a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// The number that stays when its name changes; `None` for a tenant of the file, which is known by its name.
+    pub number: Option<i64>,
+    /// Where it is in its life.
+    pub state: TenantState,
 }
 
 /// A role that may log in (`[[tenants.NAME.roles]]` or `[[roles]]`).
@@ -406,7 +439,18 @@ impl Default for Pool {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { address: Some(local(9930)) }
+        Self {
+            address: Some(local(9930)),
+            cert_file: None,
+            key_file: None,
+            client_ca_file: None,
+            catalog: None,
+            state_dir: PathBuf::from("/var/lib/tenantry"),
+            archives: "/var/lib/tenantry/archives".to_owned(),
+            postgres_bin: None,
+            extensions: "citext, hstore, pg_trgm, unaccent, btree_gin, btree_gist, uuid-ossp, pgcrypto".to_owned(),
+            public_address: None,
+        }
     }
 }
 
@@ -453,6 +497,8 @@ impl Default for Tenant {
             pool: Pool::default(),
             max_client_conn: None,
             roles: Vec::new(),
+            aliases: Vec::new(),
+            standing: Standing::default(),
         }
     }
 }

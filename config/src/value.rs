@@ -7,7 +7,7 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use config::{Value, ValueKind};
 
-use crate::{AuthType, ClientTlsMode, LogFormat, OrAuto, PoolMode, Secret, ServerTlsMode};
+use crate::{AuthType, ClientTlsMode, LogFormat, OrAuto, PoolMode, Secret, ServerTlsMode, TenantId};
 
 /// No timer needs more, and `Instant + Duration` must not overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -243,6 +243,23 @@ impl Setting for Vec<SocketAddr> {
 
     fn render(&self) -> String {
         format!("[{}]", self.iter().map(Setting::render).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// A list, or one string with commas (for the environment and flags).
+impl Setting for Vec<TenantId> {
+    fn read(value: &Value) -> Result<Self, String> {
+        const HELP: &str = "must be a list of names, e.g. [\"acme\"]";
+        let one = |text: &str| TenantId::parse(text.trim()).map_err(|error| error.to_string());
+        match &value.kind {
+            ValueKind::Array(values) => values.iter().map(|value| one(text(value, HELP)?)).collect(),
+            ValueKind::String(text) => text.split(',').filter(|text| !text.trim().is_empty()).map(one).collect(),
+            _ => Err(HELP.to_owned()),
+        }
+    }
+
+    fn render(&self) -> String {
+        format!("[{}]", self.iter().map(|name| quoted(name.as_str())).collect::<Vec<_>>().join(", "))
     }
 }
 

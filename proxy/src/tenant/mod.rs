@@ -1,7 +1,5 @@
 //! A tenant: its roles, its pools, its state, and how many clients it may have.
 
-pub mod state;
-
 use std::{
     collections::BTreeMap,
     sync::{
