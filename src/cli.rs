@@ -9,8 +9,10 @@ const EXIT_CODES: &str = "\
 Exit codes:
   0   done
   64  the settings or the command line are wrong; every problem is told at once
+  65  the API refused it: a value, a state, or something that is not there
   69  an address, a server or a tenant is not available
-  70  internal failure";
+  70  internal failure
+  77  the token is missing, wrong, or does not allow it";
 
 /// PostgreSQL connection pooler and tenant manager.
 #[derive(Debug, Parser)]
@@ -34,8 +36,346 @@ pub enum Command {
     /// Start PostgreSQL with three tenants, and Tenantry in front of it, and clean up at the end.
     #[command(after_help = EXIT_CODES)]
     Demo(Demo),
+    /// Make, change, move and remove tenants, through the API.
+    #[command(subcommand, after_help = EXIT_CODES)]
+    Tenant(Box<Tenant>),
+    /// The PostgreSQL servers behind Tenantry, through the API.
+    #[command(subcommand)]
+    Server(Server),
+    /// Durable work: look at it, follow it, turn it back.
+    #[command(subcommand)]
+    Job(Job),
+    /// Tokens for the API. `create` goes to the catalog itself, with the settings; so the first one can be made.
+    #[command(subcommand)]
+    Token(Token),
+    /// Print what a shell needs to complete commands, e.g. `tenantry completion bash`.
+    Completion { shell: clap_complete::Shell },
     /// Print the version.
     Version,
+}
+
+/// Where the API is, and who asks.
+#[derive(Debug, Args)]
+pub struct Api {
+    /// The API.
+    #[arg(long, value_name = "URL", env = "TENANTRY_URL", default_value = "http://127.0.0.1:9930", global = true)]
+    pub url: String,
+    /// A token that `tenantry token create` made; better in the variable, or in --token-file, than in the list of processes.
+    #[arg(long, value_name = "TOKEN", env = "TENANTRY_TOKEN", hide_env_values = true, global = true)]
+    pub token: Option<String>,
+    /// File with the token.
+    #[arg(long, value_name = "FILE", env = "TENANTRY_TOKEN_FILE", global = true)]
+    pub token_file: Option<PathBuf>,
+    /// Roots that sign the API's certificate (PEM); without it the system's.
+    #[arg(long, value_name = "FILE", env = "TENANTRY_CA_FILE", global = true)]
+    pub ca_file: Option<PathBuf>,
+    /// JSON in place of a table.
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+/// What is said about a tenant.
+#[derive(Debug, Args)]
+pub struct Spec {
+    /// The application that it is a fork of.
+    #[arg(long)]
+    pub application: Option<String>,
+    /// Who looks after it.
+    #[arg(long)]
+    pub owner: Option<String>,
+    /// Where it stands: experiment, pilot, production.
+    #[arg(long)]
+    pub stage: Option<String>,
+    /// When it was deployed, YYYY-MM-DD.
+    #[arg(long, value_name = "DATE")]
+    pub deployed: Option<String>,
+    /// Server connections that are always available to it.
+    #[arg(long, value_name = "N")]
+    pub floor: Option<u32>,
+    /// Most server connections that it may have.
+    #[arg(long, value_name = "N")]
+    pub ceiling: Option<u32>,
+    /// Its part of what is left while several wait.
+    #[arg(long, value_name = "N")]
+    pub weight: Option<u32>,
+    /// When a server connection goes back to the pool: transaction, session or statement.
+    #[arg(long, value_name = "MODE")]
+    pub pool_mode: Option<String>,
+    /// Most server connections of one of its roles.
+    #[arg(long, value_name = "N")]
+    pub pool_size: Option<u32>,
+    /// Most client connections.
+    #[arg(long, value_name = "N")]
+    pub max_client_conn: Option<u32>,
+}
+
+/// How a change is made.
+#[derive(Debug, Args)]
+pub struct How {
+    /// Only tell the steps.
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Do not wait for the job.
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+/// How credentials are printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum EnvFormat {
+    /// DATABASE_HOST=... lines.
+    Env,
+    /// An override for docker compose.
+    Compose,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Tenant {
+    /// A new tenant: role, database, budget, route. Prints how to connect; the password is told this once.
+    Create {
+        name: String,
+        /// A server of the settings.
+        #[arg(long)]
+        server: Option<String>,
+        /// A role that is there already, and shared with other tenants, owns the database.
+        #[arg(long, value_name = "ROLE")]
+        shared_role: Option<String>,
+        /// Extension to install; may be repeated.
+        #[arg(long = "extension", value_name = "NAME")]
+        extensions: Vec<String>,
+        /// Setting of the database, NAME=VALUE; may be repeated.
+        #[arg(long = "setting", value_name = "NAME=VALUE", value_parser = key_value)]
+        settings: Vec<(String, String)>,
+        /// Print only the DATABASE_* variables.
+        #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "env")]
+        env: Option<EnvFormat>,
+        /// A retry with the same key makes no second one.
+        #[arg(long, value_name = "KEY")]
+        idempotency_key: Option<String>,
+        #[command(flatten)]
+        spec: Spec,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Make a tenant of a database and a role that are there already.
+    Adopt {
+        name: String,
+        #[arg(long)]
+        server: Option<String>,
+        /// The database; without it the tenant's name.
+        #[arg(long)]
+        database: Option<String>,
+        /// The role that its clients log in with; without it the database's owner.
+        #[arg(long)]
+        role: Option<String>,
+        /// File with the role's SCRAM verifier (pg_authid.rolpassword).
+        #[arg(long, value_name = "FILE")]
+        verifier_file: Option<PathBuf>,
+        #[command(flatten)]
+        spec: Spec,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// All tenants.
+    List {
+        #[command(flatten)]
+        api: Api,
+    },
+    /// One tenant.
+    Show {
+        name: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Change what is said about a tenant: budget, mode, owner, stage.
+    Update {
+        name: String,
+        #[command(flatten)]
+        spec: Spec,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Another name, for the database too. Clients wait a moment; the old name goes on working.
+    Rename {
+        name: String,
+        to: String,
+        /// How long open transactions may take; past it nothing is renamed.
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+        wait: Duration,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Hold new transactions.
+    Pause {
+        name: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Let transactions run again.
+    Resume {
+        name: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Give up the server connections until the next query.
+    Suspend {
+        name: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// End a suspension.
+    Wake {
+        name: String,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Refuse new transactions, let those under way finish, end what is left.
+    Drain {
+        name: String,
+        /// Past it transactions are cancelled, then cut.
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+        deadline: Duration,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Dump it, prove the dump by a restore, and drop the database.
+    Archive {
+        name: String,
+        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
+        deadline: Duration,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Bring an archived tenant back.
+    Restore {
+        name: String,
+        /// Number of the archive; without it the newest.
+        #[arg(long, value_name = "N")]
+        archive: Option<i64>,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Drop a tenant's database and the roles made for it.
+    Delete {
+        name: String,
+        /// The name once more: that it is meant.
+        #[arg(long, value_name = "NAME")]
+        confirm: String,
+        /// There need be no archive of it.
+        #[arg(long)]
+        without_archive: bool,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// A new password.
+    Rotate {
+        name: String,
+        /// Without it the owner's.
+        #[arg(long)]
+        role: Option<String>,
+        #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "env")]
+        env: Option<EnvFormat>,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// The DATABASE_* variables of a tenant. Nobody keeps the password: give it in DATABASE_PASSWORD, or `rotate`.
+    Env {
+        name: String,
+        #[arg(long, value_name = "FORMAT", default_value = "env")]
+        format: EnvFormat,
+        #[arg(long, env = "DATABASE_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
+        password: Option<String>,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Why its clients wait, or would.
+    Explain {
+        name: String,
+        #[command(flatten)]
+        api: Api,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Server {
+    /// All servers.
+    List {
+        #[command(flatten)]
+        api: Api,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Job {
+    /// The newest jobs.
+    List {
+        /// Only those of this tenant.
+        #[arg(long)]
+        tenant: Option<String>,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// One job.
+    Show {
+        id: i64,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Follow a job to its end.
+    Watch {
+        id: i64,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Turn a job back, where there still is a way back.
+    Cancel {
+        id: i64,
+        #[command(flatten)]
+        api: Api,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Token {
+    /// Make a token, and print it: this once.
+    Create {
+        /// Whose it is, or what for.
+        #[arg(long)]
+        label: String,
+        /// viewer looks, operator changes what can be changed back, admin deletes and makes tokens.
+        #[arg(long, default_value = "operator")]
+        access: String,
+        /// How long it is good.
+        #[arg(long, default_value_t = 90)]
+        days: u32,
+        #[command(flatten)]
+        source: Source,
+    },
+    /// All tokens, without their secrets.
+    List {
+        #[command(flatten)]
+        api: Api,
+    },
+    /// End a token.
+    Delete {
+        id: String,
+        #[command(flatten)]
+        api: Api,
+    },
 }
 
 /// Where the settings come from.
@@ -68,6 +408,10 @@ pub struct Serve {
     /// How long open transactions may take to finish after the first SIGTERM.
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
     pub drain_timeout: Duration,
+    /// End as by kill -9 at the n-th effect of a job. For tests; not in a release build.
+    #[cfg(debug_assertions)]
+    #[arg(long, value_name = "N", hide = true)]
+    pub die_at: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -11,6 +11,12 @@ pub enum Failure {
     /// 64: the settings or the command line are wrong; repeating changes nothing.
     #[error("{0}")]
     Usage(String),
+    /// 65: the API understood, and refused.
+    #[error("{0}")]
+    Refused(String),
+    /// 77: the token does not do.
+    #[error("{0}")]
+    Forbidden(String),
     /// 69: an address, a server or a tenant is not available; repeating may help.
     #[error("{0}")]
     Unavailable(String),
@@ -31,6 +37,8 @@ impl Failure {
     fn code(&self) -> u8 {
         match self {
             Self::Usage(_) => 64,
+            Self::Refused(_) => 65,
+            Self::Forbidden(_) => 77,
             Self::Unavailable(_) => 69,
             Self::Internal(_) => 70,
         }

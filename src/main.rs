@@ -2,6 +2,8 @@
 
 mod check;
 mod cli;
+mod client;
+mod commands;
 mod demo;
 mod failure;
 mod log;
@@ -37,6 +39,11 @@ fn run(cli: Cli) -> Result<(), Failure> {
         }
         Command::Check(args) => on_runtime(OrAuto::Auto, check::run(args)),
         Command::Demo(args) => on_runtime(OrAuto::Auto, demo::run(args)),
+        Command::Tenant(args) => on_runtime(OrAuto::Auto, commands::tenant(*args)),
+        Command::Server(args) => on_runtime(OrAuto::Auto, commands::server(args)),
+        Command::Job(args) => on_runtime(OrAuto::Auto, commands::job(args)),
+        Command::Token(args) => on_runtime(OrAuto::Auto, commands::token(args)),
+        Command::Completion { shell } => commands::completion(shell),
         Command::Version => output::line(&format!("tenantry {}", env!("CARGO_PKG_VERSION"))),
     }
 }

@@ -7,10 +7,14 @@ use std::{net::SocketAddr, sync::Arc};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 use tenantry_admin::{
-    Listener, Status,
+    Listener, Parts, Plane, Status, View,
+    catalog::{Catalog, model::Known},
     fence::{self, Fences},
+    fuse::Fuse,
+    jobs::runner,
+    plane::{self, ControlPlane},
 };
-use tenantry_config::{ClientTlsMode, Listen, Settings};
+use tenantry_config::{ClientTlsMode, Control, Listen, Server, Settings};
 use tenantry_proxy::directory::Directory;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -25,7 +29,7 @@ pub async fn run(args: cli::Serve, settings: Settings) -> Result<(), Failure> {
     let recorder = tenantry_admin::recorder().map_err(Failure::internal("cannot install the metrics"))?;
     // Before anything is started, so that no early signal is lost to the default action.
     let mut signals = Signals::new()?;
-    let mut running = Running::start(settings, recorder).await?;
+    let mut running = Running::start(settings, recorder, fuse(&args)).await?;
     while let Told::Reload = signals.next().await {
         running.reload(&args.source, &filter);
     }
@@ -45,12 +49,14 @@ pub struct Running {
     pub status: Arc<Status>,
     /// Where `/metrics` is, if it is.
     pub admin: Option<SocketAddr>,
+    /// The control plane, where there is a catalog.
+    pub plane: Option<Arc<ControlPlane>>,
     settings: watch::Sender<Arc<Settings>>,
     _stop_admin: DropGuard,
 }
 
 impl Running {
-    pub async fn start(settings: Settings, recorder: PrometheusHandle) -> Result<Self, Failure> {
+    pub async fn start(settings: Settings, recorder: PrometheusHandle, fuse: Fuse) -> Result<Self, Failure> {
         // First the smaller one: a port that is taken is told before a client was accepted.
         let listener = match settings.admin.address {
             Some(address) => Some(
@@ -60,19 +66,43 @@ impl Running {
             ),
             None => None,
         };
-        let directory = Directory::start(settings.clone()).await?;
+        let tls = tenantry_admin::tls(&settings.admin).map_err(Failure::Usage)?;
+        let mut served = settings.clone();
+        let mut start = None;
+        if let Some((server, control)) = catalog_login(&settings) {
+            let catalog = Catalog::new(server, control).map_err(Failure::unavailable("the catalog (admin.catalog)"))?;
+            let known = plane::first_known(&catalog, &settings.admin.state_dir).await;
+            if let Some(known) = &known.0 {
+                let (merged, told) = known.merge(&settings);
+                told.iter().for_each(|problem| tracing::warn!("{problem}"));
+                served = merged;
+            }
+            refuse_open_door(&settings, known.0.as_ref())?;
+            start = Some((catalog, known));
+        }
+        let directory = Directory::start(served.clone()).await?;
+        let plane = start.map(|(catalog, known)| {
+            ControlPlane::new(catalog, Arc::clone(&directory) as Arc<dyn Plane>, settings.clone(), known, fuse)
+        });
         let status = Arc::new(Status::default());
         let stop = CancellationToken::new();
         let admin = listener.as_ref().and_then(|listener| listener.address().ok());
         let fences = Arc::new(Fences::default());
         if let Some(listener) = listener {
-            let (view, status, fences) = (Arc::clone(&directory), Arc::clone(&status), Arc::clone(&fences));
-            tokio::spawn(tenantry_admin::serve(listener, view, status, fences, recorder, stop.clone()));
+            let view = Arc::clone(&directory) as Arc<dyn View>;
+            let (status, fences, plane) = (Arc::clone(&status), Arc::clone(&fences), plane.clone());
+            let parts = Parts { view, status, fences, recorder, plane, tls };
+            tokio::spawn(tenantry_admin::serve(listener, parts, stop.clone()));
         }
-        tracing::info!(clients = ?directory.addresses(), admin = ?admin, tenants = settings.tenants.len(), "serving");
-        let (settings, latest) = watch::channel(Arc::new(settings));
+        tracing::info!(clients = ?directory.addresses(), admin = ?admin, tenants = served.tenants.len(), "serving");
+        let (settings, mut latest) = watch::channel(Arc::new(settings));
+        if let Some(plane) = &plane {
+            latest = plane.watch();
+            tokio::spawn(Arc::clone(plane).follow(stop.clone()));
+            tokio::spawn(runner::run(Arc::clone(plane), stop.clone()));
+        }
         tokio::spawn(fence::keep(latest, fences, stop.clone()));
-        Ok(Self { directory, status, admin, settings, _stop_admin: stop.drop_guard() })
+        Ok(Self { directory, status, admin, plane, settings, _stop_admin: stop.drop_guard() })
     }
 
     /// The settings as they are now on disk; if they are wrong, the old ones stay.
@@ -88,7 +118,10 @@ impl Running {
     fn apply(&mut self, source: &cli::Source, filter: &log::Filter) -> Result<(), Failure> {
         let fresh = source.load()?;
         log::check(&fresh.log)?;
-        self.directory.reload(fresh.clone())?;
+        match &self.plane {
+            Some(plane) => plane.reload(fresh.clone()).map_err(Failure::Usage)?,
+            None => self.directory.reload(fresh.clone())?,
+        }
         filter.reload(&fresh.log)?;
         let old = Arc::clone(&self.settings.borrow());
         let (listen, was) = (&fresh.listen, &old.listen);
@@ -99,7 +132,11 @@ impl Running {
             ("listen.unix_socket_mode", listen.unix_socket_mode != was.unix_socket_mode),
             ("listen.tls.mode", without(listen) != without(was)),
             ("process.workers", fresh.process != old.process),
-            ("admin.address", fresh.admin != old.admin),
+            ("admin.address", fresh.admin.address != old.admin.address),
+            ("admin.catalog", fresh.admin.catalog != old.admin.catalog),
+            ("admin.state_dir", fresh.admin.state_dir != old.admin.state_dir),
+            ("admin.cert_file", fresh.admin.cert_file != old.admin.cert_file),
+            ("admin.client_ca_file", fresh.admin.client_ca_file != old.admin.client_ca_file),
             ("log.format", fresh.log.format != old.log.format),
         ];
         for (key, _) in fixed.into_iter().filter(|(_, changed)| *changed) {
@@ -107,6 +144,35 @@ impl Running {
         }
         self.settings.send_replace(Arc::new(fresh));
         Ok(())
+    }
+}
+
+#[cfg(debug_assertions)]
+fn fuse(args: &cli::Serve) -> Fuse {
+    Fuse::of(args.die_at)
+}
+
+#[cfg(not(debug_assertions))]
+fn fuse(_: &cli::Serve) -> Fuse {
+    Fuse::default()
+}
+
+/// Where the catalog is, and how we log in there.
+pub fn catalog_login(settings: &Settings) -> Option<(&Server, &Control)> {
+    let server = settings.servers.get(settings.admin.catalog.as_ref()?)?;
+    Some((server, server.control.as_ref()?))
+}
+
+/// An API that others can reach must have somebody who may use it: else whoever comes first would be told so for ever.
+fn refuse_open_door(settings: &Settings, known: Option<&Known>) -> Result<(), Failure> {
+    let beyond = settings.admin.address.filter(|address| !address.ip().is_loopback());
+    let has_token = known.is_some_and(|known| !known.tokens.is_empty());
+    match beyond {
+        Some(address) if !has_token && settings.admin.client_ca_file.is_none() => Err(Failure::Usage(format!(
+            "admin.address: {address} is open beyond this machine, and the API has no credentials; make a token first \
+             (`tenantry token create --access admin --label NAME`), set admin.client_ca_file, or listen on 127.0.0.1"
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -27,14 +27,17 @@ pub enum ControlError {
 }
 
 /// PostgreSQL's own message where there is one: the crate's `Display` says only "db error".
-fn words(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), |error| error.message().to_owned())
+pub fn words(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(
+        || std::error::Error::source(error).map_or_else(|| error.to_string(), |source| format!("{error}: {source}")),
+        |error| error.message().to_owned(),
+    )
 }
 
-/// Logs in. The connection ends when the client is dropped.
-pub async fn connect(server: &Server, control: &Control) -> Result<Client, ControlError> {
+/// How to log in to a database of the server.
+pub fn config(server: &Server, control: &Control, database: &str) -> Result<(Config, MakeRustlsConnect), ControlError> {
     let mut config = Config::new();
-    config.host(&server.host).port(server.port).user(&control.role).dbname(&control.database);
+    config.host(&server.host).port(server.port).user(&control.role).dbname(database);
     config.connect_timeout(CONNECT_LIMIT).application_name("tenantry").options(OPTIONS);
     config.ssl_mode(match server.tls.mode {
         ServerTlsMode::Disable => SslMode::Disable,
@@ -48,6 +51,17 @@ pub async fn connect(server: &Server, control: &Control) -> Result<Client, Contr
         config.password(password.expose());
     }
     let tls = MakeRustlsConnect::new(Connector::load(&server.tls, &server.host)?.client_config());
+    Ok((config, tls))
+}
+
+/// Logs in to the control database. The connection ends when the client is dropped.
+pub async fn connect(server: &Server, control: &Control) -> Result<Client, ControlError> {
+    connect_to(server, control, &control.database).await
+}
+
+/// The same, to any database.
+pub async fn connect_to(server: &Server, control: &Control, database: &str) -> Result<Client, ControlError> {
+    let (config, tls) = config(server, control, database)?;
     let connected = tokio::time::timeout(CONNECT_LIMIT, config.connect(tls)).await;
     let (client, connection) = connected.map_err(|_| ControlError::Timeout)??;
     tokio::spawn(async move {

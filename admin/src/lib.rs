@@ -1,14 +1,19 @@
 #![doc = include_str!("../README.md")]
 
-mod control;
+pub mod api;
+pub mod catalog;
+pub mod control;
 pub mod fence;
+pub mod fuse;
 mod http;
 pub mod jobs;
+mod lifecycle;
 mod metrics;
+pub mod plane;
 mod routes;
 mod sql;
 mod view;
 
-pub use http::{Listener, serve};
+pub use http::{Listener, Parts, serve, tls};
 pub use metrics::{Kind, METRICS, Metric, recorder};
-pub use view::{Status, View};
+pub use view::{Plane, Status, View};

@@ -296,7 +296,11 @@ mod tests {
     use tenantry_proxy::{
         budget::fair::Budget,
         directory::ServerSnapshot,
-        pool::{PoolSettings, decision::Waste, server::Server},
+        pool::{
+            Place, PoolSettings,
+            decision::{Gate, Waste},
+            server::Server,
+        },
         server::credentials::Credentials,
     };
 
@@ -336,9 +340,9 @@ mod tests {
         let defaults = tenantry_config::Pool::default();
         let pool = PoolSettings { mode: defaults.pool_mode, pool: defaults };
         let pool = server.add_pool(
-            &tenant,
+            Place { tenant: tenant.clone(), number: None, database: "acme".to_owned() },
+            Gate::Open,
             Budget { floor: 2, ceiling: 9, weight: 3 },
-            "acme",
             "app",
             pool,
             Credentials::None,

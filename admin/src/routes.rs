@@ -1,11 +1,11 @@
-//! What is answered where. Nothing here has a body to read or a change to make.
+//! What is answered without a token: metrics and health. Nothing here has a body to read or a change to make.
 
 use std::{sync::Arc, time::Duration};
 
 use axum::{
     Router,
     extract::State,
-    http::{Method, StatusCode, header},
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
@@ -13,6 +13,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Mutex;
 
 use crate::{
+    api::problem::Problem,
     fence::Fences,
     metrics,
     view::{Status, View},
@@ -37,8 +38,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(scrape))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
-        .method_not_allowed_fallback(async |_: Method| (StatusCode::METHOD_NOT_ALLOWED, "only GET\n"))
-        .fallback(async || (StatusCode::NOT_FOUND, "no such page; there are /metrics, /healthz and /readyz\n"))
+        .method_not_allowed_fallback(async || Problem::method("only GET"))
+        .fallback(async || {
+            Problem::not_found("no such page; there are /metrics, /healthz, /readyz and, with admin.catalog, /v1")
+        })
         .with_state(app)
 }
 

@@ -5,7 +5,11 @@ use std::{
     sync::atomic::{AtomicBool, Ordering::Relaxed},
 };
 
-use tenantry_proxy::directory::{Directory, Snapshot};
+use tenantry_config::Settings;
+use tenantry_proxy::{
+    directory::{Activity, Directory, Snapshot},
+    pool::explain::Explanation,
+};
 
 /// The data plane, seen from here: looked at, never changed.
 pub trait View: Send + Sync + 'static {
@@ -29,6 +33,22 @@ impl View for Directory {
     fn refusals(&self) -> BTreeMap<String, u64> {
         self.refusals.errors()
     }
+}
+
+/// The data plane as the control plane drives it: by what it is to serve, and by what cannot wait.
+pub trait Plane: View {
+    /// Serves these settings from now on, whole or not at all.
+    fn apply(&self, settings: Settings) -> Result<(), String>;
+    /// What a tenant's clients do; `None`: no such tenant.
+    fn activity(&self, tenant: &str) -> Option<Activity>;
+    /// Cancels what runs; how many statements.
+    fn cancel_running(&self, tenant: &str) -> usize;
+    /// Ends sessions, those in a transaction too if `at_once`; how many.
+    fn end_sessions(&self, tenant: &str, at_once: bool) -> usize;
+    /// Why each of its roles would wait, or waits.
+    fn explain(&self, tenant: &str) -> Vec<(String, Explanation)>;
+    /// Where clients reach it.
+    fn addresses(&self) -> Vec<std::net::SocketAddr>;
 }
 
 /// What only `main` knows of the process.
@@ -57,5 +77,31 @@ impl Status {
     #[must_use]
     pub fn draining(&self) -> bool {
         self.draining.load(Relaxed)
+    }
+}
+
+impl Plane for Directory {
+    fn apply(&self, settings: Settings) -> Result<(), String> {
+        self.reload(settings).map_err(|error| error.to_string())
+    }
+
+    fn activity(&self, tenant: &str) -> Option<Activity> {
+        Directory::activity(self, tenant)
+    }
+
+    fn cancel_running(&self, tenant: &str) -> usize {
+        Directory::cancel_running(self, tenant)
+    }
+
+    fn end_sessions(&self, tenant: &str, at_once: bool) -> usize {
+        Directory::end_sessions(self, tenant, at_once)
+    }
+
+    fn explain(&self, tenant: &str) -> Vec<(String, Explanation)> {
+        Directory::explain(self, tenant)
+    }
+
+    fn addresses(&self) -> Vec<std::net::SocketAddr> {
+        Directory::addresses(self).to_vec()
     }
 }

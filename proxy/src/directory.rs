@@ -16,7 +16,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tenantry_config::{ClientTlsMode, Settings, TenantId};
+use tenantry_config::{ClientTlsMode, Settings, TenantId, TenantState};
 use tenantry_wire::error::ErrorResponse;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
@@ -29,8 +29,9 @@ use crate::{
         tls::{Acceptor, TlsError},
     },
     pool::{
-        Pool,
-        decision::Waste,
+        Place, Pool,
+        decision::{Gate, Waste},
+        explain::Explanation,
         server::{PoolSnapshot, Server},
         stats::Stats,
     },
@@ -43,6 +44,8 @@ use crate::{
     },
     tenant::{RoleEntry, Tenant},
 };
+
+pub use crate::pool::server::Activity;
 
 /// Why the data plane does not start, or does not take new settings.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +92,8 @@ struct Routes {
     settings: Settings,
     servers: BTreeMap<String, Arc<Server>>,
     tenants: BTreeMap<TenantId, Arc<Tenant>>,
+    /// By name and by alias, those that clients may know of.
+    names: BTreeMap<TenantId, Arc<Tenant>>,
     shared_roles: BTreeMap<String, Arc<RoleEntry>>,
     any_roles: BTreeMap<String, Arc<RoleEntry>>,
 }
@@ -200,8 +205,66 @@ impl Directory {
         fresh.tenants.values().for_each(|t| t.prewarm());
         self.memory.set_limit(fresh.settings.listen.max_message_memory);
         self.routes.store(Arc::new(fresh));
-        self.reload_any(&self.routes.load_full());
+        let fresh = self.routes.load_full();
+        self.reload_any(&fresh);
+        self.end_where_nothing_runs(&old, &fresh);
         Ok(())
+    }
+
+    /// Sessions of tenants that are drained, archived or gone end, those in a transaction after it.
+    fn end_where_nothing_runs(&self, old: &Routes, fresh: &Routes) {
+        let by_number = numbers(&fresh.tenants);
+        for tenant in old.tenants.values() {
+            let place = tenant.place();
+            let now = match place.number {
+                Some(number) => by_number.get(&number).copied(),
+                // A tenant of the file has no state, and one that was taken out of it serves whom it has.
+                None => continue,
+            };
+            let reason = match now.map_or(TenantState::Dropped, |now| now.state()) {
+                TenantState::Drained | TenantState::Archived => EndReason::Drained,
+                TenantState::Dropped => EndReason::Dropped,
+                _ => continue,
+            };
+            let is_meant = |at: &Place| at.is_of(&place.tenant, place.number);
+            tenant.server.set_gate(is_meant, Gate::Shut);
+            self.registry.end_those(is_meant, reason);
+        }
+    }
+
+    // For the control plane. A tenant is asked for by its name or by an alias.
+
+    /// What a tenant's clients and its connections do; `None`: no such tenant.
+    #[must_use]
+    pub fn activity(&self, tenant: &str) -> Option<Activity> {
+        Some(self.find(tenant)?.activity())
+    }
+
+    /// Cancels what the tenant's sessions run, as their clients could; how many statements.
+    pub fn cancel_running(&self, tenant: &str) -> usize {
+        let Some(tenant) = self.find(tenant) else { return 0 };
+        let place = tenant.place();
+        self.registry.cancel_those(|at| at.is_of(&place.tenant, place.number))
+    }
+
+    /// Ends the tenant's sessions with 57P01: after their transactions, or at once. How many.
+    pub fn end_sessions(&self, tenant: &str, at_once: bool) -> usize {
+        let Some(tenant) = self.find(tenant) else { return 0 };
+        let place = tenant.place();
+        let reason = if at_once { EndReason::DrainedNow } else { EndReason::Drained };
+        self.registry.end_those(|at| at.is_of(&place.tenant, place.number), reason)
+    }
+
+    /// For each role of the tenant that was used: why its queue does not move, or what would hold up the next one.
+    #[must_use]
+    pub fn explain(&self, tenant: &str) -> Vec<(String, Explanation)> {
+        let pools = self.find(tenant).map(|tenant| tenant.pools()).unwrap_or_default();
+        pools.iter().map(|pool| (pool.role.clone(), pool.server.explain(pool.id, None))).collect()
+    }
+
+    fn find(&self, tenant: &str) -> Option<Arc<Tenant>> {
+        let routes = self.routes.load();
+        routes.tenants.get(tenant).or_else(|| routes.names.get(tenant)).cloned()
     }
 
     /// The databases that `[tenants."*"]` serves live on with its new settings, unless they have a section of their own now.
@@ -209,7 +272,7 @@ impl Directory {
         let mut any = self.any.lock();
         let old = std::mem::take(&mut *any);
         for (name, tenant) in old {
-            if !routes.tenants.contains_key(name.as_str())
+            if !routes.names.contains_key(name.as_str())
                 && let Some(fresh) = routes.any_tenant(tenant.id.clone(), Some(&tenant))
             {
                 any.insert(name, fresh);
@@ -305,7 +368,7 @@ impl Directory {
     }
 
     pub(crate) fn tenant(&self, database: &str) -> Option<Arc<Tenant>> {
-        self.routes.load().tenants.get(database).cloned()
+        self.routes.load().names.get(database).cloned()
     }
 
     /// A role for a database that no tenant has: those of `[tenants."*"]`, and the shared ones.
@@ -440,25 +503,43 @@ impl Routes {
             any_roles.extend(entries(&any.roles, old.map(|o| &o.any_roles)));
         }
         let mut tenants = BTreeMap::new();
+        let by_number = old.map(|o| numbers(&o.tenants)).unwrap_or_default();
         for (id, tenant) in &settings.tenants {
             let Some(server) = servers.get(&tenant.server) else {
                 return Err(StartError::NoServer { tenant: id.to_string(), server: tenant.server.clone() });
             };
-            let before = old.and_then(|o| o.tenants.get(id.as_str()));
+            let before = match tenant.standing.number {
+                Some(number) => by_number.get(&number).copied(),
+                None => old.and_then(|o| o.tenants.get(id.as_str())).filter(|t| t.settings.standing.number.is_none()),
+            };
             let roles = roles_of(&tenant.roles, &shared_roles, before.map(|t| t.as_ref()));
             tenants.insert(id.clone(), (tenant.clone(), Arc::clone(server), roles, before.map(Arc::clone)));
         }
         for (server, fresh) in kept {
             server.reload(fresh)?;
         }
-        let tenants = tenants
+        let tenants: BTreeMap<_, _> = tenants
             .into_iter()
             .map(|(id, (tenant, server, roles, before))| {
                 (id.clone(), Tenant::new(id, tenant, server, roles, before.as_deref()))
             })
             .collect();
-        Ok(Self { settings, servers, tenants, shared_roles, any_roles })
+        let names = names(&tenants);
+        Ok(Self { settings, servers, tenants, names, shared_roles, any_roles })
     }
+}
+
+/// What clients may ask for; a name wins over an alias.
+fn names(tenants: &BTreeMap<TenantId, Arc<Tenant>>) -> BTreeMap<TenantId, Arc<Tenant>> {
+    let known = || tenants.iter().filter(|(_, t)| !matches!(t.state(), TenantState::Creating | TenantState::Dropped));
+    let aliases = known().flat_map(|(_, t)| t.settings.aliases.iter().map(move |alias| (alias, t)));
+    let all = aliases.chain(known());
+    all.map(|(name, tenant)| (name.clone(), Arc::clone(tenant))).collect()
+}
+
+/// Those that have a number, by it.
+fn numbers(tenants: &BTreeMap<TenantId, Arc<Tenant>>) -> BTreeMap<i64, &Arc<Tenant>> {
+    tenants.values().filter_map(|tenant| Some((tenant.settings.standing.number?, tenant))).collect()
 }
 
 /// A tenant's own roles first, then the shared ones; entries whose secret did not change keep what was derived from it.

@@ -68,7 +68,7 @@ async fn with_cluster(
     let settings = tenantry_config::load(Some(&file), &cli::flags(Overrides::default(), &args.set))?;
     log::start(&settings.log)?;
     let recorder = tenantry_admin::recorder().map_err(Failure::internal("cannot install the metrics"))?;
-    let running = Running::start(settings, recorder).await?;
+    let running = Running::start(settings, recorder, Default::default()).await?;
     let address = running
         .directory
         .addresses()

@@ -28,7 +28,7 @@ use tenantry_config::TenantId;
 
 use super::{
     decision::{
-        Action, Actions, Checkout, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
+        Action, Actions, Checkout, DialFailure, Gate, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
     },
     explain::{Blocked, Explanation},
     slot::{Counts, SlotEvent, SlotState},
@@ -80,6 +80,7 @@ struct PoolState {
     trouble: DialFailure,
     /// Set by a successful login, cleared when credentials failed: may we dial without a client waiting?
     may_prewarm: bool,
+    gate: Gate,
     retired: bool,
 }
 
@@ -92,7 +93,7 @@ impl PoolState {
     /// How many more connections this pool could use right now, whatever its tenant may have.
     /// `dials`: how many of its dials may be under way at once.
     fn wants(&self, now: Millis, dials: u32) -> u32 {
-        if self.queue.is_empty() || self.backoff.is_pausing(now) {
+        if self.queue.is_empty() || self.gate != Gate::Open || self.backoff.is_pausing(now) {
             return 0;
         }
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
@@ -205,6 +206,7 @@ impl Core {
             backoff: Backoff::default(),
             trouble: DialFailure::Later,
             may_prewarm,
+            gate: Gate::Open,
             retired: false,
         };
         self.pools.insert(id, pool);
@@ -262,6 +264,35 @@ impl Core {
         }
     }
 
+    /// Opens or closes the pool to those who ask; who waits is served, held on or refused.
+    pub fn set_gate(&mut self, id: PoolId, gate: Gate, now: Millis, actions: &mut Actions) {
+        let Some(pool) = self.pools.get_mut(&id).filter(|pool| pool.gate != gate) else { return };
+        pool.gate = gate;
+        let tenant = pool.tenant;
+        if gate == Gate::Shut {
+            let refusal = Refusal::Shut;
+            actions.extend(pool.queue.drain().map(|waiter| Action::Refuse { waiter, refusal }));
+        }
+        if gate != Gate::Open {
+            self.reconnect(id, now, actions);
+        }
+        self.pass(now);
+        self.refresh(tenant, now);
+        self.grow(now, actions);
+    }
+
+    /// The tenant of this pool, with all of its pools, has another name from now on.
+    pub fn rename_tenant(&mut self, id: PoolId, name: &TenantId) {
+        let Some(key) = self.pools.get(&id).map(|pool| pool.tenant) else { return };
+        let Some(tenant) = self.tenants.get_mut(&key) else { return };
+        let old = std::mem::replace(&mut tenant.name, name.clone());
+        // Two tenants may change names with each other: what is another's by now stays.
+        if self.names.get(&old) == Some(&key) {
+            self.names.remove(&old);
+        }
+        self.names.insert(name.clone(), key);
+    }
+
     /// Closes what the pool has as it comes to rest, idle connections at once, and dials afresh from now on.
     pub fn reconnect(&mut self, id: PoolId, now: Millis, actions: &mut Actions) {
         self.pass(now);
@@ -299,7 +330,9 @@ impl Core {
         if entry.pools.is_empty()
             && let Some(entry) = self.tenants.remove(&tenant)
         {
-            self.names.remove(&entry.name);
+            if self.names.get(&entry.name) == Some(&tenant) {
+                self.names.remove(&entry.name);
+            }
             self.fair.remove(tenant);
         }
     }
@@ -362,7 +395,9 @@ impl Core {
     fn blocked(&self, id: PoolId) -> Blocked {
         let Some(pool) = self.pools.get(&id) else { return Blocked::PoolSize };
         let ceiling = self.fair.budget(pool.tenant).map_or(0, |budget| budget.ceiling);
-        if self.down.is_failing() {
+        if pool.gate != Gate::Open {
+            Blocked::Paused
+        } else if self.down.is_failing() {
             Blocked::ServerDown
         } else if pool.backoff.is_failing() {
             if pool.trouble == DialFailure::TenantFull { Blocked::TenantFull } else { Blocked::LoginFails }

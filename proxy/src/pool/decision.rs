@@ -25,6 +25,17 @@ pub struct PoolLimits {
     pub check_delay: u64,
 }
 
+/// What a pool does with those who ask it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gate {
+    #[default]
+    Open,
+    /// They wait; connections close as they come to rest.
+    Held,
+    /// They are refused; connections close as they come to rest.
+    Shut,
+}
+
 /// What a server may do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServerLimits {
@@ -58,6 +69,8 @@ pub enum Refusal {
     Timeout(Explanation),
     /// `max_waiters` are waiting already.
     QueueFull(Explanation),
+    /// The tenant takes no new transactions.
+    Shut,
     /// The server turned the login down for good (password, database, role); its error is with the pool.
     LoginRefused,
 }

@@ -19,10 +19,12 @@ pub enum Blocked {
     TenantFull,
     /// The last login of this pool failed; it is tried again after a pause.
     LoginFails,
+    /// Somebody paused the tenant, or is renaming it.
+    Paused,
 }
 
 impl Blocked {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::PoolSize,
         Self::Ceiling,
         Self::ServerCap,
@@ -31,6 +33,7 @@ impl Blocked {
         Self::ServerFull,
         Self::TenantFull,
         Self::LoginFails,
+        Self::Paused,
     ];
 
     /// The word in errors, metrics and the console.
@@ -45,6 +48,7 @@ impl Blocked {
             Self::ServerFull => "server_full",
             Self::TenantFull => "tenant_full",
             Self::LoginFails => "login_fails",
+            Self::Paused => "paused",
         }
     }
 
@@ -64,6 +68,7 @@ impl Blocked {
                 "A CONNECTION LIMIT of the role or database is reached; raise it, or lower the ceiling."
             }
             Self::LoginFails => "`tenantry check` says what is wrong.",
+            Self::Paused => "Somebody paused this database; it goes on by itself when it is resumed.",
         }
     }
 }

@@ -33,9 +33,7 @@ use crate::server::{
 #[derive(Debug)]
 pub struct Pool {
     pub id: PoolId,
-    pub tenant: TenantId,
-    /// The database's name on the server.
-    pub database: String,
+    place: ArcSwap<Place>,
     pub role: String,
     pub server: Arc<Server>,
     settings: ArcSwap<PoolSettings>,
@@ -53,6 +51,27 @@ pub struct Pool {
     tried: Mutex<Vec<(Settings, Settings)>>,
     /// Settings that sessions began with, each once: equal ones are then the same one, and quick to compare.
     common: Mutex<Vec<Settings>>,
+}
+
+/// Whose a pool is, and where its connections lead. Changes when the tenant is renamed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Place {
+    pub tenant: TenantId,
+    /// The tenant's number, if it has one: that stays.
+    pub number: Option<i64>,
+    /// The database's name on the server.
+    pub database: String,
+}
+
+impl Place {
+    /// The same tenant, whatever it is called.
+    #[must_use]
+    pub fn is_of(&self, tenant: &TenantId, number: Option<i64>) -> bool {
+        match (self.number, number) {
+            (None, None) => self.tenant == *tenant,
+            (own, other) => own == other,
+        }
+    }
 }
 
 /// Milliseconds.
@@ -77,6 +96,17 @@ pub enum LoginError {
 }
 
 impl Pool {
+    /// Not for the hot path.
+    #[must_use]
+    pub fn place(&self) -> Arc<Place> {
+        self.place.load_full()
+    }
+
+    #[must_use]
+    pub fn tenant(&self) -> TenantId {
+        self.place.load().tenant.clone()
+    }
+
     #[must_use]
     pub fn settings(&self) -> Arc<PoolSettings> {
         self.settings.load_full()
@@ -91,7 +121,7 @@ impl Pool {
     #[must_use]
     pub fn login(&self) -> Login {
         Login {
-            database: self.database.clone(),
+            database: self.place.load().database.clone(),
             role: self.role.clone(),
             credentials: self.credentials.lock().clone(),
             max_prepared_statements: self.settings.load().pool.max_prepared_statements,

@@ -16,14 +16,14 @@ use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
 use super::{
-    LoginError, Pool, PoolSettings,
+    LoginError, Place, Pool, PoolSettings,
     core::Core,
     decision::{
-        Action, Actions, Checkout, DialFailure, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
+        Action, Actions, Checkout, DialFailure, Gate, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
     },
     explain::Explanation,
     lease::{Handoff, Lease, Waiting},
-    slot::{Counts, SlotEvent},
+    slot::{Counts, SlotEvent, SlotState},
     stats::Stats,
     waiters::WaiterId,
 };
@@ -70,6 +70,21 @@ struct Inner {
     broken_promise: Option<(u64, u32)>,
     /// The clock's task was told that somebody waits for somebody else's permit, and nudges until nobody does.
     nudging: bool,
+}
+
+/// What goes on in a tenant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Activity {
+    /// Client connections.
+    pub clients: u32,
+    /// Clients that wait for a server connection.
+    pub waiting: usize,
+    /// Server connections that are lent, or being made fit to be lent again.
+    pub active: u32,
+    /// All that PostgreSQL counts, idle and closing ones included.
+    pub connections: u32,
+    /// Lent beyond their transaction.
+    pub pinned: u32,
 }
 
 /// What a session that asks for a connection gets.
@@ -143,21 +158,22 @@ impl Server {
     #[must_use]
     pub fn add_pool(
         &self,
-        tenant: &TenantId,
+        place: Place,
+        gate: Gate,
         budget: Budget,
-        database: &str,
         role: &str,
         settings: PoolSettings,
         credentials: Credentials,
     ) -> Arc<Pool> {
         let may_prewarm = !matches!(credentials, Credentials::ScramKeys { .. });
         let mut inner = self.inner.lock();
-        let key = inner.core.tenant(tenant, budget, Millis::now());
+        let key = inner.core.tenant(&place.tenant, budget, Millis::now());
         let id = inner.core.add_pool(key, pool_limits(&settings), may_prewarm);
+        // Nobody waits and nothing is open yet: there is nothing to do for it.
+        inner.core.set_gate(id, gate, Millis::now(), &mut Actions::new());
         let pool = Arc::new(Pool {
             id,
-            tenant: tenant.clone(),
-            database: database.to_owned(),
+            place: ArcSwap::from_pointee(place),
             role: role.to_owned(),
             server: self.me(),
             settings: ArcSwap::from_pointee(settings),
@@ -178,6 +194,61 @@ impl Server {
     /// A new budget of a tenant; connections above its ceiling close as they come to rest.
     pub fn set_budget(&self, tenant: &TenantId, budget: Budget) {
         self.inner.lock().core.set_budget(tenant, budget, Millis::now());
+    }
+
+    /// Every pool of a tenant, also those that only old sessions hold.
+    fn pools_of(&self, is_meant: impl Fn(&Place) -> bool) -> Vec<Arc<Pool>> {
+        // The last holder of a pool takes the lock when it lets go: nothing is let go under it.
+        let all: Vec<Arc<Pool>> = self.inner.lock().pools.values().filter_map(Weak::upgrade).collect();
+        all.into_iter().filter(|pool| is_meant(&pool.place())).collect()
+    }
+
+    /// Opens or closes all pools of a tenant.
+    pub fn set_gate(&self, is_meant: impl Fn(&Place) -> bool, gate: Gate) {
+        let mut actions = Actions::new();
+        let now = Millis::now();
+        let pools = self.pools_of(is_meant);
+        let mut inner = self.inner.lock();
+        for pool in &pools {
+            inner.core.set_gate(pool.id, gate, now, &mut actions);
+        }
+        self.act(inner, actions);
+    }
+
+    /// The tenant's pools lead to another database or have another name from now on.
+    pub fn relocate(&self, is_meant: impl Fn(&Place) -> bool, place: &Place) {
+        let mut actions = Actions::new();
+        let now = Millis::now();
+        let pools = self.pools_of(is_meant);
+        let mut inner = self.inner.lock();
+        for pool in &pools {
+            let old = pool.place.swap(Arc::new(place.clone()));
+            if old.tenant != place.tenant {
+                inner.core.rename_tenant(pool.id, &place.tenant);
+            }
+            if old.database != place.database {
+                inner.core.reconnect(pool.id, now, &mut actions);
+            }
+        }
+        self.act(inner, actions);
+    }
+
+    /// What the connections of a tenant do.
+    #[must_use]
+    pub fn activity(&self, is_meant: impl Fn(&Place) -> bool) -> Activity {
+        let pools = self.pools_of(is_meant);
+        let inner = self.inner.lock();
+        let mut sum = Activity::default();
+        for pool in &pools {
+            let counts = inner.core.counts(pool.id);
+            sum.waiting += inner.core.waiting(pool.id);
+            sum.active +=
+                counts.of(SlotState::Active) + counts.of(SlotState::Resetting) + counts.of(SlotState::CancelPending);
+            sum.connections += counts.sum();
+            sum.pinned += pool.pinned();
+        }
+        drop(inner);
+        sum
     }
 
     /// New settings of a pool; open connections stay.
@@ -329,12 +400,12 @@ impl Server {
         let now = Millis::now();
         let inner = self.inner.lock();
         PoolSnapshot {
-            tenant: pool.tenant.clone(),
+            tenant: pool.tenant(),
             role: pool.role.clone(),
             server: self.name.clone(),
             counts: inner.core.counts(pool.id),
             explanation: inner.core.explain(pool.id, None, now),
-            budget: inner.core.budget(&pool.tenant),
+            budget: inner.core.budget(&pool.tenant()),
         }
     }
 
@@ -476,7 +547,7 @@ impl Server {
 
     fn report_failure(&self, pool: &Pool, slot: SlotId, error: &ConnectError) {
         Stats::count(&pool.stats.server_connect_failures);
-        tracing::warn!(server = %self.name, tenant = %pool.tenant, role = %pool.role, %error, "login to the server failed");
+        tracing::warn!(server = %self.name, tenant = %pool.tenant(), role = %pool.role, %error, "login to the server failed");
         let failure = error.failure();
         let refused = match error {
             ConnectError::Refused(body) => LoginError::Server(body.clone()),
@@ -531,7 +602,7 @@ impl Server {
         self.spawn(async move {
             let heard = tokio::time::timeout(CHECK_LIMIT, upkeep::absorb(&mut conn)).await;
             if let Ok(Err(Some(words))) = &heard {
-                tracing::info!(server = %server.name, tenant = %pool.tenant, reason = %words, "PostgreSQL ended an idle connection");
+                tracing::info!(server = %server.name, tenant = %pool.tenant(), reason = %words, "PostgreSQL ended an idle connection");
             }
             server.after_check(conn, if matches!(heard, Ok(Ok(()))) { Ok(None) } else { Err(upkeep::Unusable) });
         });

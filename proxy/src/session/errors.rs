@@ -21,24 +21,48 @@ pub fn refused(refusal: Refusal, pool: &Pool) -> ErrorResponse {
     let full = |message: &str| ErrorResponse::error(sqlstate::TOO_MANY_CONNECTIONS, message);
     match refusal {
         Refusal::Timeout(why) => match why.blocked {
+            Blocked::Paused => ErrorResponse::error(
+                sqlstate::CANNOT_CONNECT_NOW,
+                "the database is paused, and was not resumed in time",
+            )
+            .detail(format!("proxy_code=PAUSED tenant={} {}", pool.tenant(), figures(&why))),
             Blocked::ServerDown => {
                 ErrorResponse::error(sqlstate::CANNOT_CONNECT_NOW, "the database server cannot be reached")
-                    .detail(format!("proxy_code=SERVER_DOWN tenant={} waited_ms={}", pool.tenant, why.waited))
+                    .detail(format!("proxy_code=SERVER_DOWN tenant={} waited_ms={}", pool.tenant(), why.waited))
             }
             Blocked::ServerFull | Blocked::TenantFull => full("the database server takes no more connections")
-                .detail(format!("proxy_code=SERVER_FULL tenant={} {}", pool.tenant, figures(&why))),
+                .detail(format!("proxy_code=SERVER_FULL tenant={} {}", pool.tenant(), figures(&why))),
             _ => full("query_wait_timeout: no server connection became free in time").detail(format!(
                 "proxy_code=QUERY_WAIT_TIMEOUT tenant={} {}",
-                pool.tenant,
+                pool.tenant(),
                 figures(&why)
             )),
         }
         .hint(why.blocked.remedy()),
         Refusal::QueueFull(why) => full("max_waiters: too many clients are waiting for a server connection")
-            .detail(format!("proxy_code=MAX_WAITERS tenant={} {}", pool.tenant, figures(&why)))
+            .detail(format!("proxy_code=MAX_WAITERS tenant={} {}", pool.tenant(), figures(&why)))
             .hint(format!("Retry later, or raise max_waiters. {}", why.blocked.remedy())),
+        Refusal::Shut => ErrorResponse::error(sqlstate::CANNOT_CONNECT_NOW, "the database takes no new transactions")
+            .detail(format!("proxy_code=DRAINING tenant={}", pool.tenant()))
+            .hint(DRAINING_HINT),
         Refusal::LoginRefused => login_refused(pool),
     }
+}
+
+const DRAINING_HINT: &str = "It is being drained for maintenance; try again later.";
+
+/// A login to a tenant that is on its way to, or in, a state without transactions.
+#[must_use]
+pub fn drained() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::CANNOT_CONNECT_NOW, "the database takes no new connections")
+        .detail("proxy_code=DRAINING")
+        .hint(DRAINING_HINT)
+}
+
+/// Only told to who proved a role of it.
+#[must_use]
+pub fn archived(database: &str) -> ErrorResponse {
+    no_database(database).hint("It was archived, and can be restored: ask whoever runs this server.")
 }
 
 /// What held a client up, in figures: of its own tenant, and never of another.
@@ -59,7 +83,7 @@ fn figures(why: &Explanation) -> String {
 /// The server turned the pool's login down.
 #[must_use]
 pub fn login_refused(pool: &Pool) -> ErrorResponse {
-    let detail = format!("proxy_code=SERVER_LOGIN tenant={}", pool.tenant);
+    let detail = format!("proxy_code=SERVER_LOGIN tenant={}", pool.tenant());
     match pool.login_error() {
         Some(LoginError::Server(body)) => {
             let fields = Fields::new(&body);
@@ -115,6 +139,12 @@ pub fn ended(reason: EndReason) -> ErrorResponse {
         }
         EndReason::Shutdown | EndReason::ShutdownNow => {
             (sqlstate::ADMIN_SHUTDOWN, "terminating connection: Tenantry is shutting down", "SHUTDOWN")
+        }
+        EndReason::Drained | EndReason::DrainedNow => {
+            (sqlstate::ADMIN_SHUTDOWN, "terminating connection: the database is being drained", "DRAINED")
+        }
+        EndReason::Dropped => {
+            (sqlstate::DATABASE_DROPPED, "terminating connection: the database was dropped", "DROPPED")
         }
         EndReason::Killed => {
             (sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command", "KILLED")
@@ -200,7 +230,7 @@ pub fn too_many_pinned(pool: &Pool) -> ErrorResponse {
         sqlstate::TOO_MANY_CONNECTIONS,
         "too many sessions hold state that ties them to a server connection",
     )
-    .detail(format!("proxy_code=MAX_PINNED tenant={} pinned={limit}", pool.tenant))
+    .detail(format!("proxy_code=MAX_PINNED tenant={} pinned={limit}", pool.tenant()))
     .hint("The limit is max_pinned. Temporary tables, session locks, LISTEN, WITH HOLD cursors and PREPARE hold one.")
 }
 

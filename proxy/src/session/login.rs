@@ -84,6 +84,7 @@ pub(super) async fn prove(
         Some(tenant) => tenant,
         None => directory.any_tenant(&database).ok_or_else(|| errors::no_database(&database))?,
     };
+    tenant.admits(&database)?;
     Ok(Admitted { tenant, role, learned })
 }
 

@@ -21,7 +21,10 @@ use tenantry_config::TenantId;
 use tenantry_wire::{scram, startup::CancelKey};
 
 use super::state::SessionState;
-use crate::clock::Millis;
+use crate::{
+    clock::Millis,
+    pool::{Place, Pool},
+};
 
 /// Why a session is asked to end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +37,12 @@ pub enum EndReason {
     Killed = 5,
     /// Shutdown, and its deadline has passed: now, whatever runs.
     ShutdownNow = 6,
+    /// Its tenant is drained: when its transaction is over.
+    Drained = 7,
+    /// The drain's deadline has passed.
+    DrainedNow = 8,
+    /// Its database is gone: when its transaction is over.
+    Dropped = 9,
 }
 
 impl EndReason {
@@ -45,6 +54,9 @@ impl EndReason {
             Self::Shutdown,
             Self::Killed,
             Self::ShutdownNow,
+            Self::Drained,
+            Self::DrainedNow,
+            Self::Dropped,
         ]
         .into_iter()
         .find(|r| *r as u8 == n)
@@ -65,8 +77,7 @@ pub struct Watch {
 pub struct Shared {
     pub id: u64,
     pub key: CancelKey,
-    pub tenant: TenantId,
-    pub role: String,
+    pub pool: Arc<Pool>,
     state: AtomicU8,
     since: AtomicU64,
     transaction_since: AtomicU64,
@@ -162,14 +173,7 @@ impl Drop for Registered {
 impl Registry {
     /// Enters a session with a fresh random key; its secret has `secret_bytes` bytes.
     #[must_use]
-    pub fn register(
-        self: &Arc<Self>,
-        tenant: TenantId,
-        role: String,
-        secret_bytes: usize,
-        watch: Watch,
-        now: Millis,
-    ) -> Registered {
+    pub fn register(self: &Arc<Self>, pool: Arc<Pool>, secret_bytes: usize, watch: Watch, now: Millis) -> Registered {
         let mut sessions = self.sessions.lock();
         let process = std::iter::repeat_with(|| rand::random::<u32>() >> 1)
             .find(|p| *p != 0 && !sessions.contains_key(p))
@@ -178,8 +182,7 @@ impl Registry {
         let shared = Arc::new(Shared {
             id: self.next.fetch_add(1, Relaxed) + 1,
             key: CancelKey { process, secret },
-            tenant,
-            role,
+            pool,
             state: AtomicU8::new(SessionState::Idle as u8),
             since: AtomicU64::new(now.0),
             transaction_since: AtomicU64::new(0),
@@ -224,12 +227,37 @@ impl Registry {
         }
     }
 
+    /// The sessions of one tenant.
+    fn of(&self, is_meant: impl Fn(&Place) -> bool) -> Vec<Arc<Shared>> {
+        self.sessions.lock().values().filter(|shared| is_meant(&shared.pool.place())).cloned().collect()
+    }
+
+    /// Asks the sessions of one tenant to end; how many there are.
+    pub fn end_those(&self, is_meant: impl Fn(&Place) -> bool, reason: EndReason) -> usize {
+        let sessions = self.of(is_meant);
+        for shared in &sessions {
+            if reason == EndReason::DrainedNow {
+                shared.end.store(reason as u8, Relaxed);
+            }
+            shared.ask_to_end(reason);
+        }
+        sessions.len()
+    }
+
+    /// Asks those that have something running to cancel it, as their clients could; how many.
+    pub fn cancel_those(&self, is_meant: impl Fn(&Place) -> bool) -> usize {
+        let mut sessions = self.of(is_meant);
+        sessions.retain(|shared| shared.state() == SessionState::Active);
+        sessions.iter().for_each(|shared| shared.ask_to_cancel());
+        sessions.len()
+    }
+
     /// How many sessions of a tenant's role are in each state.
     #[must_use]
     pub fn states(&self) -> HashMap<(TenantId, String), [u64; SessionState::ALL.len()]> {
         let mut counts: HashMap<_, [u64; SessionState::ALL.len()]> = HashMap::new();
         for shared in self.sessions.lock().values() {
-            let row = counts.entry((shared.tenant.clone(), shared.role.clone())).or_default();
+            let row = counts.entry((shared.pool.tenant(), shared.pool.role.clone())).or_default();
             if let Some(n) = row.get_mut(shared.state() as usize) {
                 *n += 1;
             }

@@ -269,7 +269,7 @@ impl Session {
         let busy = self.lease.is_some() && !resting;
         match reason {
             // Its transaction may finish; the drain's deadline ends it otherwise.
-            EndReason::Shutdown if busy || self.waiting.is_some() => Ok(()),
+            EndReason::Shutdown | EndReason::Drained | EndReason::Dropped if busy || self.waiting.is_some() => Ok(()),
             _ => Err(End::Fatal(errors::ended(reason))),
         }
     }

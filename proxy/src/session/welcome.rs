@@ -79,8 +79,7 @@ pub(super) async fn welcome(
         transaction: limit(limits.transaction_timeout),
         query: limit(limits.query_timeout),
     };
-    let registered =
-        directory.registry().register(pool.tenant.clone(), pool.role.clone(), secret, watch, Millis::now());
+    let registered = directory.registry().register(Arc::clone(&pool), secret, watch, Millis::now());
     for (name, value) in baseline.iter() {
         let value = if is_setting(name) { settings.get(&name.to_ascii_lowercase()).unwrap_or(value) } else { value };
         message::write_parameter_status(&mut greeting.output, name, value);

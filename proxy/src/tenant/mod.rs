@@ -9,14 +9,19 @@ use std::{
 };
 
 use parking_lot::Mutex;
-use tenantry_config::{Role, RoleSecret, TenantId};
-use tenantry_wire::scram::Verifier;
+use tenantry_config::{Role, RoleSecret, TenantId, TenantState};
+use tenantry_wire::{error::ErrorResponse, scram::Verifier};
 use zeroize::Zeroizing;
 
 use crate::{
     budget::fair::Budget,
-    pool::{Pool, PoolSettings, server::Server},
+    pool::{
+        Place, Pool, PoolSettings,
+        decision::Gate,
+        server::{Activity, Server},
+    },
     server::credentials::Credentials,
+    session::errors,
 };
 
 /// A role that may log in, and what is derived from its secret.
@@ -83,7 +88,10 @@ impl Tenant {
         old: Option<&Self>,
     ) -> Arc<Self> {
         let database = settings.database.clone().unwrap_or_else(|| id.as_str().to_owned());
-        let same_place = old.filter(|o| Arc::ptr_eq(&o.server, &server) && o.database == database);
+        let same_place = old.filter(|o| {
+            // Renamed, its pools live on; at another database without a number, it is another's.
+            Arc::ptr_eq(&o.server, &server) && (o.database == database || settings.standing.number.is_some())
+        });
         let tenant = Self {
             id,
             settings,
@@ -100,6 +108,10 @@ impl Tenant {
     /// After a reload: pools of roles that are gone or have another secret begin anew, the others take the new settings.
     fn refit(&self, old: Option<&Self>) {
         let Some(old) = old else { return };
+        let (place, state) = (self.place(), self.state());
+        if old.place() != place && Arc::ptr_eq(&old.server, &self.server) && place.number.is_some() {
+            self.server.relocate(|at| at.is_of(&old.id, place.number), &place);
+        }
         self.pools.lock().retain(|name, pool| {
             let (Some(now), Some(then)) = (self.roles.get(name), old.roles.get(name)) else { return false };
             if now.settings.secret != then.settings.secret {
@@ -109,6 +121,53 @@ impl Tenant {
             pool.server.set_budget(&self.id, Budget::of(&self.settings));
             true
         });
+        if state == TenantState::Suspended && old.state() != state {
+            self.pools().iter().for_each(|pool| pool.server.reconnect(pool));
+        }
+        if self.gate() != Gate::Open || old.gate() != Gate::Open {
+            self.server.set_gate(|at| at.is_of(&self.id, place.number), self.gate());
+        }
+    }
+
+    #[must_use]
+    pub fn state(&self) -> TenantState {
+        self.settings.standing.state
+    }
+
+    /// Whose its pools are, and where they lead.
+    #[must_use]
+    pub fn place(&self) -> Place {
+        Place { tenant: self.id.clone(), number: self.settings.standing.number, database: self.database.clone() }
+    }
+
+    fn gate(&self) -> Gate {
+        match self.state() {
+            TenantState::Active | TenantState::Suspended => Gate::Open,
+            TenantState::Paused => Gate::Held,
+            TenantState::Creating
+            | TenantState::Draining
+            | TenantState::Drained
+            | TenantState::Archived
+            | TenantState::Dropped => Gate::Shut,
+        }
+    }
+
+    /// Whether somebody who proved a role may come in.
+    pub fn admits(&self, database: &str) -> Result<(), ErrorResponse> {
+        match self.state() {
+            TenantState::Active | TenantState::Paused | TenantState::Suspended => Ok(()),
+            TenantState::Draining | TenantState::Drained => Err(errors::drained()),
+            TenantState::Archived => Err(errors::archived(database)),
+            TenantState::Creating | TenantState::Dropped => Err(errors::no_database(database)),
+        }
+    }
+
+    /// What its clients and its connections do.
+    #[must_use]
+    pub fn activity(&self) -> Activity {
+        let number = self.settings.standing.number;
+        let activity = self.server.activity(|at| at.is_of(&self.id, number));
+        Activity { clients: self.clients.load(Relaxed), ..activity }
     }
 
     /// A role of this tenant.
@@ -130,9 +189,9 @@ impl Tenant {
         }
         let settings = self.pool_settings(role);
         let pool = self.server.add_pool(
-            &self.id,
+            self.place(),
+            self.gate(),
             Budget::of(&self.settings),
-            &self.database,
             &role.settings.name,
             settings,
             role.credentials(),
@@ -167,6 +226,9 @@ impl Tenant {
         let mut pool = self.settings.pool.clone();
         if let Some(size) = role.settings.pool_size {
             pool.pool_size = size;
+        }
+        if self.state() == TenantState::Suspended {
+            pool.min_pool_size = 0;
         }
         PoolSettings { mode: role.settings.pool_mode.unwrap_or(pool.pool_mode), pool }
     }

@@ -13,10 +13,10 @@ use crate::{
 /// SQLSTATEs that Tenantry itself sends or looks for (PostgreSQL documentation, appendix "Error Codes").
 pub mod sqlstate {
     pub const ADMIN_SHUTDOWN: &str = "57P01";
+    pub const DATABASE_DROPPED: &str = "57P04";
     pub const CANNOT_CONNECT_NOW: &str = "57P03";
     pub const CONNECTION_FAILURE: &str = "08006";
     pub const CRASH_SHUTDOWN: &str = "57P02";
-    pub const DATABASE_DROPPED: &str = "57P04";
     pub const DUPLICATE_PREPARED_STATEMENT: &str = "42P05";
     pub const FEATURE_NOT_SUPPORTED: &str = "0A000";
     pub const IDLE_IN_TRANSACTION_TIMEOUT: &str = "25P03";

@@ -8,6 +8,9 @@ impl Core {
     pub fn checkout(&mut self, id: PoolId, now: Millis, actions: &mut Actions) -> Checkout {
         self.pass(now);
         let Some(pool) = self.pools.get_mut(&id) else { return Checkout::Refused(Refusal::LoginRefused) };
+        if pool.gate == Gate::Shut {
+            return Checkout::Refused(Refusal::Shut);
+        }
         let free = if pool.limits.round_robin { pool.idle.pop_front() } else { pool.idle.pop_back() };
         if let Some(slot) = free {
             self.shift(slot, SlotEvent::Lend, now);
@@ -174,7 +177,10 @@ impl Core {
         let (pool_id, expired, generation) = (slot.pool, now >= slot.expires, slot.generation);
         let Some(pool) = self.pools.get(&pool_id) else { return Rested::Close };
         let tenant = pool.tenant;
-        let over = pool.size() > pool.limits.size || self.is_above_ceiling(tenant) || self.is_above_cap();
+        let over = pool.gate != Gate::Open
+            || pool.size() > pool.limits.size
+            || self.is_above_ceiling(tenant)
+            || self.is_above_cap();
         if expired || over || generation != pool.generation || self.belongs_elsewhere(pool_id, tenant, now) {
             self.shift(id, SlotEvent::Close, now);
             self.refresh(tenant, now);

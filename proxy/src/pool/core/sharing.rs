@@ -218,7 +218,8 @@ impl Core {
     }
 
     pub(super) fn prewarm(&mut self, now: Millis, actions: &mut Actions) {
-        let short = |pool: &PoolState| pool.may_prewarm && pool.size() < pool.limits.min_size;
+        let short =
+            |pool: &PoolState| pool.may_prewarm && pool.gate == Gate::Open && pool.size() < pool.limits.min_size;
         let ids: Vec<_> = self.pools.iter().filter(|(_, pool)| short(pool)).map(|(id, _)| *id).collect();
         for id in ids {
             while let Some(pool) = self.pools.get(&id)

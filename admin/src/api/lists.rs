@@ -1,0 +1,108 @@
+//! What can be looked at besides tenants and jobs.
+
+use axum::{
+    Json,
+    extract::{Path, Query, State},
+    http::header,
+    response::{IntoResponse, Response},
+};
+
+use super::{
+    Plane,
+    jobs::number,
+    problem::{Answer, Errors, Problem},
+    tenants::page,
+    types::{Explained, Page, PageQuery, ServerView, Why},
+};
+use crate::catalog::store::{ArchiveRow, AuditRow};
+
+/// The servers of the settings, and what is used of them.
+#[utoipa::path(get, path = "/v1/servers", operation_id = "list_servers", responses((status = 200, body = Page<ServerView>), Errors))]
+pub async fn servers(State(plane): Plane) -> Answer<Json<Page<ServerView>>> {
+    let (file, (merged, _)) = (plane.file(), plane.known().merge(&plane.file()));
+    let live = plane.data.snapshot();
+    let items = file.servers.iter().map(|(name, server)| {
+        let now = live.servers.iter().find(|now| now.name == *name);
+        let tenants = || merged.tenants.values().filter(|tenant| tenant.server == *name);
+        ServerView {
+            name: name.clone(),
+            connections: now.map_or(0, |now| now.held),
+            cap: now.map_or(0, |now| now.cap),
+            tenants: tenants().count(),
+            floors: tenants().map(|tenant| u64::from(tenant.floor)).sum(),
+            has_control: server.control.is_some(),
+        }
+    });
+    Ok(Json(Page { items: items.collect(), next: None }))
+}
+
+/// Archives, the newest first.
+#[utoipa::path(get, path = "/v1/archives", operation_id = "list_archives", responses((status = 200, body = Page<ArchiveRow>), Errors))]
+pub async fn archives(State(plane): Plane) -> Answer<Json<Page<ArchiveRow>>> {
+    Ok(Json(Page { items: plane.catalog.archives(None).await?, next: None }))
+}
+
+/// Who wanted what, and what came of it, the newest first.
+#[utoipa::path(get, path = "/v1/audit", operation_id = "list_audit", params(PageQuery),
+    responses((status = 200, body = Page<AuditRow>), Errors))]
+pub async fn audit(
+    State(plane): Plane,
+    query: Result<Query<PageQuery>, axum::extract::rejection::QueryRejection>,
+) -> Answer<Json<Page<AuditRow>>> {
+    let Query(PageQuery { after, limit }) = query.map_err(|error| Problem::invalid(error.body_text()))?;
+    let limit = page(limit)?;
+    let mut items = plane.catalog.audit_rows(number(after)?, i64::try_from(limit + 1).unwrap_or(i64::MAX)).await?;
+    let is_more = items.len() > limit;
+    items.truncate(limit);
+    let next = items.last().filter(|_| is_more).map(|row| row.id.to_string());
+    Ok(Json(Page { items, next }))
+}
+
+/// Why a tenant's clients wait, or would: which limit, how long, how many before.
+#[utoipa::path(get, path = "/v1/explain/{tenant}", operation_id = "explain_tenant", params(("tenant" = String, Path)),
+    responses((status = 200, body = Explained), Errors))]
+pub async fn explain(State(plane): Plane, Path(name): Path<String>) -> Answer<Json<Explained>> {
+    let (merged, _) = plane.known().merge(&plane.file());
+    let tenant = merged.tenants.get(name.as_str()).ok_or_else(|| Problem::not_found("no tenant of that name"))?;
+    let why = |(role, now): (String, tenantry_proxy::pool::explain::Explanation)| Why {
+        role,
+        blocked: now.blocked.as_str().to_owned(),
+        remedy: now.blocked.remedy().to_owned(),
+        waiting: now.waiting,
+        waited_ms: now.waited,
+        connections: now.size,
+        pool_size: now.pool_size,
+        held: now.held,
+        ceiling: now.ceiling,
+        permits: now.permits,
+        cap: now.cap,
+    };
+    let roles = plane.data.explain(&name).into_iter().map(why).collect();
+    Ok(Json(Explained { tenant: name, state: tenant.standing.state.to_string(), roles }))
+}
+
+/// The registry of databases as a Markdown table.
+#[utoipa::path(get, path = "/v1/registry.md", operation_id = "registry",
+    responses((status = 200, content_type = "text/markdown", body = String), Errors))]
+pub async fn registry(State(plane): Plane) -> Response {
+    let mut text = "| Database | Application | Owner | Stage | Deployed | Server | State | Floor | Ceiling |\n\
+                    |---|---|---|---|---|---|---|---|---|\n"
+        .to_owned();
+    for entry in &plane.known().tenants {
+        let cell = |value: &Option<String>| value.as_deref().unwrap_or("").replace('|', "\\|");
+        let spec = &entry.spec;
+        let ceiling = spec.ceiling.map_or_else(String::new, |ceiling| ceiling.to_string());
+        text.push_str(&format!(
+            "| {} | {} | {} | {} | {} | {} | {} | {} | {ceiling} |\n",
+            entry.name,
+            cell(&spec.application),
+            cell(&spec.owner),
+            cell(&spec.stage),
+            cell(&spec.deployed),
+            entry.server,
+            entry.state,
+            spec.floor,
+        ));
+    }
+    ([(header::CONTENT_TYPE, "text/markdown; charset=utf-8")], text).into_response()
+}

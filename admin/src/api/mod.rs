@@ -1,0 +1,165 @@
+//! `/v1`: what may be asked and changed over HTTP.
+//!
+//! What always holds: nothing here changes anything before the audit log has it; no handler touches PostgreSQL but through the
+//! catalog and the jobs; every error is a problem document.
+
+pub mod auth;
+mod body;
+mod check;
+mod jobs;
+mod lists;
+pub mod problem;
+mod tenants;
+pub mod tokens;
+pub mod types;
+
+use std::sync::Arc;
+
+use axum::{
+    Router,
+    http::{HeaderValue, header},
+    middleware,
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tenantry_config::TenantState;
+use utoipa::{
+    Modify, OpenApi,
+    openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
+};
+use utoipa_axum::{router::OpenApiRouter, routes};
+
+use self::{
+    auth::{Caller, Limits},
+    problem::{Answer, Problem},
+    types::{Address, Live, TenantView},
+};
+use crate::{catalog::model::Entry, plane::ControlPlane};
+
+type Plane = axum::extract::State<Arc<ControlPlane>>;
+type Who = axum::Extension<Caller>;
+
+#[derive(OpenApi)]
+#[openapi(
+    info(title = "Tenantry", description = "Tenants of PostgreSQL: made, renamed, paused, archived and restored by one call."),
+    modifiers(&Bearer),
+    security(("bearer" = []))
+)]
+struct Document;
+
+struct Bearer;
+
+impl Modify for Bearer {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let scheme = HttpBuilder::new()
+            .scheme(HttpAuthScheme::Bearer)
+            .description(Some("`tenantry token create` makes one."))
+            .build();
+        document.components.get_or_insert_default().add_security_scheme("bearer", SecurityScheme::Http(scheme));
+    }
+}
+
+fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(lists::servers))
+        .routes(routes!(tenants::list, tenants::create))
+        .routes(routes!(tenants::show, tenants::update, tenants::delete))
+        .routes(routes!(tenants::adopt))
+        .routes(routes!(tenants::rename))
+        .routes(routes!(tenants::pause))
+        .routes(routes!(tenants::resume))
+        .routes(routes!(tenants::drain))
+        .routes(routes!(tenants::suspend))
+        .routes(routes!(tenants::wake))
+        .routes(routes!(tenants::archive))
+        .routes(routes!(tenants::restore))
+        .routes(routes!(tenants::rotate))
+        .routes(routes!(jobs::list))
+        .routes(routes!(jobs::show))
+        .routes(routes!(jobs::events))
+        .routes(routes!(jobs::cancel))
+        .routes(routes!(lists::archives))
+        .routes(routes!(lists::audit))
+        .routes(routes!(tokens::list, tokens::create))
+        .routes(routes!(tokens::delete))
+        .routes(routes!(lists::explain))
+        .routes(routes!(lists::registry))
+}
+
+/// The document, as it is served.
+#[must_use]
+pub fn document() -> utoipa::openapi::OpenApi {
+    operations().split_for_parts().1
+}
+
+/// `/v1` and `/openapi.json`.
+pub fn router(plane: Arc<ControlPlane>) -> Router {
+    let (router, document) = operations().split_for_parts();
+    let document: Arc<str> = document.to_json().unwrap_or_default().into();
+    let limits = Arc::new(Limits::default());
+    router
+        .method_not_allowed_fallback(async || {
+            Problem::method("nothing is done here with that method; see /openapi.json")
+        })
+        .route_layer(middleware::from_fn_with_state((Arc::clone(&plane), limits), auth::guard))
+        .with_state(plane)
+        .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, "application/json")], document.to_string())))
+}
+
+/// A tenant of the catalog, by name; a tenant of the file and one that is not there are different errors.
+fn find(plane: &ControlPlane, name: &str) -> Answer<Entry> {
+    let known = plane.known();
+    if let Some(entry) = known.tenant(name) {
+        return Ok(entry.clone());
+    }
+    if plane.file().tenants.contains_key(name) {
+        return Err(Problem::wrong_state(format!("{name} is written in the settings file; change it there")));
+    }
+    let alias = known.tenants.iter().find(|entry| entry.aliases.iter().any(|alias| alias == name));
+    Err(Problem::not_found(match alias {
+        Some(entry) => format!("no tenant of that name; it is called {} now", entry.name),
+        None => "no tenant of that name".to_owned(),
+    }))
+}
+
+/// Where clients reach Tenantry.
+fn address(plane: &ControlPlane) -> Address {
+    let file = plane.file();
+    if let Some((host, port)) = file.admin.public_address.as_deref().and_then(|at| at.rsplit_once(':')) {
+        return Address { host: host.trim_matches(['[', ']']).to_owned(), port: port.parse().unwrap_or(6432) };
+    }
+    let bound = plane.data.addresses().first().copied();
+    bound.map_or_else(
+        || Address { host: "127.0.0.1".to_owned(), port: 6432 },
+        |at| Address { host: at.ip().to_string(), port: at.port() },
+    )
+}
+
+fn live(plane: &ControlPlane, name: &str) -> Option<Live> {
+    let activity = plane.data.activity(name)?;
+    Some(Live {
+        clients: activity.clients,
+        waiting: activity.waiting,
+        active: activity.active,
+        connections: activity.connections,
+        pinned: activity.pinned,
+    })
+}
+
+fn view(plane: &ControlPlane, entry: &Entry) -> TenantView {
+    // A suspended tenant wakes by itself.
+    let mut view = TenantView::of(entry, address(plane), live(plane, &entry.name));
+    if entry.state == TenantState::Suspended && view.live.as_ref().is_some_and(|live| live.connections > 0) {
+        view.state = TenantState::Active.to_string();
+    }
+    view
+}
+
+/// With the version that `If-Match` wants back.
+fn tagged(version: i64, body: impl IntoResponse) -> Response {
+    let mut response = body.into_response();
+    if let Ok(tag) = HeaderValue::from_str(&format!("\"{version}\"")) {
+        response.headers_mut().insert(header::ETAG, tag);
+    }
+    response
+}

@@ -1,0 +1,516 @@
+//! What the API takes and gives, as types; the OpenAPI document is made from them.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use utoipa::{IntoParams, ToSchema};
+
+use crate::{
+    catalog::{
+        model::{Access, Entry, Mode, Spec},
+        store::JobRow,
+    },
+    jobs::work::{JobState, Step},
+};
+
+/// A tenant.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TenantView {
+    /// Stays when the name changes; null: a tenant of the settings file.
+    pub number: Option<i64>,
+    pub name: String,
+    /// creating, active, paused, draining, drained, suspended or archived.
+    pub state: String,
+    /// New transactions wait for a job.
+    pub held: bool,
+    /// From the settings file: the API shows it and changes nothing.
+    pub is_static: bool,
+    pub server: String,
+    /// The database on the server.
+    pub database: String,
+    /// Who owns the database.
+    pub owner_role: Option<String>,
+    /// Roles that may log in.
+    pub roles: Vec<String>,
+    /// Names that lead here too.
+    pub aliases: Vec<String>,
+    /// Grows with every change; also in ETag.
+    pub version: i64,
+    pub spec: Spec,
+    /// Where clients reach it.
+    pub address: Address,
+    /// What goes on now, in this process.
+    pub live: Option<Live>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub created_at: Option<OffsetDateTime>,
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub updated_at: Option<OffsetDateTime>,
+}
+
+/// Host and port.
+#[derive(Debug, Clone, Serialize, ToSchema)]
+pub struct Address {
+    pub host: String,
+    pub port: u16,
+}
+
+/// What goes on in a tenant.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Live {
+    /// Client connections.
+    pub clients: u32,
+    /// Clients that wait for a server connection.
+    pub waiting: usize,
+    /// Server connections at work.
+    pub active: u32,
+    /// Server connections, idle and closing ones included.
+    pub connections: u32,
+    /// Kept beyond their transaction by session state.
+    pub pinned: u32,
+}
+
+/// Some of many, and where the rest begins.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Give this as `after` for the next page; null: there is none.
+    pub next: Option<String>,
+}
+
+/// Which part of a list.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct PageQuery {
+    /// `next` of the page before.
+    #[param(max_length = 64)]
+    pub after: Option<String>,
+    /// At most so many.
+    #[param(minimum = 1, maximum = 500, default = 100)]
+    pub limit: Option<u32>,
+}
+
+/// The same, for jobs.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct JobQuery {
+    /// `next` of the page before.
+    #[param(max_length = 64)]
+    pub after: Option<String>,
+    /// At most so many.
+    #[param(minimum = 1, maximum = 500, default = 100)]
+    pub limit: Option<u32>,
+    /// Only those of this tenant.
+    #[param(max_length = 63)]
+    pub tenant: Option<String>,
+}
+
+/// Whether to do it at all.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct DryRun {
+    /// Only tell the steps.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// A new tenant.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Create {
+    /// Of the tenant, its database and its role.
+    #[schema(pattern = "^[a-z][a-z0-9_]{0,47}$", example = "shop")]
+    pub name: String,
+    /// A server of the settings; may be left out when there is one.
+    #[serde(default)]
+    #[schema(max_length = 63)]
+    pub server: Option<String>,
+    /// A role that is there already and is shared with other tenants owns the database; null: a role of its own is made.
+    #[serde(default)]
+    #[schema(max_length = 63)]
+    pub shared_role: Option<String>,
+    #[serde(default)]
+    pub spec: Spec,
+}
+
+/// An existing database becomes a tenant.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Adopt {
+    /// A server of the settings; may be left out when there is one.
+    #[serde(default)]
+    #[schema(max_length = 63)]
+    pub server: Option<String>,
+    /// The database; null: the tenant's name.
+    #[serde(default)]
+    #[schema(max_length = 63)]
+    pub database: Option<String>,
+    /// The role that its clients log in with; null: the owner of the database.
+    #[serde(default)]
+    #[schema(max_length = 63)]
+    pub role: Option<String>,
+    /// Its SCRAM verifier, as in pg_authid; null: read there, which only a superuser may, or that of another tenant with the
+    /// same role.
+    #[serde(default)]
+    #[schema(max_length = 500)]
+    pub verifier: Option<String>,
+    #[serde(default)]
+    pub spec: Spec,
+}
+
+/// What is to change; what is left out stays, null takes a value away.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Update {
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 200)]
+    pub application: Option<Option<String>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 200)]
+    pub owner: Option<Option<String>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 200)]
+    pub stage: Option<Option<String>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    #[schema(max_length = 10, pattern = "^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+    pub deployed: Option<Option<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor: Option<u32>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub ceiling: Option<Option<u32>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1, maximum = 1000)]
+    pub weight: Option<Option<u32>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    pub pool_mode: Option<Option<Mode>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub pool_size: Option<Option<u32>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    #[schema(minimum = 1)]
+    pub max_client_conn: Option<Option<u32>>,
+}
+
+/// Left out is `None`, null is `Some(None)`.
+mod maybe {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn deserialize<'de, D: Deserializer<'de>, T: Deserialize<'de>>(from: D) -> Result<Option<Option<T>>, D::Error> {
+        Option::<T>::deserialize(from).map(Some)
+    }
+
+    pub fn serialize<S: Serializer, T: Serialize>(value: &Option<Option<T>>, to: S) -> Result<S::Ok, S::Error> {
+        value.as_ref().and_then(Option::as_ref).serialize(to)
+    }
+}
+
+impl Update {
+    pub fn apply(&self, spec: &mut Spec) {
+        fn set<T: Clone>(field: &mut Option<T>, wish: Option<&Option<T>>) {
+            if let Some(wish) = wish {
+                field.clone_from(wish);
+            }
+        }
+        set(&mut spec.application, self.application.as_ref());
+        set(&mut spec.owner, self.owner.as_ref());
+        set(&mut spec.stage, self.stage.as_ref());
+        set(&mut spec.deployed, self.deployed.as_ref());
+        set(&mut spec.ceiling, self.ceiling.as_ref());
+        set(&mut spec.weight, self.weight.as_ref());
+        set(&mut spec.pool_mode, self.pool_mode.as_ref());
+        set(&mut spec.pool_size, self.pool_size.as_ref());
+        set(&mut spec.max_client_conn, self.max_client_conn.as_ref());
+        spec.floor = self.floor.unwrap_or(spec.floor);
+    }
+}
+
+/// A new name.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rename {
+    /// Of the tenant and, if it had the tenant's name, of its database.
+    #[schema(pattern = "^[a-z][a-z0-9_]{0,47}$", example = "store")]
+    pub to: String,
+    /// How long transactions under way may take to finish; past it nothing is renamed.
+    #[serde(default = "Rename::wait")]
+    #[schema(minimum = 0, maximum = 600_000, default = 30_000)]
+    pub wait_ms: u64,
+}
+
+impl Rename {
+    fn wait() -> u64 {
+        30_000
+    }
+}
+
+/// How long transactions under way may take.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Deadline {
+    /// Past it they are cancelled, then cut.
+    #[serde(default = "Deadline::default_ms")]
+    #[schema(minimum = 0, maximum = 3_600_000, default = 30_000)]
+    pub deadline_ms: u64,
+}
+
+impl Deadline {
+    fn default_ms() -> u64 {
+        30_000
+    }
+}
+
+/// Away with it.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Delete {
+    /// The tenant's name, once more.
+    #[schema(max_length = 63)]
+    pub confirm: String,
+    /// There need not be an archive of it.
+    #[serde(default)]
+    pub without_archive: bool,
+    /// Past it transactions are cancelled, then cut.
+    #[serde(default = "Deadline::default_ms")]
+    #[schema(minimum = 0, maximum = 3_600_000, default = 30_000)]
+    pub deadline_ms: u64,
+}
+
+/// Out of an archive.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Restore {
+    /// Of this tenant; null: the newest.
+    #[serde(default)]
+    pub archive: Option<i64>,
+}
+
+/// Whose password.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Rotate {
+    /// Null: its owner.
+    #[serde(default)]
+    #[schema(max_length = 63)]
+    pub role: Option<String>,
+}
+
+/// Nothing to say.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Nothing {}
+
+/// How clients log in. Told once: nobody keeps the password.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Credentials {
+    pub host: String,
+    pub port: u16,
+    pub database: String,
+    pub user: String,
+    pub password: String,
+    /// All of it as one URL.
+    pub url: String,
+}
+
+/// What was begun.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Begun {
+    /// Null with `dry_run`, and for what is done at once.
+    pub job: Option<JobView>,
+    /// The steps, in order.
+    pub steps: Vec<Step>,
+    /// The tenant as it is now.
+    pub tenant: Option<TenantView>,
+    /// They work once the job has succeeded.
+    pub credentials: Option<Credentials>,
+}
+
+/// Durable work.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobView {
+    pub id: i64,
+    /// create, rename, drain, archive, restore, delete or rotate.
+    pub kind: String,
+    /// The tenant's name when it was begun.
+    pub tenant: String,
+    pub state: JobState,
+    /// Steps done, of the way there or (undoing) of the way back.
+    pub step: usize,
+    pub steps: Vec<Step>,
+    /// What the step under way says of itself.
+    pub progress: Option<String>,
+    /// What it found and counted.
+    pub result: serde_json::Value,
+    /// Why it turned back.
+    pub error: Option<String>,
+    /// Whose token.
+    pub actor: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+impl From<JobRow> for JobView {
+    fn from(job: JobRow) -> Self {
+        Self {
+            id: job.id,
+            kind: job.work.kind().to_owned(),
+            steps: job.work.plan(),
+            tenant: job.name,
+            state: job.state,
+            step: job.step,
+            progress: job.progress,
+            result: job.result,
+            error: job.error,
+            actor: job.actor,
+            created_at: job.created_at,
+            updated_at: job.updated_at,
+        }
+    }
+}
+
+/// A PostgreSQL server.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ServerView {
+    pub name: String,
+    /// Server connections that Tenantry holds, and the most it may.
+    pub connections: u32,
+    pub cap: u32,
+    /// Tenants on it.
+    pub tenants: usize,
+    /// Sum of their floors.
+    pub floors: u64,
+    /// The API can make tenants here.
+    pub has_control: bool,
+}
+
+/// A token, without its secret.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TokenView {
+    pub id: String,
+    pub label: String,
+    pub access: Access,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// A new token.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct NewToken {
+    /// Whose it is, or what for.
+    #[schema(min_length = 1, max_length = 100)]
+    pub label: String,
+    pub access: Access,
+    /// How long it is good.
+    #[serde(default = "NewToken::days")]
+    #[schema(minimum = 1, maximum = 3650, default = 90)]
+    pub days: u32,
+}
+
+impl NewToken {
+    fn days() -> u32 {
+        90
+    }
+}
+
+/// The one time that it is told.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct TokenMade {
+    pub token: String,
+    pub id: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+}
+
+/// Why a role of a tenant would wait, or waits, for a server connection.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Why {
+    pub role: String,
+    /// Which limit: pool_size, ceiling, server_cap, connect_throttle, server_down, server_full, tenant_full, login_fails, paused.
+    pub blocked: String,
+    /// What would help.
+    pub remedy: String,
+    /// Clients that wait, and for how long the first has, in milliseconds.
+    pub waiting: usize,
+    pub waited_ms: u64,
+    /// Server connections of the role, and the most it may have.
+    pub connections: u32,
+    pub pool_size: u32,
+    /// Of the tenant.
+    pub held: u32,
+    pub ceiling: u32,
+    /// Of the server.
+    pub permits: u32,
+    pub cap: u32,
+}
+
+/// The explanation for a tenant.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Explained {
+    pub tenant: String,
+    pub state: String,
+    pub roles: Vec<Why>,
+}
+
+impl TenantView {
+    /// Of the catalog.
+    #[must_use]
+    pub fn of(entry: &Entry, address: Address, live: Option<Live>) -> Self {
+        Self {
+            number: Some(entry.number),
+            name: entry.name.clone(),
+            state: entry.state.to_string(),
+            held: entry.held,
+            is_static: false,
+            server: entry.server.clone(),
+            database: entry.database.clone(),
+            owner_role: Some(entry.owner_role.clone()),
+            roles: entry.roles.iter().map(|role| role.name.clone()).collect(),
+            aliases: entry.aliases.clone(),
+            version: entry.version,
+            spec: entry.spec.clone(),
+            address,
+            live,
+            created_at: Some(entry.created_at),
+            updated_at: Some(entry.updated_at),
+        }
+    }
+
+    /// Of the settings file.
+    #[must_use]
+    pub fn of_file(name: &str, tenant: &tenantry_config::Tenant, address: Address, live: Option<Live>) -> Self {
+        let settings = BTreeMap::new();
+        Self {
+            number: None,
+            name: name.to_owned(),
+            state: "active".to_owned(),
+            held: false,
+            is_static: true,
+            server: tenant.server.clone(),
+            database: tenant.database.clone().unwrap_or_else(|| name.to_owned()),
+            owner_role: None,
+            roles: tenant.roles.iter().map(|role| role.name.clone()).collect(),
+            aliases: tenant.aliases.iter().map(ToString::to_string).collect(),
+            version: 0,
+            spec: Spec {
+                floor: tenant.floor,
+                ceiling: tenant.ceiling,
+                weight: Some(tenant.weight.get()),
+                max_client_conn: tenant.max_client_conn,
+                settings,
+                ..Spec::default()
+            },
+            address,
+            live,
+            created_at: None,
+            updated_at: None,
+        }
+    }
+}

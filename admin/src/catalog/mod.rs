@@ -1,0 +1,182 @@
+//! The durable tables in the control database: reading, changing, and the schema itself.
+//!
+//! What always holds: a change, its audit row and the step of the revision are one transaction; what it returned `Ok` for
+//! is on PostgreSQL's disk. Nobody but this room talks to the catalog's tables.
+
+pub mod disk;
+pub mod model;
+pub mod store;
+
+use std::time::Duration;
+
+use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts};
+use rand::{Rng, distr::Alphanumeric};
+use tenantry_config::{Control, Server, TenantState};
+use tokio_postgres::{Row, error::SqlState, types::Json};
+
+use self::model::{Access, Entry, Known, Token};
+use crate::{
+    control::{self, ControlError},
+    sql::catalog as sql,
+};
+
+/// Connections of one process to the control database; not part of any server's `cap`.
+const CONNECTIONS: usize = 4;
+/// For a connection of them, and for a login.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Why the catalog did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// Nobody answers, or no connection in time: worth trying again.
+    #[error("the control database is away: {0}")]
+    Away(String),
+    /// PostgreSQL refused it.
+    #[error("{}", control::words(.0))]
+    Refused(tokio_postgres::Error),
+    #[error("the catalog is of version {0}, and this Tenantry knows only {known}: use a newer one", known = sql::VERSIONS.len())]
+    TooNew(i32),
+    #[error("the catalog holds something unreadable: {0}")]
+    Garbage(String),
+}
+
+impl From<tokio_postgres::Error> for CatalogError {
+    fn from(error: tokio_postgres::Error) -> Self {
+        match error.code() {
+            // Shutting down, starting up, out of connections, a failed write: later it may work.
+            None => Self::Away(control::words(&error)),
+            Some(code) if matches!(&code.code()[..2], "08" | "53" | "57" | "58") => Self::Away(control::words(&error)),
+            Some(&SqlState::READ_ONLY_SQL_TRANSACTION | &SqlState::LOCK_NOT_AVAILABLE) => {
+                Self::Away(control::words(&error))
+            }
+            Some(_) => Self::Refused(error),
+        }
+    }
+}
+
+impl From<PoolError> for CatalogError {
+    fn from(error: PoolError) -> Self {
+        match error {
+            PoolError::Backend(error) => Self::Away(control::words(&error)),
+            PoolError::Timeout(_) => Self::Away(format!("no connection within {WAIT:?}")),
+            error => Self::Away(error.to_string()),
+        }
+    }
+}
+
+impl CatalogError {
+    /// Of that unique index.
+    #[must_use]
+    pub fn is_duplicate(&self, index: &str) -> bool {
+        let Self::Refused(error) = self else { return false };
+        error.as_db_error().is_some_and(|db| db.code() == &SqlState::UNIQUE_VIOLATION && db.constraint() == Some(index))
+    }
+}
+
+/// The control database.
+#[derive(Clone)]
+pub struct Catalog {
+    pool: Pool,
+}
+
+impl std::fmt::Debug for Catalog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Catalog")
+    }
+}
+
+impl Catalog {
+    /// Connects at its first use.
+    pub fn new(server: &Server, control: &Control) -> Result<Self, ControlError> {
+        let (config, tls) = control::config(server, control, &control.database)?;
+        let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let timeouts = Timeouts { wait: Some(WAIT), create: Some(WAIT), recycle: Some(WAIT) };
+        let pool = Pool::builder(manager).max_size(CONNECTIONS).timeouts(timeouts).runtime(Runtime::Tokio1).build();
+        Ok(Self { pool: pool.map_err(|_| ControlError::Timeout)? })
+    }
+
+    pub(crate) async fn client(&self) -> Result<Object, CatalogError> {
+        Ok(self.pool.get().await?)
+    }
+
+    /// Makes the schema, or brings it up to this version. Several processes may do so at once.
+    pub async fn migrate(&self) -> Result<(), CatalogError> {
+        let mut client = self.client().await?;
+        let change = client.transaction().await?;
+        change.execute(sql::LOCK_SCHEMA, &[]).await?;
+        let exists: bool = change.query_one(sql::HAS_META, &[]).await?.get(0);
+        let version: i32 = if exists { change.query_one(sql::VERSION, &[]).await?.get(0) } else { 0 };
+        let done = usize::try_from(version).unwrap_or(0);
+        if done > sql::VERSIONS.len() {
+            return Err(CatalogError::TooNew(version));
+        }
+        for step in sql::VERSIONS.iter().skip(done) {
+            change.batch_execute(step).await?;
+        }
+        let latest = i32::try_from(sql::VERSIONS.len()).unwrap_or(i32::MAX);
+        if exists {
+            change.execute(sql::SET_VERSION, &[&latest]).await?;
+        } else {
+            let letters = rand::rng().sample_iter(Alphanumeric).map(|byte| char::from(byte).to_ascii_lowercase());
+            let catalog: String = letters.take(6).collect();
+            change.execute(sql::FIRST_META, &[&latest, &catalog]).await?;
+        }
+        change.commit().await?;
+        if version < latest {
+            tracing::info!(from = version, to = latest, "the catalog's schema is up to date now");
+        }
+        Ok(())
+    }
+
+    pub async fn revision(&self) -> Result<i64, CatalogError> {
+        Ok(self.client().await?.query_one(sql::REVISION, &[]).await?.try_get(0)?)
+    }
+
+    /// All of it that serving needs, as of one moment.
+    pub async fn load(&self) -> Result<Known, CatalogError> {
+        let mut client = self.client().await?;
+        let isolation = tokio_postgres::IsolationLevel::RepeatableRead;
+        let moment = client.build_transaction().isolation_level(isolation).read_only(true).start().await?;
+        let meta = moment.query_one(sql::META, &[]).await?;
+        let tenants = moment.query(sql::TENANTS, &[]).await?;
+        let tokens = moment.query(sql::TOKENS, &[]).await?;
+        moment.commit().await?;
+        Ok(Known {
+            catalog: meta.try_get(0)?,
+            revision: meta.try_get(1)?,
+            tenants: tenants.iter().map(entry).collect::<Result<_, _>>()?,
+            tokens: tokens.iter().map(token).collect::<Result<_, _>>()?,
+        })
+    }
+}
+
+pub(crate) fn entry(row: &Row) -> Result<Entry, CatalogError> {
+    let state: String = row.try_get(2)?;
+    Ok(Entry {
+        number: row.try_get(0)?,
+        name: row.try_get(1)?,
+        state: TenantState::parse(&state).ok_or(CatalogError::Garbage(state))?,
+        held: row.try_get(3)?,
+        server: row.try_get(4)?,
+        database: row.try_get(5)?,
+        owner_role: row.try_get(6)?,
+        aliases: row.try_get(7)?,
+        version: row.try_get(8)?,
+        spec: row.try_get::<_, Json<_>>(9)?.0,
+        roles: row.try_get::<_, Json<_>>(10)?.0,
+        created_at: row.try_get(11)?,
+        updated_at: row.try_get(12)?,
+    })
+}
+
+fn token(row: &Row) -> Result<Token, CatalogError> {
+    let access: String = row.try_get(2)?;
+    Ok(Token {
+        id: row.try_get(0)?,
+        label: row.try_get(1)?,
+        access: Access::parse(&access).ok_or(CatalogError::Garbage(access))?,
+        hash: disk::hex(row.try_get(3)?),
+        expires_at: row.try_get(4)?,
+        created_at: row.try_get(5)?,
+    })
+}

@@ -1,0 +1,235 @@
+//! What the catalog holds, as types: the tables, the last known copy on disk and the API share them.
+
+use std::{collections::BTreeMap, num::NonZeroU32};
+
+use serde::{Deserialize, Serialize};
+use tenantry_config::{PoolMode, Role, RoleSecret, Secret, Settings, Standing, Tenant, TenantId, TenantState};
+use time::OffsetDateTime;
+use utoipa::ToSchema;
+
+/// The catalog at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Known {
+    /// Six letters and digits that tell this catalog from others.
+    pub catalog: String,
+    /// Grows with every change.
+    pub revision: i64,
+    pub tenants: Vec<Entry>,
+    pub tokens: Vec<Token>,
+}
+
+/// A tenant.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    pub number: i64,
+    pub name: String,
+    #[serde(with = "state_word")]
+    pub state: TenantState,
+    /// New transactions wait for a job.
+    pub held: bool,
+    pub server: String,
+    pub database: String,
+    pub owner_role: String,
+    pub aliases: Vec<String>,
+    pub version: i64,
+    pub spec: Spec,
+    pub roles: Vec<RoleRow>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+/// A role that may log in to a tenant.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoleRow {
+    pub name: String,
+    /// As in `pg_authid`. `None`: one of `[[roles]]` in the settings file has it.
+    pub verifier: Option<Verifier>,
+    /// Made by Tenantry, and dropped with the tenant.
+    pub ours: bool,
+}
+
+/// A SCRAM verifier: as good as a password to whoever plays the server, so it is not shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Verifier(pub String);
+
+impl std::fmt::Debug for Verifier {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// What somebody may say about a tenant, at `create` or later.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, ToSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Spec {
+    /// The application that it is a fork of.
+    #[schema(max_length = 200)]
+    pub application: Option<String>,
+    /// Who looks after it.
+    #[schema(max_length = 200)]
+    pub owner: Option<String>,
+    /// Where it stands: experiment, pilot, production, ...
+    #[schema(max_length = 200)]
+    pub stage: Option<String>,
+    /// When it was deployed, YYYY-MM-DD.
+    #[schema(max_length = 10, pattern = "^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
+    pub deployed: Option<String>,
+    /// Server connections that are always available to it.
+    pub floor: u32,
+    /// Most server connections that it may have; null: as many as the server's cap allows.
+    #[schema(minimum = 1)]
+    pub ceiling: Option<u32>,
+    /// Its part of what is left while several wait, 1 to 1000; null: 1.
+    #[schema(minimum = 1, maximum = 1000)]
+    pub weight: Option<u32>,
+    /// When a server connection goes back to the pool; null: as `[pool]` says.
+    pub pool_mode: Option<Mode>,
+    /// Most server connections of one of its roles; null: as `[pool]` says.
+    #[schema(minimum = 1)]
+    pub pool_size: Option<u32>,
+    /// Most client connections; null: only the limit over all tenants.
+    #[schema(minimum = 1)]
+    pub max_client_conn: Option<u32>,
+    /// Extensions in its database, of those that `admin.extensions` lists.
+    #[schema(max_items = 32)]
+    pub extensions: Vec<String>,
+    /// Settings of its database (ALTER DATABASE SET); those of `create` are laid over the defaults.
+    pub settings: BTreeMap<String, String>,
+}
+
+/// When a server connection goes back to the pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    Transaction,
+    Session,
+    Statement,
+}
+
+/// A bearer token; its secret is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    pub id: String,
+    pub label: String,
+    pub access: Access,
+    /// SHA-256 of the secret, hex.
+    pub hash: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub expires_at: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+}
+
+/// What a token may do; each can do what the one before it can.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Access {
+    /// Look.
+    Viewer,
+    /// Change what can be changed back.
+    Operator,
+    /// Everything.
+    Admin,
+}
+
+impl Access {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+        }
+    }
+
+    #[must_use]
+    pub fn parse(word: &str) -> Option<Self> {
+        [Self::Viewer, Self::Operator, Self::Admin].into_iter().find(|access| access.as_str() == word)
+    }
+}
+
+impl Known {
+    #[must_use]
+    pub fn tenant(&self, name: &str) -> Option<&Entry> {
+        self.tenants.iter().find(|entry| entry.name == name)
+    }
+
+    /// The settings of the file with the catalog's tenants in them; and what could not be taken over, for the log.
+    #[must_use]
+    pub fn merge(&self, file: &Settings) -> (Settings, Vec<String>) {
+        let (mut merged, mut told) = (file.clone(), Vec::new());
+        let mut names: std::collections::BTreeSet<TenantId> = file.tenants.keys().cloned().collect();
+        names.extend(file.tenants.values().flat_map(|tenant| tenant.aliases.iter().cloned()));
+        for entry in &self.tenants {
+            let Ok(id) = TenantId::parse(&entry.name) else { continue };
+            if !file.servers.contains_key(&entry.server) {
+                told.push(format!("tenant {id}: no server named {} in the settings", entry.server));
+            } else if !names.insert(id.clone()) {
+                told.push(format!("tenant {id}: the settings file has that name, which counts"));
+            } else {
+                merged.tenants.insert(id, entry.settings(file));
+            }
+        }
+        // Only once all names are known: a name wins over an alias.
+        for tenant in merged.tenants.values_mut().filter(|tenant| tenant.standing.number.is_some()) {
+            tenant.aliases.retain(|alias| names.insert(alias.clone()));
+        }
+        (merged, told)
+    }
+}
+
+impl Entry {
+    /// As the data plane wants it.
+    fn settings(&self, file: &Settings) -> Tenant {
+        let mut pool = file.pool.clone();
+        if let Some(mode) = self.spec.pool_mode {
+            pool.pool_mode = match mode {
+                Mode::Transaction => PoolMode::Transaction,
+                Mode::Session => PoolMode::Session,
+                Mode::Statement => PoolMode::Statement,
+            };
+        }
+        if let Some(size) = self.spec.pool_size {
+            pool.pool_size = size;
+            pool.min_pool_size = pool.min_pool_size.min(size);
+        }
+        let role = |row: &RoleRow| {
+            let verifier = row.verifier.as_ref()?;
+            let secret = RoleSecret::classify(Secret::new(verifier.0.clone())).ok()?;
+            Some(Role { name: row.name.clone(), secret, pool_mode: None, pool_size: None })
+        };
+        let state = match self.state {
+            TenantState::Active | TenantState::Suspended if self.held => TenantState::Paused,
+            state => state,
+        };
+        Tenant {
+            server: self.server.clone(),
+            database: Some(self.database.clone()),
+            pool,
+            floor: self.spec.floor,
+            ceiling: self.spec.ceiling,
+            weight: self.spec.weight.and_then(NonZeroU32::new).unwrap_or(NonZeroU32::MIN),
+            max_client_conn: self.spec.max_client_conn,
+            roles: self.roles.iter().filter_map(role).collect(),
+            aliases: self.aliases.iter().filter_map(|alias| TenantId::parse(alias).ok()).collect(),
+            standing: Standing { number: Some(self.number), state },
+        }
+    }
+}
+
+mod state_word {
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+    use tenantry_config::TenantState;
+
+    pub fn serialize<S: Serializer>(state: &TenantState, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_str(state.as_str())
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<TenantState, D::Error> {
+        let word = String::deserialize(from)?;
+        TenantState::parse(&word).ok_or_else(|| D::Error::custom("no such state"))
+    }
+}
