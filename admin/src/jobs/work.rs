@@ -147,6 +147,8 @@ pub enum Step {
     Unfence,
     /// Waiting transactions go on.
     Release,
+    /// pg_dump and pg_restore are there, and new enough.
+    FindPrograms,
     /// New transactions are refused.
     StopTransactions,
     /// Those under way finish, are cancelled, are cut.
@@ -224,6 +226,7 @@ impl Work {
             Self::Rename { rename_database: false, .. } => vec![S::Reroute],
             Self::Drain { .. } => vec![S::StopTransactions, S::AwaitTransactions, S::Drained],
             Self::Archive { .. } => vec![
+                S::FindPrograms,
                 S::StopTransactions,
                 S::AwaitTransactions,
                 S::Drained,
@@ -256,6 +259,7 @@ impl Work {
             }
             Self::Rename { .. } | Self::Rotate { .. } => Some(Vec::new()),
             Self::Drain { .. } => is_before(S::Drained).then(|| vec![S::Reopen]),
+            Self::Archive { .. } if from == 0 => Some(Vec::new()),
             Self::Archive { .. } => {
                 is_before(S::MarkArchived).then(|| vec![S::DropHalfMade, S::CloseToPublic, S::Reopen])
             }

@@ -29,9 +29,33 @@ use crate::{
 const CHUNK: usize = 256 << 10;
 const PARTS_UNDER_WAY: usize = 4;
 /// pg_dump or pg_restore that moves nothing for this long hangs.
+/// For `--version`.
+const PROGRAM_START: Duration = Duration::from_secs(10);
 const STALL: Duration = Duration::from_secs(15 * 60);
 /// What one of them has to say at its end, at most.
 const LAST_WORDS: usize = 2_000;
+
+/// Before anybody is kept waiting: the programs, of the server's version or a newer one.
+pub async fn find_programs(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
+    let version = site.control(&entry.server).await?.query_one("SHOW server_version_num", &[]).await?;
+    let wanted = version.try_get::<_, String>(0)?.parse::<u32>().unwrap_or(0) / 10_000;
+    for name in ["pg_dump", "pg_restore"] {
+        let mut command = program(site, &entry.server, name, "")?;
+        let output = timeout(PROGRAM_START, command.arg("--version").output()).await;
+        let output = output.map_err(|_| StepError::Refused(format!("{name} hangs")))?.map_err(cannot_run)?;
+        // "pg_dump (PostgreSQL) 16.14"
+        let text = String::from_utf8_lossy(&output.stdout);
+        let words = text.split_once("(PostgreSQL) ").map(|(_, rest)| rest);
+        let major = words.and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next()?.parse::<u32>().ok());
+        if major.is_none_or(|major| major < wanted) {
+            return Err(StepError::Refused(format!(
+                "{name} is of version {}, and the server of {wanted}: install newer client programs, or set admin.postgres_bin",
+                major.map_or_else(|| "unknown".to_owned(), |major| major.to_string())
+            )));
+        }
+    }
+    Ok(())
+}
 
 /// Nobody but Tenantry gets in, and nobody is in: what is dumped is all there will be.
 pub async fn fence(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {

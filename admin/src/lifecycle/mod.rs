@@ -179,6 +179,7 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
             traffic::drained(site, &entry).await
         }
         Step::Reopen => site.change(number, |e| shift(e, TenantEvent::Resume, TenantState::Active)).await,
+        Step::FindPrograms => archive::find_programs(site, &entry).await,
         Step::FenceForDump => archive::fence(site, &entry, result).await,
         Step::Dump => archive::dump(site, job, &entry, result).await,
         Step::Prove => archive::prove(site, &entry, result).await,
