@@ -140,6 +140,9 @@ pub enum Tenant {
         /// A role that is there already, and shared with other tenants, owns the database.
         #[arg(long, value_name = "ROLE")]
         shared_role: Option<String>,
+        /// Fill it from this archive.
+        #[arg(long, value_name = "N")]
+        archive: Option<i64>,
         /// Extension to install; may be repeated.
         #[arg(long = "extension", value_name = "NAME")]
         extensions: Vec<String>,

@@ -43,12 +43,12 @@ impl Client {
                 ));
             }
         };
-        let mut http = reqwest::Client::builder().timeout(REQUEST_LIMIT).connect_timeout(CONNECT_LIMIT);
-        if api.url.starts_with("https:") {
-            let tls = ServerTls { mode: ServerTlsMode::VerifyFull, ca_file: api.ca_file.clone(), direct: false };
-            let connector = Connector::load(&tls, "").map_err(|error| Failure::Usage(error.to_string()))?;
-            http = http.use_preconfigured_tls(connector.client_config());
-        }
+        // Also where it is not used: without one it asks for a provider of the whole process.
+        let mode = if api.url.starts_with("https:") { ServerTlsMode::VerifyFull } else { ServerTlsMode::Require };
+        let tls = ServerTls { mode, ca_file: api.ca_file.clone(), direct: false };
+        let connector = Connector::load(&tls, "").map_err(|error| Failure::Usage(error.to_string()))?;
+        let http = reqwest::Client::builder().timeout(REQUEST_LIMIT).connect_timeout(CONNECT_LIMIT);
+        let http = http.use_preconfigured_tls(connector.client_config());
         let http = http.build().map_err(Failure::internal("cannot make an HTTP client"))?;
         Ok(Self { http, url: api.url.trim_end_matches('/').to_owned(), token })
     }

@@ -20,14 +20,27 @@ use crate::{
 pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
     use cli::Tenant as T;
     match command {
-        T::Create { name, server, shared_role, extensions, settings, env, idempotency_key, spec, how, api } => {
+        T::Create {
+            name,
+            server,
+            shared_role,
+            archive,
+            extensions,
+            settings,
+            env,
+            idempotency_key,
+            spec,
+            how,
+            api,
+        } => {
             let mut said = spec_of(&spec);
             said.insert("extensions".to_owned(), json!(extensions));
             said.insert(
                 "settings".to_owned(),
                 json!(settings.into_iter().collect::<std::collections::BTreeMap<_, _>>()),
             );
-            let body = json!({ "name": name, "server": server, "shared_role": shared_role, "spec": said });
+            let body =
+                json!({ "name": name, "server": server, "shared_role": shared_role, "archive": archive, "spec": said });
             let options =
                 Options { idempotency_key: idempotency_key.as_deref(), no_wait: how.no_wait, ..Options::default() };
             begin(&api, Method::POST, "/v1/tenants", &body, &how, options, env).await

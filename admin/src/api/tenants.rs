@@ -36,7 +36,7 @@ use crate::{
         store::{Changed, JobRow, NewTenant},
     },
     control,
-    jobs::work::{JobState, Work},
+    jobs::work::{JobState, Stored, Work},
     plane::ControlPlane,
     sql,
 };
@@ -125,7 +125,14 @@ pub async fn create(
             (RoleRow { name: wish.name.clone(), verifier: Some(verifier), ours: true }, Some(password))
         }
     };
-    let work = Work::Create { role: role.clone(), spec: spec.clone() };
+    let archive = match wish.archive {
+        None => None,
+        Some(id) => Some(stored(&plane, None, Some(id)).await?),
+    };
+    if archive.is_some() && !spec.extensions.is_empty() {
+        return Err(Problem::invalid("extensions: an archive brings its own; leave them out"));
+    }
+    let work = Work::Create { role: role.clone(), spec: spec.clone(), archive };
     if is_dry {
         let begun = Begun { job: None, steps: work.plan(), tenant: None, credentials: None };
         return Ok((StatusCode::OK, Json(begun)).into_response());
@@ -325,11 +332,7 @@ job_operation!(
 job_operation!(
     /// Brings an archived tenant back; its roles and passwords are what they were.
     restore, "/v1/tenants/{tenant}/restore", "restore_tenant", Restore, [Archived], |plane, entry, wish| {
-        let archives = plane.catalog.archives(Some(entry.number)).await?;
-        let found = archives.into_iter().find(|archive| wish.archive.is_none_or(|id| id == archive.id));
-        found
-            .map(|archive| (Work::Restore { archive: archive.id, path: archive.path, sha256: archive.sha256 }, None))
-            .ok_or_else(|| Problem::invalid("archive: this tenant has none of that number"))
+        stored(&plane, Some(entry.number), wish.archive).await.map(|archive| (Work::Restore { archive }, None))
     }
 );
 job_operation!(
@@ -577,6 +580,14 @@ fn taken(error: CatalogError) -> Problem {
     } else {
         error.into()
     }
+}
+
+/// An archive by its number; the newest without one.
+async fn stored(plane: &ControlPlane, tenant: Option<i64>, id: Option<i64>) -> Answer<Stored> {
+    let archives = plane.catalog.archives(tenant).await?;
+    let found = archives.into_iter().find(|archive| id.is_none_or(|id| id == archive.id));
+    let found = found.ok_or_else(|| Problem::invalid("archive: there is none of that number"))?;
+    Ok(Stored { id: found.id, path: found.path, sha256: found.sha256 })
 }
 
 /// A role that other tenants have, or the settings file.

@@ -132,6 +132,9 @@ pub struct Create {
     #[serde(default)]
     #[schema(max_length = 63)]
     pub shared_role: Option<String>,
+    /// Filled from this archive, whosever it was.
+    #[serde(default)]
+    pub archive: Option<i64>,
     #[serde(default)]
     pub spec: Spec,
 }

@@ -78,14 +78,23 @@ impl JobState {
     }
 }
 
+/// An archive in the store.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    pub id: i64,
+    pub path: String,
+    pub sha256: String,
+}
+
 /// What is wanted; the tenant is the job's.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Work {
-    /// A role and a database. With `archive`: filled from it.
+    /// A role and a database; with `archive`, filled from it.
     Create {
         role: RoleRow,
         spec: Spec,
+        archive: Option<Stored>,
     },
     Rename {
         from: String,
@@ -101,9 +110,7 @@ pub enum Work {
         deadline: u64,
     },
     Restore {
-        archive: i64,
-        path: String,
-        sha256: String,
+        archive: Stored,
     },
     Delete {
         deadline: u64,
@@ -211,6 +218,9 @@ impl Work {
     pub fn plan(&self) -> Vec<Step> {
         use Step as S;
         match self {
+            Self::Create { archive: Some(_), .. } => {
+                vec![S::MakeRole, S::MakeDatabase, S::CloseToPublic, S::Load, S::SetDefaults, S::Publish, S::Open]
+            }
             Self::Create { .. } => vec![
                 S::MakeRole,
                 S::MakeDatabase,

@@ -154,7 +154,7 @@ pub async fn mark_archived(site: &Site, entry: &Entry, result: &mut Value) -> Re
 }
 
 pub async fn load(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
-    let Work::Restore { path, sha256, .. } = &job.work else { return Ok(()) };
+    let (Work::Restore { archive } | Work::Create { archive: Some(archive), .. }) = &job.work else { return Ok(()) };
     // A step that is done again finds what the first time left behind.
     let name = half_made(&database::catalog_id(site), entry.number);
     database::drop_named(site, &entry.server, &name).await?;
@@ -164,7 +164,7 @@ pub async fn load(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), St
         site.execute(&entry.server, &sql::grant_connect(&name, role)).await?;
     }
     site.execute(&entry.server, &sql::allow_connections(&name, true)).await?;
-    restore(site, entry, &name, path, sha256).await
+    restore(site, entry, &name, &archive.path, &archive.sha256).await
 }
 
 async fn restore(site: &Site, entry: &Entry, into: &str, path: &str, sha256: &str) -> Result<(), StepError> {

@@ -9,6 +9,7 @@
 
 pub mod answer;
 pub mod client;
+pub mod control;
 pub mod fake_server;
 pub mod oracle;
 pub mod postgres;
@@ -21,6 +22,7 @@ pub mod wait;
 
 pub use answer::{Answer, Fault, Message};
 pub use client::{Client, Connect, Endpoint};
+pub use control::{Api, Reply, control_builder, control_proxy};
 pub use fake_server::{FakeConn, FakeServer};
 pub use oracle::Step;
 pub use postgres::{Cluster, Tenant, cluster};

@@ -19,7 +19,7 @@ use toml::{Table, Value};
 
 use crate::{
     client::{Connect, Endpoint},
-    postgres::{Cluster, Tenant},
+    postgres::{Cluster, Tenant, bin_dir},
     supervisor::{Plan, Supervised, free_port, scratch},
     wait::{DEADLINE, within},
 };
@@ -122,7 +122,10 @@ impl ProxyBuilder {
             .set("listen.addresses", vec![address.to_string()])
             .set("listen.unix_socket_dir", dir.display().to_string())
             .set("listen.tls.state_dir", dir.display().to_string())
-            .set("admin.address", admin.to_string());
+            .set("admin.address", admin.to_string())
+            .set("admin.state_dir", dir.display().to_string())
+            .set("admin.archives", dir.join("archives").display().to_string())
+            .set("admin.postgres_bin", bin_dir().display().to_string());
         let file = dir.join("tenantry.toml");
         fs::write(&file, self.text()).expect("settings file");
         let words = [binary().display().to_string(), "serve".into(), "--config".into(), file.display().to_string()];
@@ -177,6 +180,29 @@ impl Proxy {
     /// As a tenant's owner, over plain TCP.
     pub fn connect(&self, tenant: &Tenant) -> Connect {
         Connect::new(self.endpoint(), tenant, &tenant.name)
+    }
+
+    /// Ends it as by a crash, if it still runs, and starts it again with the same settings, and with more words on its command line.
+    pub async fn restart(&self, words: &[&str]) {
+        {
+            let mut process = self.process.lock().expect("no panic inside");
+            if process.runs() {
+                process.signal("KILL");
+                process.wait();
+            }
+            process.again_with(words);
+        }
+        assert!(self.comes_up().await, "tenantry does not start again:\n{}", self.log());
+    }
+
+    /// The settings file.
+    pub fn file(&self) -> &Path {
+        &self.file
+    }
+
+    /// The admin listener.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
     }
 
     pub fn pid(&self) -> u32 {

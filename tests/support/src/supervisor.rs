@@ -19,9 +19,9 @@ use std::{
 const SCRIPT: &str = r#"
 trap '' INT TERM HUP
 pid=
-while read -r word; do
+while read -r word more; do
   case $word in
-    start) (test -z "$KIT_FILES" || ulimit -n "$KIT_FILES"; exec "$@") </dev/null >>"$KIT_DIR/log" 2>&1 & pid=$!; echo "$pid";;
+    start) (test -z "$KIT_FILES" || ulimit -n "$KIT_FILES"; exec "$@" $more) </dev/null >>"$KIT_DIR/log" 2>&1 & pid=$!; echo "$pid";;
     wait) wait "$pid"; echo "$?";;
   esac
 done
@@ -87,7 +87,12 @@ impl Supervised {
 
     /// Starts the program once more, after it ended.
     pub fn again(&mut self) {
-        self.pid = self.ask("start").parse().expect("a pid");
+        self.again_with(&[]);
+    }
+
+    /// The same, with more words on its command line; none of them has a space in it.
+    pub fn again_with(&mut self, words: &[&str]) {
+        self.pid = self.ask(&format!("start {}", words.join(" "))).parse().expect("a pid");
     }
 
     /// Of the program, not of the shell.

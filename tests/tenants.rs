@@ -1,0 +1,341 @@
+//! What the clients of a tenant see while it is created, renamed, paused, drained, archived, restored, deleted.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+};
+
+use serde_json::json;
+use tenantry_testkit::{
+    Answer, Client, Connect, Proxy, Tenant, cluster,
+    control::{control_proxy, tenant_of},
+    eventually, say,
+};
+use tokio::task::JoinSet;
+
+/// Clients that insert and count without end; every error is a panic.
+struct Load {
+    stop: Arc<AtomicBool>,
+    clients: JoinSet<u32>,
+    done: Arc<AtomicU32>,
+}
+
+impl Load {
+    async fn on(proxy: &Proxy, tenant: &Tenant, clients: u32) -> Self {
+        let mut first = proxy.connect(tenant).login().await;
+        first.run("CREATE TABLE IF NOT EXISTS load (client int, n int)").await;
+        let mut load = Self { stop: Arc::default(), clients: JoinSet::new(), done: Arc::default() };
+        for id in 0..clients {
+            let (mut client, stop, done) =
+                (proxy.connect(tenant).login().await, Arc::clone(&load.stop), Arc::clone(&load.done));
+            load.clients.spawn(async move {
+                let mut n = 0;
+                while !stop.load(Relaxed) {
+                    n += 1;
+                    client.run("BEGIN").await;
+                    client.run(&format!("INSERT INTO load VALUES ({id}, {n})")).await;
+                    client.run("COMMIT").await;
+                    done.fetch_add(1, Relaxed);
+                }
+                n
+            });
+        }
+        load.more().await;
+        load
+    }
+
+    /// Waits until the clients have come further.
+    async fn more(&self) {
+        let before = self.done.load(Relaxed);
+        eventually("the clients get on", async || (self.done.load(Relaxed) > before + 20).then_some(())).await;
+    }
+
+    /// Transactions that the clients know to be committed.
+    async fn end(self) -> u32 {
+        self.stop.store(true, Relaxed);
+        self.clients.join_all().await.iter().sum()
+    }
+}
+
+/// What a login that must not succeed is told.
+async fn refused(connect: Connect) -> Answer {
+    match connect.try_login().await {
+        Ok(_) => panic!("let in"),
+        Err(answer) => answer,
+    }
+}
+
+fn code(answer: &Answer) -> String {
+    answer.faults().first().map(|fault| fault.code.clone()).unwrap_or_default()
+}
+
+#[tokio::test]
+async fn one_call_makes_a_database_that_works_and_that_others_cannot_enter() {
+    let (proxy, api) = control_proxy().await;
+    let shop = api.create("shop").await;
+    let blog = api.create("blog").await;
+    let mut client = proxy.connect(&shop).login().await;
+    assert_eq!(client.value("SELECT current_user || '@' || current_database()").await, "shop@shop");
+    assert_eq!(client.value("SHOW statement_timeout").await, "1min");
+    client.run("CREATE TABLE t (n int)").await;
+    // Not even around Tenantry.
+    let intruder = Connect::new(cluster().direct(&shop).endpoint, &blog, "shop");
+    assert_eq!(code(&refused(intruder).await), "42501");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rename_and_rename_back_under_load_answer_nobody_with_an_error() {
+    let (proxy, api) = control_proxy().await;
+    let mut tenant = api.create("before").await;
+    let load = Load::on(&proxy, &tenant, 8).await;
+    for (from, to) in [("before", "after"), ("after", "before"), ("before", "at_last")] {
+        let renamed = api.post(&format!("/v1/tenants/{from}/rename"), json!({ "to": to })).await;
+        assert_eq!(renamed.status, 200, "{}", renamed.body);
+        load.more().await;
+    }
+    let committed = load.end().await;
+    for name in ["before", "after", "at_last"] {
+        tenant.name = name.to_owned();
+        let mut client = proxy.connect(&tenant).login().await;
+        assert_eq!(client.value("SELECT current_database()").await, "at_last");
+        assert_eq!(client.value("SELECT count(*) FROM load").await, committed.to_string());
+    }
+    let metrics = proxy.metrics().await;
+    assert!(metrics.contains("tenant=\"at_last\"") && !metrics.contains("tenant=\"before\""), "{metrics}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pause_and_resume_under_load_answer_nobody_with_an_error() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("held").await;
+    let load = Load::on(&proxy, &tenant, 8).await;
+    for _ in 0..5 {
+        let paused = api.post("/v1/tenants/held/pause", json!({})).await;
+        assert_eq!((paused.status, paused.body["live"]["connections"].as_u64()), (200, Some(0)), "{}", paused.body);
+        eventually("all wait", async || {
+            let explained = api.get("/v1/explain/held").await.body;
+            let why = &explained["roles"][0];
+            (why["waiting"] == 8 && why["blocked"] == "paused").then_some(())
+        })
+        .await;
+        assert_eq!(api.post("/v1/tenants/held/resume", json!({})).await.status, 200);
+        load.more().await;
+    }
+    let committed = load.end().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    assert_eq!(client.value("SELECT count(*) FROM load").await, committed.to_string());
+}
+
+#[tokio::test]
+async fn who_waits_too_long_in_a_pause_is_told_so_and_stays() {
+    tenantry_testkit::control::control_role(cluster()).await;
+    let builder = tenantry_testkit::ProxyBuilder::new(cluster()).set("pool.query_wait_timeout", "200ms");
+    let proxy = tenantry_testkit::control::control_builder(builder).start().await;
+    let api = tenantry_testkit::Api::new(&proxy, "operator").await;
+    let tenant = api.create("held").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("SELECT 1").await;
+    api.post("/v1/tenants/held/pause", json!({})).await;
+    let answer = client.query("SELECT 1").await;
+    assert_eq!(code(&answer), "57P03");
+    assert!(answer.faults()[0].detail.contains("proxy_code=PAUSED"), "{:?}", answer.faults());
+    api.post("/v1/tenants/held/resume", json!({})).await;
+    assert_eq!(client.value("SELECT 2").await, "2");
+}
+
+#[tokio::test]
+async fn drain_lets_transactions_finish_refuses_new_ones_and_ends_the_rest() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("drained").await;
+    let (mut busy, mut idle) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    busy.run("CREATE TABLE t (n int)").await;
+    busy.run("BEGIN").await;
+    busy.run("INSERT INTO t VALUES (1)").await;
+    let draining = tokio::spawn({
+        let api = api.clone();
+        async move { api.post("/v1/tenants/drained/drain", json!({ "deadline_ms": 60_000 })).await }
+    });
+    // Only the idle one asks: the first refusal says that the drain has begun.
+    loop {
+        match code(&idle.query("SELECT 1").await).as_str() {
+            "" => {}
+            "57P03" => break,
+            other => panic!("{other}"),
+        }
+    }
+    assert_eq!(code(&refused(proxy.connect(&tenant)).await), "57P03");
+    busy.run("INSERT INTO t VALUES (2)").await;
+    busy.run("COMMIT").await;
+    let drained = draining.await.expect("no panic");
+    assert_eq!(drained.body["tenant"]["state"], "drained", "{}", drained.body);
+    assert_eq!(drained.body["job"]["result"]["drain"], json!({ "under_way": 1, "cancelled": 0, "cut": 0 }));
+    for mut client in [busy, idle] {
+        assert_eq!(code(&client.until_end().await), "57P01");
+    }
+    assert_eq!(code(&refused(proxy.connect(&tenant)).await), "57P03");
+    api.post("/v1/tenants/drained/resume", json!({})).await;
+    assert_eq!(proxy.connect(&tenant).login().await.value("SELECT count(*) FROM t").await, "2");
+}
+
+#[tokio::test]
+async fn drain_cancels_and_cuts_what_does_not_end_and_says_how_much() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("drained").await;
+    let mut sleeper = proxy.connect(&tenant).login().await;
+    let mut dawdler = proxy.connect(&tenant).login().await;
+    dawdler.run("CREATE TABLE t (n int)").await;
+    dawdler.run("BEGIN").await;
+    dawdler.run("INSERT INTO t VALUES (1)").await;
+    sleeper.send(&say::query("SELECT pg_sleep(100)")).await;
+    eventually("both are at work", async || {
+        let live = api.get("/v1/tenants/drained").await.body["live"]["active"].as_u64();
+        (live == Some(2)).then_some(())
+    })
+    .await;
+    let drained = api.post("/v1/tenants/drained/drain", json!({ "deadline_ms": 1 })).await;
+    assert_eq!(drained.body["job"]["result"]["drain"]["cancelled"], 1, "{}", drained.body);
+    assert!(drained.body["job"]["result"]["drain"]["cut"].as_u64().unwrap_or(0) >= 1, "{}", drained.body);
+    assert_eq!(code(&sleeper.until_ready().await), "57014");
+    assert_eq!(code(&dawdler.until_end().await), "57P01");
+    assert_eq!(cluster().sql_in("drained", "SELECT count(*) FROM t").await.as_deref(), Some("0"), "rolled back");
+}
+
+#[tokio::test]
+async fn a_suspended_tenant_has_no_connection_until_the_next_query() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("asleep").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("SELECT 1").await;
+    let suspended = api.post("/v1/tenants/asleep/suspend", json!({})).await;
+    assert_eq!(
+        (suspended.status, suspended.body["live"]["connections"].as_u64()),
+        (200, Some(0)),
+        "{}",
+        suspended.body
+    );
+    assert!(cluster().sessions(&tenant).await.is_empty());
+    assert_eq!(client.value("SELECT 2").await, "2");
+    assert_eq!(api.get("/v1/tenants/asleep").await.body["state"], "active");
+}
+
+#[tokio::test]
+async fn an_archived_tenant_comes_back_as_it_was_and_a_damaged_archive_changes_nothing() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("kept").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n bigserial PRIMARY KEY, x text DEFAULT 'ä' || random()::text, at timestamptz DEFAULT now())").await;
+    client.run("INSERT INTO t (x) SELECT md5(g::text) FROM generate_series(1, 20000) g").await;
+    client.run("CREATE VIEW v AS SELECT count(*) FROM t").await;
+    let sum = "SELECT count(*) || ':' || sum(hashtextextended(t::text, 0)::numeric) || ':' || max(n) FROM t";
+    let before = client.value(sum).await;
+    let archived = api.post("/v1/tenants/kept/archive", json!({})).await;
+    assert_eq!(archived.body["tenant"]["state"], "archived", "{}", archived.body);
+    assert_eq!(code(&client.until_end().await), "57P01");
+    let refused = refused(proxy.connect(&tenant)).await;
+    assert_eq!(code(&refused), "3D000");
+    assert!(refused.faults()[0].hint.contains("archived"));
+    assert_eq!(cluster().sql("SELECT count(*) FROM pg_database WHERE datname ~ 'kept|-'").await.as_deref(), Some("0"));
+
+    let archive = &archived.body["job"]["result"];
+    let file = proxy.dir().join("archives").join(archive["path"].as_str().expect("a path"));
+    let whole = std::fs::read(&file).expect("the archive");
+    for damage in [whole[..whole.len() - 1].to_vec(), whole[..100].to_vec(), {
+        let mut flipped = whole.clone();
+        let middle = flipped.len() / 2;
+        flipped[middle] ^= 1;
+        flipped
+    }] {
+        std::fs::write(&file, damage).expect("write");
+        let damaged = api.post("/v1/tenants/kept/restore", json!({})).await;
+        assert_eq!((damaged.status, damaged.body["type"].as_str()), (409, Some("urn:tenantry:problem:job-failed")));
+        assert!(damaged.body["detail"].as_str().unwrap_or_default().contains("damaged"), "{}", damaged.body);
+        assert_eq!(api.get("/v1/tenants/kept").await.body["state"], "archived");
+        let left = "SELECT count(*) FROM pg_database WHERE datname ~ 'kept|-'";
+        assert_eq!(cluster().sql(left).await.as_deref(), Some("0"));
+    }
+    std::fs::write(&file, whole).expect("write");
+    let back = api.post("/v1/tenants/kept/restore", json!({})).await;
+    assert_eq!(back.body["tenant"]["state"], "active", "{}", back.body);
+    let mut client = proxy.connect(&tenant).login().await;
+    assert_eq!(client.value(sum).await, before);
+    assert_eq!(client.value("INSERT INTO t DEFAULT VALUES RETURNING n").await, "20001");
+    assert_eq!(client.value("SELECT tableowner FROM pg_tables WHERE tablename = 't'").await, "kept");
+}
+
+#[tokio::test]
+async fn a_deleted_tenant_is_gone_and_a_new_one_can_be_filled_from_its_archive() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("gone").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t AS SELECT generate_series(1, 100) n").await;
+    let archived = api.post("/v1/tenants/gone/archive", json!({})).await;
+    let number = archived.body["job"]["result"]["archive"].clone();
+    let delete = async |body| api.send("DELETE", "/v1/tenants/gone", Some(&body), &[("If-Match", "*")]).await;
+    assert_eq!(delete(json!({ "confirm": "other" })).await.status, 422);
+    assert_eq!(api.send("DELETE", "/v1/tenants/gone", Some(&json!({ "confirm": "gone" })), &[]).await.status, 428);
+    assert_eq!(delete(json!({ "confirm": "gone" })).await.status, 200);
+    assert_eq!(code(&refused(proxy.connect(&tenant)).await), "28P01");
+    assert_eq!(cluster().sql("SELECT count(*) FROM pg_roles WHERE rolname = 'gone'").await.as_deref(), Some("0"));
+    let again = api.post("/v1/tenants", json!({ "name": "gone", "archive": number })).await;
+    assert_eq!(again.status, 201, "{}", again.body);
+    let mut client = proxy.connect(&tenant_of(&again.body)).login().await;
+    assert_eq!(client.value("SELECT count(*) FROM t").await, "100");
+}
+
+#[tokio::test]
+async fn delete_needs_an_archive_or_the_word_and_ends_sessions_with_57p01() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("gone").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("SELECT 1").await;
+    let delete = async |body| api.send("DELETE", "/v1/tenants/gone", Some(&body), &[("If-Match", "*")]).await;
+    assert_eq!(delete(json!({ "confirm": "gone" })).await.status, 409);
+    assert_eq!(client.value("SELECT 2").await, "2");
+    assert_eq!(delete(json!({ "confirm": "gone", "without_archive": true })).await.status, 200);
+    assert_eq!(code(&client.until_end().await), "57P01");
+}
+
+#[tokio::test]
+async fn what_was_there_before_is_adopted_and_its_clients_notice_nothing() {
+    let old = cluster().tenant("legacy").await;
+    let (proxy, api) = control_proxy().await;
+    cluster().sql("GRANT pg_signal_backend TO tenantry_control").await;
+    cluster().sql(&format!("GRANT {} TO tenantry_control", old.role)).await;
+    let verifier = cluster().sql(&format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{}'", old.role)).await;
+    let path = format!("/v1/tenants/{}/adopt", old.name);
+    let without = api.post(&path, json!({})).await;
+    assert_eq!(without.status, 422, "the control role cannot read pg_authid: {}", without.body);
+    let adopted = api.post(&path, json!({ "verifier": verifier })).await;
+    assert_eq!(adopted.status, 201, "{}", adopted.body);
+    let mut client = proxy.connect(&old).login().await;
+    assert_eq!(client.value("SELECT current_database()").await, old.name);
+    let renamed = api.post(&format!("/v1/tenants/{}/rename", old.name), json!({ "to": "modern" })).await;
+    assert_eq!(renamed.status, 200, "{}", renamed.body);
+    assert_eq!(client.value("SELECT current_database()").await, "modern");
+}
+
+#[tokio::test]
+async fn a_rename_that_cannot_come_to_rest_changes_nothing() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("restless").await;
+    let mut client: Client = proxy.connect(&tenant).login().await;
+    client.run("BEGIN").await;
+    let renamed = api.post("/v1/tenants/restless/rename", json!({ "to": "calm", "wait_ms": 100 })).await;
+    assert_eq!((renamed.status, renamed.body["type"].as_str()), (409, Some("urn:tenantry:problem:job-failed")));
+    assert_eq!(client.value("SELECT current_database()").await, "restless");
+    client.run("COMMIT").await;
+    assert_eq!(client.value("SELECT current_database()").await, "restless");
+    assert_eq!(api.get("/v1/tenants/calm").await.status, 404);
+}
+
+#[tokio::test]
+async fn a_new_password_replaces_the_old_one() {
+    let (proxy, api) = control_proxy().await;
+    let old = api.create("turned").await;
+    let rotated = api.post("/v1/tenants/turned/rotate", json!({})).await;
+    assert_eq!(rotated.status, 200, "{}", rotated.body);
+    let new = tenant_of(&rotated.body);
+    assert_ne!(new.password, old.password);
+    assert_eq!(proxy.connect(&new).login().await.value("SELECT 1").await, "1");
+    assert_eq!(code(&refused(proxy.connect(&old)).await), "28P01");
+}
