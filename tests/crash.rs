@@ -52,6 +52,9 @@ async fn die_at(n: u32, proxy: &Proxy, api: &Api, method: &str, path: &str, body
     }
     proxy.restart(&[]).await;
     api.no_open_job().await;
+    let jobs = api.get("/v1/jobs?limit=1").await;
+    let last = &jobs.body["items"][0];
+    assert_eq!(last["state"], "succeeded", "at effect {n}: {last}");
     lived
 }
 

@@ -182,6 +182,8 @@ pub enum Step {
     SetVerifier,
     /// What was half made is dropped.
     DropHalfMade,
+    /// What was stored without a proof is removed.
+    ForgetDump,
     /// The role that this job made is dropped.
     DropNewRole,
     /// The tenant was never there.
@@ -271,7 +273,7 @@ impl Work {
             Self::Drain { .. } => is_before(S::Drained).then(|| vec![S::Reopen]),
             Self::Archive { .. } if from == 0 => Some(Vec::new()),
             Self::Archive { .. } => {
-                is_before(S::MarkArchived).then(|| vec![S::DropHalfMade, S::CloseToPublic, S::Reopen])
+                is_before(S::MarkArchived).then(|| vec![S::DropHalfMade, S::ForgetDump, S::CloseToPublic, S::Reopen])
             }
             Self::Restore { .. } => is_before(S::Open).then(|| vec![S::DropHalfMade]),
             Self::Delete { .. } => is_before(S::Tombstone).then(|| vec![S::Reopen]),

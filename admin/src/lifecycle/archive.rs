@@ -74,6 +74,7 @@ pub async fn dump(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Val
     let (store, prefix) = store::open(&site.plane.file().admin.archives)?;
     let path = store::place(&prefix, &database::catalog_id(site), entry.number, job.id);
     site.plane.fuse.burn();
+    store::sweep(&site.plane.file().admin.archives, &path);
     // The format compresses, and pg_restore reads it from a stream.
     let mut dump = program(site, &entry.server, "pg_dump", &entry.database)?;
     dump.args(["--format=custom", "--no-password"]);
@@ -110,6 +111,18 @@ pub async fn dump(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Val
     result["bytes"] = json!(bytes);
     result["sha256"] = json!(hex(&digest.finalize()));
     Ok(())
+}
+
+/// The job turns back: what it stored is worth nothing without a proof.
+pub async fn forget_dump(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
+    let (store, prefix) = store::open(&site.plane.file().admin.archives)?;
+    let path = store::place(&prefix, &database::catalog_id(site), entry.number, job.id);
+    site.plane.fuse.burn();
+    store::sweep(&site.plane.file().admin.archives, &path);
+    match store.delete(&path).await {
+        Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(StepError::Away(error.to_string())),
+    }
 }
 
 pub async fn prove(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
@@ -153,12 +166,14 @@ pub async fn mark_archived(site: &Site, entry: &Entry, result: &mut Value) -> Re
     site.change(entry.number, |e| shift(e, TenantEvent::Archive, TenantState::Archived)).await
 }
 
-pub async fn load(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
+pub async fn load(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
     let (Work::Restore { archive } | Work::Create { archive: Some(archive), .. }) = &job.work else { return Ok(()) };
     // A step that is done again finds what the first time left behind.
     let name = half_made(&database::catalog_id(site), entry.number);
     database::drop_named(site, &entry.server, &name).await?;
     site.execute(&entry.server, &sql::create_database(&name, &entry.owner_role)).await?;
+    // It is another one than `make_database` made.
+    result["oid"] = json!(database::look(site, &entry.server, &name).await?.map(|database| database.oid));
     site.execute(&entry.server, &sql::revoke_public(&name)).await?;
     for role in entry.roles.iter().map(|role| &role.name).chain([&entry.owner_role]) {
         site.execute(&entry.server, &sql::grant_connect(&name, role)).await?;

@@ -184,7 +184,7 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::Dump => archive::dump(site, job, &entry, result).await,
         Step::Prove => archive::prove(site, &entry, result).await,
         Step::MarkArchived => archive::mark_archived(site, &entry, result).await,
-        Step::Load => archive::load(site, job, &entry).await,
+        Step::Load => archive::load(site, job, &entry, result).await,
         Step::Tombstone => {
             site.change(number, |e| {
                 e.aliases.clear();
@@ -203,6 +203,7 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::DropRoles => database::drop_roles(site, &entry, result).await,
         Step::SetVerifier => database::set_verifier(site, job, &entry).await,
         Step::DropHalfMade => database::drop_half_made(site, job, &entry, result).await,
+        Step::ForgetDump => archive::forget_dump(site, job, &entry).await,
         Step::DropNewRole => database::drop_new_role(site, job, &entry).await,
     }
 }

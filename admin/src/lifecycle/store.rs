@@ -23,6 +23,25 @@ fn refused(error: object_store::Error) -> StepError {
     StepError::Refused(format!("admin.archives: {error}"))
 }
 
+/// Away with an upload that a crash left half done: a directory keeps it beside the file, under its name and `#`. (S3 keeps
+/// it out of sight; a lifecycle rule of the bucket ends it.)
+pub fn sweep(archives: &str, path: &Path) {
+    if archives.starts_with("s3://") {
+        return;
+    }
+    let whole = FilePath::new(archives).join(path.as_ref());
+    let (Some(dir), Some(name)) = (whole.parent(), whole.file_name().and_then(|name| name.to_str())) else { return };
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let is_ours = entry
+            .file_name()
+            .to_str()
+            .is_some_and(|other| other.strip_prefix(name).is_some_and(|rest| rest.starts_with('#')));
+        if is_ours {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// `<catalog>/<tenant>/<job>.dump`
 pub fn place(prefix: &Path, catalog: &str, tenant: i64, job: i64) -> Path {
     prefix.clone().child(catalog).child(tenant.to_string()).child(format!("{job}.dump"))
