@@ -413,7 +413,7 @@ fn spec_of(spec: &cli::Spec) -> Map<String, Value> {
 }
 
 /// What a fork of the application reads.
-fn variables(credentials: &Value, format: EnvFormat) -> String {
+pub fn variables(credentials: &Value, format: EnvFormat) -> String {
     let pairs = [
         ("DATABASE_HOST", "host"),
         ("DATABASE_PORT", "port"),

@@ -21,7 +21,15 @@ pub fn text(
         text.push_str(&tenant(fork, address, place));
     }
     if let Some(admin) = admin {
-        text.push_str(&format!("\nMetrics: http://{admin}/metrics   Health: http://{admin}/readyz\n"));
+        text.push_str(&format!(
+            "\nMetrics: http://{admin}/metrics   Health: http://{admin}/readyz   API: http://{admin}/openapi.json\n\n\
+             One more tenant, with one call:\n  \
+             export TENANTRY_URL=http://{admin} TENANTRY_TOKEN_FILE={dir}/token\n  \
+             tenantry tenant create delta\n  \
+             curl -H \"Authorization: Bearer $(cat {dir}/token)\" -H 'Content-Type: application/json' \\\n       \
+             -d '{{\"name\": \"epsilon\"}}' http://{admin}/v1/tenants\n\n",
+            dir = place.path().display(),
+        ));
     }
     text.push_str(&format!("Settings: {}/tenantry.toml\n\nCtrl-C ends it.", place.path().display()));
     text

@@ -12,11 +12,16 @@ mod verify;
 use std::{net::TcpListener, time::Duration};
 
 use rand::{Rng, distr::Alphanumeric};
+use serde_json::json;
+use tenantry_admin::{
+    api::{auth, tokens, types::NewToken},
+    catalog::model::Access,
+};
 use tenantry_config::Overrides;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::{place::Place, postgres::Cluster};
-use crate::{cli, failure::Failure, log, output, serve::Running};
+use crate::{cli, client::Client, commands, failure::Failure, log, output, serve::Running};
 
 /// The forks of the demo: each is a database and a role of its own.
 const NAMES: [&str; 3] = ["alpha", "beta", "gamma"];
@@ -62,9 +67,8 @@ async fn with_cluster(
     cluster: &Cluster,
     stopped: impl Future<Output = ()>,
 ) -> Result<(), Failure> {
-    let forks: Vec<Fork> = NAMES.iter().map(|name| Fork { name: (*name).to_owned(), password: password() }).collect();
-    sql::create(cluster, &forks).await.map_err(Failure::internal("cannot create the tenants"))?;
-    let file = place.write("tenantry.toml", &settings(args, place, cluster, &forks)?)?;
+    let control = sql::control_role(cluster).await.map_err(Failure::internal("cannot make the control role"))?;
+    let file = place.write("tenantry.toml", &settings(args, place, cluster, &control)?)?;
     let settings = tenantry_config::load(Some(&file), &cli::flags(Overrides::default(), &args.set))?;
     log::start(&settings.log)?;
     let recorder = tenantry_admin::recorder().map_err(Failure::internal("cannot install the metrics"))?;
@@ -75,6 +79,7 @@ async fn with_cluster(
         .first()
         .copied()
         .ok_or_else(|| Failure::Internal("Tenantry listens nowhere".to_owned()))?;
+    let forks = create(&running, place, cluster).await?;
     let certificate = place.certificate();
     let done = if args.check {
         tokio::select! {
@@ -92,8 +97,35 @@ async fn with_cluster(
     done
 }
 
+/// Makes the tenants as anybody would: with a token, one call of the API for each. Leaves the token and each tenant's
+/// DATABASE_* variables in files.
+async fn create(running: &Running, place: &Place, cluster: &Cluster) -> Result<Vec<Fork>, Failure> {
+    let (Some(plane), Some(admin)) = (&running.plane, running.admin) else {
+        return Err(Failure::Internal("the demo has no API".to_owned()));
+    };
+    let wish = NewToken { label: "demo".to_owned(), access: Access::Admin, days: 1 };
+    let (id, token, hash) = auth::new_token();
+    let made = plane.catalog.insert_token(&id, &wish.label, wish.access, &hash, tokens::expiry(&wish)).await;
+    made.map_err(Failure::internal("cannot make a token"))?;
+    plane.refresh().await.map_err(Failure::internal("cannot read the catalog"))?;
+    place.write("token", &token)?;
+    let api =
+        cli::Api { url: format!("http://{admin}"), token: Some(token), token_file: None, ca_file: None, json: false };
+    let client = Client::new(&api)?;
+    let mut forks = Vec::new();
+    for name in NAMES {
+        let made = client.post("/v1/tenants", &json!({ "name": name, "spec": { "floor": 2 } })).await?;
+        place.write(&format!("{name}.env"), &commands::variables(&made["credentials"], cli::EnvFormat::Env))?;
+        let password = made["credentials"]["password"].as_str().unwrap_or_default().to_owned();
+        let fork = Fork { name: name.to_owned(), password };
+        sql::fill(cluster, &fork).await.map_err(Failure::internal("cannot fill a tenant"))?;
+        forks.push(fork);
+    }
+    Ok(forks)
+}
+
 /// The demo's `tenantry.toml`: what somebody would write by hand.
-fn settings(args: &cli::Demo, place: &Place, cluster: &Cluster, forks: &[Fork]) -> Result<String, Failure> {
+fn settings(args: &cli::Demo, place: &Place, cluster: &Cluster, control: &str) -> Result<String, Failure> {
     let port = match args.port {
         // Any; which one must be known here, since it is written down.
         Some(0) => free_port(0)?,
@@ -103,20 +135,20 @@ fn settings(args: &cli::Demo, place: &Place, cluster: &Cluster, forks: &[Fork]) 
     };
     let admin = free_port(if args.check || args.port == Some(0) { 0 } else { ADMIN_PORT })?;
     let filter = if args.check { "warn" } else { "info" };
-    let mut text = format!(
+    let text = format!(
         "[listen]\naddresses = [\"127.0.0.1:{port}\"]\ntls = {{ mode = \"allow\", state_dir = {state:?} }}\n\n\
-         [admin]\naddress = \"127.0.0.1:{admin}\"\n\n\
+         [admin]\naddress = \"127.0.0.1:{admin}\"\ncatalog = \"main\"\nstate_dir = {state:?}\n\
+         archives = {archives:?}\npostgres_bin = {bin:?}\n\n\
          [log]\nfilter = {filter:?}\n\n\
          [pool]\npool_size = 10\n\n\
-         [servers.main]\nhost = \"127.0.0.1\"\nport = {server}\ncap = 30\n",
+         [servers.main]\nhost = \"127.0.0.1\"\nport = {server}\ncap = 30\n\
+         control = {{ role = \"{role}\", database = \"{role}\", password = {control:?} }}\n",
+        role = sql::CONTROL,
         state = place.state(),
+        archives = place.path().join("archives"),
+        bin = cluster.bin,
         server = cluster.port,
     );
-    for Fork { name, password } in forks {
-        text.push_str(&format!(
-            "\n[tenants.{name}]\n\n[[tenants.{name}.roles]]\nname = {name:?}\npassword = {password:?}\n"
-        ));
-    }
     Ok(text)
 }
 

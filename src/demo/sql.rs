@@ -1,50 +1,40 @@
-//! The demo's SQL: the only file of the command line that builds SQL text. Names are constants, passwords alphanumeric.
+//! The demo's SQL: the only file of the command line that builds SQL text. Names are constants, passwords alphanumeric. Tenants are made through the API.
 
-use tokio_postgres::{Client, Error};
+use tokio_postgres::Error;
 
 use super::{Fork, password, postgres::Cluster};
 
-/// Creates tenants as Tenantry's operator would: with what a cloud gives, which is no superuser.
-const CONTROL_ROLE: &str = "tenantry_ctl";
+/// Tenantry's own role, and the database that holds its catalog: what an operator makes once.
+pub const CONTROL: &str = "tenantry_control";
 
 /// Where the client is, according to PostgreSQL.
 pub const PLACE: &str = "SELECT current_database()::text, current_user::text";
-/// What `create` left there to be seen.
+/// What `fill` left there to be seen.
 pub const GREETING: &str = "SELECT text FROM greeting";
 /// One transaction leaves something, the next one finds it.
 pub const NOTE: &str = "INSERT INTO note (text) VALUES ($1)";
 pub const NOTES: &str = "SELECT count(*) FROM note WHERE text = $1";
 
-/// A database, its role and a little content for each fork.
-pub async fn create(cluster: &Cluster, forks: &[Fork]) -> Result<(), Error> {
-    let control = control_role(cluster).await?;
-    for fork in forks {
-        create_fork(&control, fork).await?;
-        let owner = cluster.connect(&fork.name, &fork.password, &fork.name).await?;
-        fill(&owner, &fork.name).await?;
-    }
-    Ok(())
-}
-
-async fn control_role(cluster: &Cluster) -> Result<Client, Error> {
+/// With what a cloud gives, which is no superuser; its password.
+pub async fn control_role(cluster: &Cluster) -> Result<String, Error> {
     let password = password();
     let superuser = cluster.superuser().await?;
-    superuser
-        .batch_execute(&format!("CREATE ROLE {CONTROL_ROLE} LOGIN CREATEDB CREATEROLE PASSWORD '{password}'"))
-        .await?;
-    cluster.connect(CONTROL_ROLE, &password, "postgres").await
+    let statements = [
+        format!("CREATE ROLE {CONTROL} LOGIN CREATEDB CREATEROLE PASSWORD '{password}'"),
+        format!("GRANT pg_signal_backend TO {CONTROL}"),
+        format!("CREATE DATABASE {CONTROL} OWNER {CONTROL}"),
+        format!("REVOKE CONNECT ON DATABASE {CONTROL} FROM PUBLIC"),
+    ];
+    for statement in statements {
+        superuser.batch_execute(&statement).await?;
+    }
+    Ok(password)
 }
 
-async fn create_fork(control: &Client, Fork { name, password }: &Fork) -> Result<(), Error> {
-    control.batch_execute(&format!("CREATE ROLE {name} LOGIN PASSWORD '{password}'")).await?;
-    // Only a member may give a database to a role.
-    control.batch_execute(&format!("GRANT {name} TO {CONTROL_ROLE}")).await?;
-    control.batch_execute(&format!("CREATE DATABASE {name} OWNER {name} TEMPLATE template0 ENCODING 'UTF8'")).await?;
-    // Else every role could connect to every database.
-    control.batch_execute(&format!("REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")).await
-}
-
-async fn fill(owner: &Client, name: &str) -> Result<(), Error> {
+/// A little content, made by the tenant's own role.
+pub async fn fill(cluster: &Cluster, fork: &Fork) -> Result<(), Error> {
+    let Fork { name, password } = fork;
+    let owner = cluster.connect(name, password, name).await?;
     owner
         .batch_execute(&format!(
             "CREATE TABLE greeting (text text NOT NULL);

@@ -132,7 +132,7 @@ pub async fn create(
     if archive.is_some() && !spec.extensions.is_empty() {
         return Err(Problem::invalid("extensions: an archive brings its own; leave them out"));
     }
-    let work = Work::Create { role: role.clone(), spec: spec.clone(), archive };
+    let work = Work::Create { role: role.clone(), archive };
     if is_dry {
         let begun = Begun { job: None, steps: work.plan(), tenant: None, credentials: None };
         return Ok((StatusCode::OK, Json(begun)).into_response());

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::model::{RoleRow, Spec};
+use crate::catalog::model::RoleRow;
 
 /// Where a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -93,7 +93,6 @@ pub enum Work {
     /// A role and a database; with `archive`, filled from it.
     Create {
         role: RoleRow,
-        spec: Spec,
         archive: Option<Stored>,
     },
     Rename {
