@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test tools lint test-16 test-18 django bench bench-budgets simulate soak fuzz
+.PHONY: help demo demo-check test tools lint test-16 test-18 django contract bench bench-budgets simulate soak fuzz
 MAKEFLAGS += --no-print-directory
 
 LOGS := target/test-logs
@@ -21,9 +21,9 @@ demo-check: ## "one command proves it": the same, queried over TLS through every
 	cargo run --quiet --package tenantry -- demo --check
 
 # One stage after the other: they share the machine, and each stage's first failure is the one to read.
-test: ## "every claim has a test": format, lints, all tests (fuzz corpus included) on PostgreSQL 16, end to end on 18, Django
+test: ## "every claim has a test": format, lints, all tests (fuzz corpus included) on PostgreSQL 16, end to end on 18, Django, the API's contract
 	@rm -rf $(LOGS)
-	for stage in tools lint test-16 test-18 django; do
+	for stage in tools lint test-16 test-18 django contract; do
 	  echo "=== $$stage"
 	  $(MAKE) $$stage
 	done
@@ -34,6 +34,7 @@ test: ## "every claim has a test": format, lints, all tests (fuzz corpus include
 	  printf '%-8s %6d passed\n' $$counted $$n
 	  total=$$((total + n))
 	done
+	printf '%-8s %6d requests answered as the document says\n' contract $$(cat $(LOGS)/contract.count)
 	echo "all passed: $$total tests"
 
 tools: ## installs what the other targets need and this machine lacks
@@ -64,6 +65,12 @@ django: ## "Django's habits work unchanged": its suite through Tenantry, both dr
 	done
 	awk '$$1 ~ /^psycopg/ { n += $$4 } END { print n + 0 }' $(LOGS)/django.log >$(LOGS)/django.count
 	test "$$(cat $(LOGS)/django.count)" -gt 0
+
+contract: ## "the API keeps to its document": schemathesis makes requests out of it; SECONDS_=300 for longer
+	@mkdir -p $(LOGS)
+	tests/api-contract --seconds $${SECONDS_:-40} 2>&1 | tee $(LOGS)/contract.log | tail -n 40
+	sed -nE 's/^api-contract: ([0-9]+) calls/\1/p' $(LOGS)/contract.log >$(LOGS)/contract.count
+	test -s $(LOGS)/contract.count
 
 bench: ## "what it costs": CPU per transaction and memory per idle client beside PgBouncer; BENCH="--only simple"
 	bench/run $(BENCH)

@@ -158,6 +158,9 @@ async fn bodies_that_are_too_large_too_deep_or_wrong_are_refused_by_their_status
         assert_eq!(reply.status, 422, "{body}: {}", reply.body);
         assert_eq!(reply.headers["content-type"], "application/problem+json");
     }
+    for body in [json!([]), json!(1), json!("x")] {
+        assert_eq!(api.post("/v1/tenants/nobody/pause", body.clone()).await.status, 422, "{body}");
+    }
     for spec in [
         json!({ "floor": 31 }),
         json!({ "floor": 5, "ceiling": 4 }),

@@ -15,10 +15,10 @@ use serde_json::json;
 
 use super::{
     Plane, Who,
-    body::Body,
+    body::MaybeBody,
     problem::{Answer, Errors, Problem},
-    tenants::{audited, page},
-    types::{JobQuery, JobView, Nothing, Page},
+    tenants::{MAX_AFTER, audited, page},
+    types::{JobEvent, JobQuery, JobView, Nothing, Page},
 };
 
 const LOOK: Duration = Duration::from_millis(200);
@@ -31,8 +31,8 @@ pub async fn list(
     query: Result<Query<JobQuery>, axum::extract::rejection::QueryRejection>,
 ) -> Answer<Json<Page<JobView>>> {
     let Query(JobQuery { after, limit, tenant }) = query.map_err(|error| Problem::invalid(error.body_text()))?;
-    if tenant.as_ref().is_some_and(|tenant| tenant.contains('\0')) {
-        return Err(Problem::invalid("tenant: no name has a NUL in it"));
+    if tenant.as_ref().is_some_and(|tenant| tenant.len() > 63 || tenant.contains('\0')) {
+        return Err(Problem::invalid("tenant: is no name of one"));
     }
     let (limit, before) = (page(limit)?, number(after)?);
     let rows = plane.catalog.jobs(before, i64::try_from(limit + 1).unwrap_or(i64::MAX), tenant.as_deref()).await?;
@@ -44,8 +44,13 @@ pub async fn list(
 
 /// `after` of a list that is ordered by number, newest first.
 pub(super) fn number(after: Option<String>) -> Answer<i64> {
-    let number =
-        after.map(|after| after.parse().map_err(|_| Problem::invalid("after: must be `next` of the page before")));
+    let number = after.map(|after| {
+        after
+            .parse()
+            .ok()
+            .filter(|_| after.len() <= MAX_AFTER)
+            .ok_or_else(|| Problem::invalid("after: must be `next` of the page before"))
+    });
     Ok(number.transpose()?.unwrap_or(i64::MAX))
 }
 
@@ -64,7 +69,7 @@ pub async fn show(State(plane): Plane, Path(job): Path<String>) -> Answer<Json<J
 /// What a job has done so far and does from now on, as server-sent events; the stream ends with the job. `Last-Event-ID` goes on.
 #[utoipa::path(get, path = "/v1/jobs/{job}/events", operation_id = "follow_job",
     params(("job" = String, Path), ("Last-Event-ID" = Option<String>, Header)),
-    responses((status = 200, content_type = "text/event-stream", body = String), Errors))]
+    responses((status = 200, content_type = "text/event-stream", body = JobEvent), Errors))]
 pub async fn events(State(plane): Plane, Path(job): Path<String>, headers: axum::http::HeaderMap) -> Answer<Response> {
     let id = id(&job)?;
     if plane.catalog.job(id).await?.is_none() {
@@ -110,13 +115,13 @@ pub async fn events(State(plane): Plane, Path(job): Path<String>, headers: axum:
 }
 
 /// Turns a job back, where there still is a way back.
-#[utoipa::path(post, path = "/v1/jobs/{job}/cancel", operation_id = "cancel_job", request_body = Nothing,
+#[utoipa::path(post, path = "/v1/jobs/{job}/cancel", operation_id = "cancel_job", request_body = Option<Nothing>,
     params(("job" = String, Path)), responses((status = 202, body = JobView), Errors))]
 pub async fn cancel(
     State(plane): Plane,
     who: Who,
     Path(job): Path<String>,
-    Body(Nothing {}): Body<Nothing>,
+    MaybeBody(Nothing {}): MaybeBody<Nothing>,
 ) -> Answer<Response> {
     let id = id(&job)?;
     let row = plane.catalog.job(id).await?.ok_or_else(|| Problem::not_found("no job of that number"))?;

@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use super::{
     Plane, Who, address,
     auth::Caller,
-    body::{Body, Conditions, Version},
+    body::{Body, Conditions, MaybeBody, Version},
     check, find, live,
     problem::{Answer, Errors, Problem},
     tagged,
@@ -43,6 +43,8 @@ use crate::{
 
 const PASSWORD_CHARACTERS: usize = 32;
 const MOST_ON_A_PAGE: u32 = 500;
+/// `next` is never longer.
+pub(super) const MAX_AFTER: usize = 64;
 /// Between two looks at a job or a tenant that somebody waits for.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -55,6 +57,9 @@ pub async fn list(
 ) -> Answer<Json<Page<TenantView>>> {
     let Query(PageQuery { after, limit }) = query.map_err(|error| Problem::invalid(error.body_text()))?;
     let limit = page(limit)?;
+    if after.as_ref().is_some_and(|after| after.len() > MAX_AFTER) {
+        return Err(Problem::invalid("after: must be `next` of the page before"));
+    }
     let (file, known) = (plane.file(), plane.known());
     let mut all: Vec<TenantView> = known.tenants.iter().map(|entry| view(&plane, entry)).collect();
     let of_file = file
@@ -281,9 +286,9 @@ pub async fn delete(
 const LONGEST_DEADLINE: u64 = 3_600_000;
 
 macro_rules! job_operation {
-    ($(#[$doc:meta])* $name:ident, $path:literal, $id:literal, $body:ty, [$($state:ident),*], |$plane:ident, $entry:ident, $wish:ident| $work:expr) => {
+    ($(#[$doc:meta])* $name:ident, $path:literal, $id:literal, $doc_body:ty, $take:ident<$body:ty>, [$($state:ident),*], |$plane:ident, $entry:ident, $wish:ident| $work:expr) => {
         $(#[$doc])*
-        #[utoipa::path(post, path = $path, operation_id = $id, request_body = $body,
+        #[utoipa::path(post, path = $path, operation_id = $id, request_body = $doc_body,
             params(("tenant" = String, Path), DryRun, ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header),
                 ("Prefer" = Option<String>, Header, description = "wait=SECONDS or respond-async")),
             responses((status = 200, body = Begun), (status = 202, body = Begun), Errors))]
@@ -293,7 +298,7 @@ macro_rules! job_operation {
             Path(name): Path<String>,
             conditions: Conditions,
             dry: Result<Query<DryRun>, axum::extract::rejection::QueryRejection>,
-            Body($wish): Body<$body>,
+            $take($wish): $take<$body>,
         ) -> Answer<Response> {
             let $entry = find(&$plane, &name)?;
             let states = [$(TenantState::$state),*];
@@ -307,7 +312,7 @@ macro_rules! job_operation {
 
 job_operation!(
     /// Gives a tenant, and its database if it has the same name, another name. Clients wait a moment; the old name stays as an alias.
-    rename, "/v1/tenants/{tenant}/rename", "rename_tenant", Rename, [Active, Paused, Suspended], |plane, entry, wish| {
+    rename, "/v1/tenants/{tenant}/rename", "rename_tenant", Rename, Body<Rename>, [Active, Paused, Suspended], |plane, entry, wish| {
         check::new_name(&wish.to, &plane.file(), &plane.known(), Some(entry.number)).map(|()| {
             let rename_database = entry.database == entry.name;
             let (from, to) = (entry.name.clone(), wish.to.clone());
@@ -317,27 +322,27 @@ job_operation!(
 );
 job_operation!(
     /// Refuses new transactions, lets those under way finish, cancels and cuts what is left, and says how much that was.
-    drain, "/v1/tenants/{tenant}/drain", "drain_tenant", Deadline, [Active, Paused, Suspended], |plane, entry, wish| {
+    drain, "/v1/tenants/{tenant}/drain", "drain_tenant", Option<Deadline>, MaybeBody<Deadline>, [Active, Paused, Suspended], |plane, entry, wish| {
         let _ = (&plane, &entry);
         Answer::Ok((Work::Drain { deadline: wish.deadline_ms.min(LONGEST_DEADLINE) }, None))
     }
 );
 job_operation!(
     /// Drains, dumps, proves the dump by a restore, and only then drops the database.
-    archive, "/v1/tenants/{tenant}/archive", "archive_tenant", Deadline, [Active, Paused, Suspended, Drained], |plane, entry, wish| {
+    archive, "/v1/tenants/{tenant}/archive", "archive_tenant", Option<Deadline>, MaybeBody<Deadline>, [Active, Paused, Suspended, Drained], |plane, entry, wish| {
         let _ = (&plane, &entry);
         Answer::Ok((Work::Archive { deadline: wish.deadline_ms.min(LONGEST_DEADLINE) }, None))
     }
 );
 job_operation!(
     /// Brings an archived tenant back; its roles and passwords are what they were.
-    restore, "/v1/tenants/{tenant}/restore", "restore_tenant", Restore, [Archived], |plane, entry, wish| {
+    restore, "/v1/tenants/{tenant}/restore", "restore_tenant", Option<Restore>, MaybeBody<Restore>, [Archived], |plane, entry, wish| {
         stored(&plane, Some(entry.number), wish.archive).await.map(|archive| (Work::Restore { archive }, None))
     }
 );
 job_operation!(
     /// A new password for one of a tenant's roles.
-    rotate, "/v1/tenants/{tenant}/rotate", "rotate_credentials", Rotate, [Active, Paused, Suspended, Drained], |plane, entry, wish| {
+    rotate, "/v1/tenants/{tenant}/rotate", "rotate_credentials", Option<Rotate>, MaybeBody<Rotate>, [Active, Paused, Suspended, Drained], |plane, entry, wish| {
         let role = wish.role.clone().unwrap_or_else(|| entry.owner_role.clone());
         if entry.roles.iter().any(|row| row.name == role && row.ours) {
             let password = password();
@@ -353,7 +358,7 @@ job_operation!(
 macro_rules! state_operation {
     ($(#[$doc:meta])* $name:ident, $path:literal, $id:literal, $event:ident, $there:ident) => {
         $(#[$doc])*
-        #[utoipa::path(post, path = $path, operation_id = $id, request_body = Nothing,
+        #[utoipa::path(post, path = $path, operation_id = $id, request_body = Option<Nothing>,
             params(("tenant" = String, Path), ("If-Match" = Option<String>, Header),
                 ("Prefer" = Option<String>, Header, description = "wait=SECONDS or respond-async")),
             responses((status = 200, body = TenantView, headers(("etag" = String))), Errors))]
@@ -362,7 +367,7 @@ macro_rules! state_operation {
             who: Who,
             Path(name): Path<String>,
             conditions: Conditions,
-            Body(Nothing {}): Body<Nothing>,
+            MaybeBody(Nothing {}): MaybeBody<Nothing>,
         ) -> Answer<Response> {
             let entry = find(&plane, &name)?;
             if let Some(job) = plane.catalog.busy_with(entry.number).await? {

@@ -376,6 +376,17 @@ impl From<JobRow> for JobView {
     }
 }
 
+/// One server-sent event of a job.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct JobEvent {
+    /// Its number, for Last-Event-ID; only of steps.
+    pub id: Option<String>,
+    /// step, progress or end.
+    pub event: String,
+    /// JSON: of a step and of progress `text` (and `at`), at the end the job.
+    pub data: String,
+}
+
 /// A PostgreSQL server.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ServerView {
