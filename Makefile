@@ -66,9 +66,9 @@ django: ## "Django's habits work unchanged": its suite through Tenantry, both dr
 	awk '$$1 ~ /^psycopg/ { n += $$4 } END { print n + 0 }' $(LOGS)/django.log >$(LOGS)/django.count
 	test "$$(cat $(LOGS)/django.count)" -gt 0
 
-contract: ## "the API keeps to its document": schemathesis makes requests out of it; SECONDS_=300 for longer
+contract: ## "the API keeps to its document": schemathesis makes requests out of it; CONTRACT_SECONDS=300 for longer
 	@mkdir -p $(LOGS)
-	tests/api-contract --seconds $${SECONDS_:-40} 2>&1 | tee $(LOGS)/contract.log | tail -n 40
+	tests/api-contract --seconds $${CONTRACT_SECONDS:-40} 2>&1 | tee $(LOGS)/contract.log | tail -n 40
 	sed -nE 's/^api-contract: ([0-9]+) calls/\1/p' $(LOGS)/contract.log >$(LOGS)/contract.count
 	test -s $(LOGS)/contract.count
 
