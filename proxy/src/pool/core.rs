@@ -193,7 +193,7 @@ impl Core {
         }
     }
 
-    pub fn add_pool(&mut self, tenant: TenantKey, limits: PoolLimits, may_prewarm: bool) -> PoolId {
+    pub fn add_pool(&mut self, tenant: TenantKey, limits: PoolLimits, may_prewarm: bool, gate: Gate) -> PoolId {
         let id = PoolId(self.next_pool);
         self.next_pool += 1;
         let pool = PoolState {
@@ -206,7 +206,7 @@ impl Core {
             backoff: Backoff::default(),
             trouble: DialFailure::Later,
             may_prewarm,
-            gate: Gate::Open,
+            gate,
             retired: false,
         };
         self.pools.insert(id, pool);

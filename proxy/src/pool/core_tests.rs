@@ -39,14 +39,14 @@ fn add_pool(core: &mut Core, limits: PoolLimits) -> PoolId {
 fn add_tenant(core: &mut Core, budget: Budget, limits: PoolLimits) -> PoolId {
     let name = TenantId::parse(&format!("t{}", core.next_pool)).unwrap();
     let tenant = core.tenant(&name, budget, Millis(0));
-    core.add_pool(tenant, limits, true)
+    core.add_pool(tenant, limits, true, Gate::Open)
 }
 
 /// Two pools of one tenant whose ceiling is 1.
 fn two_roles_with_one_connection(core: &mut Core) -> (PoolId, PoolId) {
     let name = TenantId::parse("two_roles").unwrap();
     let tenant = core.tenant(&name, Budget { ceiling: 1, ..ALL }, Millis(0));
-    (core.add_pool(tenant, POOL, true), core.add_pool(tenant, POOL, true))
+    (core.add_pool(tenant, POOL, true, Gate::Open), core.add_pool(tenant, POOL, true, Gate::Open))
 }
 
 /// Queues one client, dials for it and hands it over.
@@ -510,7 +510,7 @@ fn logins_of_one_pool_that_hang_leave_a_dial_for_others() {
 fn at_the_cap_a_role_gets_an_idle_connection_of_its_own_tenant_whatever_the_floor() {
     let mut core = core(2);
     let tenant = core.tenant(&TenantId::parse("two_roles").unwrap(), Budget { floor: 1, ..ALL }, Millis(0));
-    let (web, jobs) = (core.add_pool(tenant, POOL, true), core.add_pool(tenant, POOL, true));
+    let (web, jobs) = (core.add_pool(tenant, POOL, true, Gate::Open), core.add_pool(tenant, POOL, true, Gate::Open));
     let other = add_tenant(&mut core, Budget { floor: 1, ..ALL }, POOL);
     let slot = open(&mut core, web, 0);
     open(&mut core, other, 0);
@@ -604,4 +604,61 @@ fn postgresql_is_asked_for_its_room_also_while_nothing_is_dialled() {
     assert_eq!(core.permits().1, 4, "six are others'");
     core.checkout(pool, Millis(5_003), &mut actions);
     assert_eq!(core.release(slot, Millis(5_004), &mut actions), Rested::Idle, "not again at once");
+}
+
+#[test]
+fn slow_dials_do_not_keep_tenants_from_being_served() {
+    let mut core = core(1);
+    let pools = [add_pool(&mut core, POOL), add_pool(&mut core, POOL)];
+    let (dial_takes, transaction_takes) = (300, 50);
+    let mut served = [0; 2];
+    let mut now = 0;
+    let mut actions = Actions::new();
+    for pool in pools {
+        core.checkout(pool, Millis(now), &mut actions);
+    }
+    while now < 20_000 {
+        let [slot] = dials(&actions)[..] else { panic!("one dial under way: {actions:?}") };
+        actions.clear();
+        now += dial_takes;
+        let mut rested = core.dialed(slot, None, Millis(now), &mut actions);
+        // As long as it is handed on; each client asks again at once.
+        while let Rested::Hand(_) = rested {
+            let pool = core.slots[slot.0].pool;
+            let which = pools.iter().position(|p| *p == pool).unwrap();
+            served[which] += 1;
+            core.checkout(pool, Millis(now), &mut actions);
+            now += transaction_takes;
+            rested = core.release(slot, Millis(now), &mut actions);
+        }
+        assert_eq!(rested, Rested::Close);
+        actions.clear();
+        core.closed(slot, Millis(now), &mut actions);
+        // Nobody waits as long as this test's clients do.
+        for pool in pools {
+            while core.waiting(pool) == 0 {
+                core.checkout(pool, Millis(now), &mut actions);
+            }
+        }
+    }
+    assert!(served.iter().all(|n| *n >= 20), "{served:?}");
+}
+
+#[test]
+fn a_new_pool_that_is_shut_moves_nobody_elses_connections() {
+    let mut core = core(1);
+    let rich = add_pool(&mut core, POOL);
+    let poor = add_pool(&mut core, POOL);
+    let slot = open(&mut core, rich, 0);
+    let mut actions = Actions::new();
+    core.release(slot, Millis(1), &mut actions);
+    core.checkout(poor, Millis(2), &mut actions);
+    assert!(actions.is_empty());
+    let paused = TenantId::parse("paused").unwrap();
+    let tenant = core.tenant(&paused, ALL, Millis(1 + LEAST_IDLE));
+    let pool = core.add_pool(tenant, POOL, true, Gate::Held);
+    assert!(matches!(core.checkout(pool, Millis(1 + LEAST_IDLE), &mut actions), Checkout::Queued(_)));
+    // Whatever the core decided is in the actions, not lost: the idle connection is closed for the one who waits.
+    core.nudge(Millis(2 + LEAST_IDLE), &mut actions);
+    assert_eq!(actions.as_slice(), [Action::Close { slot }]);
 }

@@ -168,9 +168,7 @@ impl Server {
         let may_prewarm = !matches!(credentials, Credentials::ScramKeys { .. });
         let mut inner = self.inner.lock();
         let key = inner.core.tenant(&place.tenant, budget, Millis::now());
-        let id = inner.core.add_pool(key, pool_limits(&settings), may_prewarm);
-        // Nobody waits and nothing is open yet: there is nothing to do for it.
-        inner.core.set_gate(id, gate, Millis::now(), &mut Actions::new());
+        let id = inner.core.add_pool(key, pool_limits(&settings), may_prewarm, gate);
         let pool = Arc::new(Pool {
             id,
             place: ArcSwap::from_pointee(place),

@@ -171,6 +171,9 @@ impl Core {
         let Some(slot) = self.slots.get_mut(id.0) else { return Rested::Close };
         slot.checked = now;
         let was_checked = slot.state == SlotState::Checking;
+        // A dial is paid for with one transaction at least: where logins take longer than the quantum, permits would else
+        // travel for ever and serve nobody.
+        let is_fresh = slot.state == SlotState::Connecting;
         if !was_checked {
             slot.unused = now;
         }
@@ -181,7 +184,8 @@ impl Core {
             || pool.size() > pool.limits.size
             || self.is_above_ceiling(tenant)
             || self.is_above_cap();
-        if expired || over || generation != pool.generation || self.belongs_elsewhere(pool_id, tenant, now) {
+        let is_unwanted = expired || over || generation != pool.generation;
+        if is_unwanted || !is_fresh && self.belongs_elsewhere(pool_id, tenant, now) {
             self.shift(id, SlotEvent::Close, now);
             self.refresh(tenant, now);
             return Rested::Close;
