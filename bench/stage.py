@@ -112,18 +112,23 @@ class Program:
                 return
 
 
-def start_program(stack, name, command, port, work, database, **kwargs):
-    """Started, and takes clients."""
-    program = Program(name, command, work, **kwargs)
-    stack.callback(program.stop)
+def first_client(program, port, database, role="bench"):
+    """Logged in as soon as the program takes clients."""
     deadline = time.monotonic() + START_SECONDS
     while True:
         with contextlib.suppress(OSError, EOFError):
-            Client(port, database).close()
-            return program
+            return Client(port, database, role)
         if program.process.poll() is not None or time.monotonic() > deadline:
-            sys.exit(f"bench: {name} did not start:\n{program.log.read_text()[-3000:]}")
+            sys.exit(f"bench: {program.name} did not start:\n{program.log.read_text()[-3000:]}")
         time.sleep(0.05)
+
+
+def start_program(stack, name, command, port, work, database, role="bench", **kwargs):
+    """Started, and takes clients."""
+    program = Program(name, command, work, **kwargs)
+    stack.callback(program.stop)
+    first_client(program, port, database, role).close()
+    return program
 
 
 # ---------------------------------------------------------------- a client that only logs in
