@@ -194,7 +194,7 @@ pub async fn token(command: cli::Token) -> Result<(), Failure> {
                 Failure::Usage("admin.catalog is not set: there is no API to make a token for".to_owned())
             })?;
             let catalog = Catalog::new(server, control).map_err(Failure::unavailable("the catalog"))?;
-            catalog.migrate().await.map_err(Failure::unavailable("the catalog"))?;
+            catalog.migrate(serve::may_begin(&settings)).await.map_err(Failure::unavailable("the catalog"))?;
             let (id, token, hash) = auth::new_token();
             let made = catalog.insert_token(&id, &wish.label, wish.access, &hash, tokens::expiry(&wish)).await;
             made.map_err(Failure::unavailable("the catalog"))?;

@@ -8,7 +8,7 @@ use std::{net::SocketAddr, sync::Arc};
 use metrics_exporter_prometheus::PrometheusHandle;
 use tenantry_admin::{
     Listener, Parts, Plane, Status, View,
-    catalog::{Catalog, model::Known},
+    catalog::{Catalog, disk, model::Known},
     fence::{self, Fences},
     fuse::Fuse,
     jobs::runner,
@@ -163,10 +163,16 @@ pub fn catalog_login(settings: &Settings) -> Option<(&Server, &Control)> {
     Some((server, server.control.as_ref()?))
 }
 
+/// A catalog may be made where none was ever known: else the control database has lost it.
+pub fn may_begin(settings: &Settings) -> bool {
+    matches!(disk::load(&settings.admin.state_dir), Ok(None))
+}
+
 /// An API that others can reach must have somebody who may use it: else whoever comes first would be told so for ever.
 fn refuse_open_door(settings: &Settings, known: Option<&Known>) -> Result<(), Failure> {
     let beyond = settings.admin.address.filter(|address| !address.ip().is_loopback());
-    let has_token = known.is_some_and(|known| !known.tokens.is_empty());
+    // Nobody knows: then nobody is let in either.
+    let has_token = known.is_none_or(|known| !known.tokens.is_empty());
     match beyond {
         Some(address) if !has_token && settings.admin.client_ca_file.is_none() => Err(Failure::Usage(format!(
             "admin.address: {address} is open beyond this machine, and the API has no credentials; make a token first \

@@ -12,8 +12,11 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// From dial to the end of the login.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
-/// In PostgreSQL: no statement of ours waits long for others, nor keeps them waiting.
-const OPTIONS: &str = "-c lock_timeout=5s -c statement_timeout=10s";
+/// In PostgreSQL: no statement of ours waits long for others, nor keeps them waiting; and when we vanish, our locks go soon.
+const OPTIONS: &str = "-c lock_timeout=5s -c statement_timeout=10s -c idle_in_transaction_session_timeout=15s \
+     -c tcp_keepalives_idle=10 -c tcp_keepalives_interval=5 -c tcp_keepalives_count=3 -c tcp_user_timeout=25000";
+/// A link that does not answer is given up: unacknowledged data for this long, or as long without a sign of life.
+const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
 /// Why there is no control connection. Its text is for the log.
 #[derive(Debug, thiserror::Error)]
@@ -39,6 +42,8 @@ pub fn config(server: &Server, control: &Control, database: &str) -> Result<(Con
     let mut config = Config::new();
     config.host(&server.host).port(server.port).user(&control.role).dbname(database);
     config.connect_timeout(CONNECT_LIMIT).application_name("tenantry").options(OPTIONS);
+    config.tcp_user_timeout(SILENCE_LIMIT).keepalives_idle(SILENCE_LIMIT / 3);
+    config.keepalives_interval(SILENCE_LIMIT / 3).keepalives_retries(2);
     config.ssl_mode(match server.tls.mode {
         ServerTlsMode::Disable => SslMode::Disable,
         ServerTlsMode::Prefer => SslMode::Prefer,

@@ -4,6 +4,7 @@ pub mod api;
 pub mod catalog;
 pub mod control;
 pub mod fence;
+pub mod fleet;
 pub mod fuse;
 mod http;
 pub mod jobs;

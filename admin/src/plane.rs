@@ -19,14 +19,18 @@ use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    catalog::{Catalog, CatalogError, disk, model::Known},
+    catalog::{
+        Catalog, CatalogError, accept, disk,
+        model::{Entry, Known},
+    },
+    fleet::{Everywhere, Fleet},
     fuse::Fuse,
     lifecycle::StepError,
     view::Plane,
 };
 
-/// Other processes' changes are looked for this often.
-const FOLLOW: Duration = Duration::from_secs(1);
+/// Other processes' changes are looked for this often, and a sign of life is left.
+const FOLLOW: Duration = Duration::from_millis(250);
 
 /// The control plane of one process.
 pub struct ControlPlane {
@@ -37,12 +41,16 @@ pub struct ControlPlane {
     /// A job has ended.
     pub job_over: Notify,
     pub fuse: Fuse,
+    pub fleet: Fleet,
     file: ArcSwap<Settings>,
     /// What is served: for those who keep something in step with it.
     merged: watch::Sender<Arc<Settings>>,
     known: ArcSwap<Known>,
     state_dir: PathBuf,
-    applying: Mutex<BTreeSet<String>>,
+    /// One reading of the catalog at a time; and what was told of what it could not take over.
+    reading: Mutex<BTreeSet<String>>,
+    /// One change of what is served at a time.
+    serving: parking_lot::Mutex<()>,
     /// The control database answered last time.
     is_within_reach: AtomicBool,
 }
@@ -55,9 +63,15 @@ impl std::fmt::Debug for ControlPlane {
 
 /// The catalog as it is, or as it was last known; and whether it is fresh. `None`: nobody knows it.
 pub async fn first_known(catalog: &Catalog, state_dir: &std::path::Path) -> (Option<Known>, bool) {
+    let kept = disk::load(state_dir).unwrap_or_else(|error| {
+        tracing::error!(%error, "the last known catalog cannot be read");
+        None
+    });
     let fresh = async {
-        catalog.migrate().await?;
-        catalog.load().await
+        catalog.migrate(kept.is_none()).await?;
+        let fresh = catalog.load().await?;
+        kept.as_ref().map_or(Ok(()), |kept| accept(kept, &fresh))?;
+        Ok::<_, CatalogError>(fresh)
     };
     match fresh.await {
         Ok(known) => {
@@ -65,14 +79,9 @@ pub async fn first_known(catalog: &Catalog, state_dir: &std::path::Path) -> (Opt
             (Some(known), true)
         }
         Err(error) => {
-            tracing::error!(%error, "the catalog cannot be read; serving the last known one");
-            match disk::load(state_dir) {
-                Ok(known) => (known, false),
-                Err(error) => {
-                    tracing::error!(%error, "the last known catalog cannot be read either; serving the settings file only");
-                    (None, false)
-                }
-            }
+            let what = if kept.is_some() { "the last known one" } else { "the settings file only" };
+            tracing::error!(%error, "the catalog cannot be read; serving {what}");
+            (kept, false)
         }
     }
 }
@@ -102,7 +111,9 @@ impl ControlPlane {
             merged: watch::Sender::new(Arc::new(known.as_ref().map_or_else(|| file.clone(), |k| k.merge(&file).0))),
             file: ArcSwap::from_pointee(file),
             known: ArcSwap::from_pointee(known.unwrap_or_default()),
-            applying: Mutex::default(),
+            fleet: Fleet::default(),
+            reading: Mutex::default(),
+            serving: parking_lot::Mutex::default(),
             is_within_reach: AtomicBool::new(is_fresh),
         })
     }
@@ -149,68 +160,205 @@ impl ControlPlane {
 
     /// A new settings file: what it says holds at once. An error changes nothing.
     pub fn reload(&self, file: Settings) -> Result<(), String> {
-        let (merged, _) = self.known().merge(&file);
-        self.data.apply(merged.clone())?;
-        self.merged.send_replace(Arc::new(merged));
-        self.file.store(Arc::new(file));
-        Ok(())
+        let login = self.control_of(&file).ok().map(|(server, control)| (server.clone(), control.clone()));
+        let was = self.file();
+        let has_changed = self.control_of(&was).ok() != login.as_ref().map(|(server, control)| (server, control));
+        self.serve(|_, known| (Arc::new(file), known))?;
+        match login.filter(|_| has_changed) {
+            Some((server, control)) => self.catalog.log_in_as(&server, &control).map_err(|error| error.to_string()),
+            None => Ok(()),
+        }
     }
 
-    /// Reads the catalog and applies what it says.
+    /// Serves other settings or another catalog: the one place that changes what is served, one change after the other.
+    fn serve(
+        &self,
+        change: impl FnOnce(Arc<Settings>, Arc<Known>) -> (Arc<Settings>, Arc<Known>),
+    ) -> Result<Vec<String>, String> {
+        let _one_at_a_time = self.serving.lock();
+        let before = self.known();
+        let (file, known) = change(self.file(), Arc::clone(&before));
+        let (merged, problems) = known.merge(&file);
+        self.data.apply(merged.clone())?;
+        self.merged.send_replace(Arc::new(merged));
+        self.file.store(file);
+        self.known.store(Arc::clone(&known));
+        self.fleet.applied(&before, &known, self.data.as_ref());
+        Ok(problems)
+    }
+
+    /// Reads the catalog and serves what it says. One that must not be believed changes nothing.
     pub async fn refresh(&self) -> Result<(), CatalogError> {
-        let mut told = self.applying.lock().await;
-        let known = self.catalog.load().await;
-        self.is_within_reach.store(known.is_ok(), Relaxed);
-        let known = known?;
-        if known.revision < self.known().revision && known.catalog == self.known().catalog {
-            // Somebody restored an old copy of the control database. Routes of tenants that are there must not be lost to it.
-            return Err(CatalogError::Garbage(format!(
-                "its revision went back from {} to {}; remove catalog.json and restart if that was meant",
-                self.known().revision,
-                known.revision
-            )));
-        }
-        let (merged, problems) = known.merge(&self.file());
-        for problem in &problems {
+        let mut told = self.reading.lock().await;
+        let read = self.catalog.load().await;
+        let read = read.and_then(|known| accept(&self.known(), &known).map(|()| known));
+        self.is_within_reach.store(read.is_ok(), Relaxed);
+        let known = Arc::new(read?);
+        // First on disk: what is served is served again after a crash.
+        let (state_dir, copy) = (self.state_dir.clone(), Arc::clone(&known));
+        let _ = tokio::task::spawn_blocking(move || save(&state_dir, &copy)).await;
+        let problems = self.serve(|file, _| (file, known)).map_err(CatalogError::Garbage)?;
+        for problem in problems {
             if told.insert(problem.clone()) {
                 tracing::warn!("{problem}");
             }
         }
-        let (state_dir, copy) = (self.state_dir.clone(), known.clone());
-        let _ = tokio::task::spawn_blocking(move || save(&state_dir, &copy)).await;
-        self.data.apply(merged.clone()).map_err(CatalogError::Garbage)?;
-        self.merged.send_replace(Arc::new(merged));
-        self.known.store(Arc::new(known));
         Ok(())
     }
 
-    /// Follows what other processes change, until `stop`.
+    /// What a tenant's clients do, in all processes that serve what is known here.
+    pub async fn everywhere(&self, entry: &Entry) -> Result<Everywhere, CatalogError> {
+        self.fleet.everywhere(&self.catalog, entry, self.known().revision, self.data.as_ref()).await
+    }
+
+    /// Follows what other processes change and tells them of this one, until `stop`.
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
-        let mut is_known = self.is_within_reach();
+        let mut was_told = !self.is_within_reach();
         loop {
             tokio::select! {
-                () = stop.cancelled() => return,
+                () = stop.cancelled() => break,
                 () = tokio::time::sleep(FOLLOW) => {}
             }
-            let outcome = async {
-                if !is_known {
-                    self.catalog.migrate().await?;
-                }
-                if !is_known || self.catalog.revision().await? != self.known().revision {
-                    self.refresh().await?;
-                }
-                Ok::<_, CatalogError>(())
-            };
-            let outcome = outcome.await;
+            let outcome = self.look().await;
             self.is_within_reach.store(outcome.is_ok(), Relaxed);
-            match (&outcome, is_known) {
-                (Err(error), true) => {
+            match (&outcome, was_told) {
+                (Err(error), false) => {
                     tracing::error!(%error, "the catalog is out of reach; what is known of it is served on")
                 }
-                (Ok(()), false) => tracing::info!("the catalog is within reach"),
+                (Ok(()), true) => tracing::info!("the catalog is within reach"),
                 _ => {}
             }
-            is_known = outcome.is_ok();
+            was_told = outcome.is_err();
         }
+        let _ = self.fleet.leave(&self.catalog).await;
+    }
+
+    async fn look(&self) -> Result<(), CatalogError> {
+        if !self.is_within_reach() {
+            self.catalog.migrate(self.known().catalog.is_empty()).await?;
+        }
+        if !self.is_within_reach() || self.catalog.revision().await? != self.known().revision {
+            self.refresh().await?;
+        }
+        let settings = self.file();
+        let login = self.control_of(&settings).map_err(|error| CatalogError::Away(error.to_string()))?;
+        self.fleet.report(login, &self.known(), self.data.as_ref()).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::SocketAddr, sync::mpsc, thread};
+
+    use tenantry_proxy::{
+        directory::{Activity, Snapshot},
+        pool::explain::Explanation,
+    };
+
+    use super::*;
+    use crate::view::View;
+
+    /// Keeps what it was told to serve; waits before the first.
+    struct Recorder {
+        served: parking_lot::Mutex<Vec<Settings>>,
+        gate: parking_lot::Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl View for Recorder {
+        fn is_ready(&self) -> bool {
+            true
+        }
+
+        fn snapshot(&self) -> Snapshot {
+            unimplemented()
+        }
+
+        fn refusals(&self) -> BTreeMap<String, u64> {
+            BTreeMap::new()
+        }
+    }
+
+    fn unimplemented() -> Snapshot {
+        panic!("nobody asks for it here")
+    }
+
+    impl Plane for Recorder {
+        fn apply(&self, settings: Settings) -> Result<(), String> {
+            if self.served.lock().is_empty() {
+                self.gate.lock().recv().map_err(|error| error.to_string())?;
+            }
+            self.served.lock().push(settings);
+            Ok(())
+        }
+
+        fn activity(&self, _: &str) -> Option<Activity> {
+            None
+        }
+
+        fn cancel_running(&self, _: &str) -> usize {
+            0
+        }
+
+        fn end_sessions(&self, _: &str, _: bool) -> usize {
+            0
+        }
+
+        fn explain(&self, _: &str) -> Vec<(String, Explanation)> {
+            Vec::new()
+        }
+
+        fn addresses(&self) -> Vec<SocketAddr> {
+            Vec::new()
+        }
+    }
+
+    fn known(revision: i64) -> Known {
+        Known { catalog: "abc123".to_owned(), revision, ..Known::default() }
+    }
+
+    #[test]
+    fn a_reload_and_a_new_catalog_at_once_are_both_served_in_the_end() {
+        let (open, gate) = mpsc::sync_channel(1);
+        let data = Arc::new(Recorder { served: parking_lot::Mutex::default(), gate: parking_lot::Mutex::new(gate) });
+        let (server, control) = (
+            Server::default(),
+            tenantry_config::Control {
+                role: "r".to_owned(),
+                database: "d".to_owned(),
+                secret: tenantry_config::RoleSecret::None,
+                connection_limits: false,
+            },
+        );
+        let catalog = Catalog::new(
+            &Server {
+                host: "127.0.0.1".to_owned(),
+                tls: tenantry_config::ServerTls { mode: tenantry_config::ServerTlsMode::Disable, ..server.tls.clone() },
+                ..server
+            },
+            &control,
+        )
+        .expect("a pool");
+        let plane = ControlPlane::new(
+            catalog,
+            Arc::clone(&data) as Arc<dyn Plane>,
+            Settings::default(),
+            (Some(known(1)), true),
+            Fuse::default(),
+        );
+        let reading = thread::spawn({
+            let plane = Arc::clone(&plane);
+            move || plane.serve(|file, _| (file, Arc::new(known(2))))
+        });
+        let reloading = thread::spawn({
+            let plane = Arc::clone(&plane);
+            let mut file = Settings::default();
+            file.pool.pool_size = 7;
+            move || plane.reload(file)
+        });
+        open.send(()).expect("somebody waits");
+        reading.join().expect("no panic").expect("served");
+        reloading.join().expect("no panic").expect("served");
+        let last = data.served.lock().last().cloned().expect("served");
+        assert_eq!((last.pool.pool_size, plane.known().revision, plane.file().pool.pool_size), (7, 2, 7));
     }
 }

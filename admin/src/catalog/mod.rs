@@ -7,8 +7,9 @@ pub mod disk;
 pub mod model;
 pub mod store;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use arc_swap::ArcSwap;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts};
 use rand::{Rng, distr::Alphanumeric};
 use tenantry_config::{Control, Server, TenantState};
@@ -17,6 +18,7 @@ use tokio_postgres::{Row, error::SqlState, types::Json};
 use self::model::{Access, Entry, Known, Token};
 use crate::{
     control::{self, ControlError},
+    fleet::Order,
     sql::catalog as sql,
 };
 
@@ -24,6 +26,8 @@ use crate::{
 const CONNECTIONS: usize = 4;
 /// For a connection of them, and for a login.
 const WAIT: Duration = Duration::from_secs(5);
+/// For one piece of work on the catalog, however PostgreSQL keeps silent.
+const WORK_LIMIT: Duration = Duration::from_secs(12);
 
 /// Why the catalog did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -38,11 +42,30 @@ pub enum CatalogError {
     TooNew(i32),
     #[error("the catalog holds something unreadable: {0}")]
     Garbage(String),
+    /// There is none, though there was one.
+    #[error(
+        "there is no catalog in the control database any more: bring it back from a backup; or, if that was meant, remove \
+         catalog.json from admin.state_dir and start again"
+    )]
+    Lost,
+    /// Not the one that was known.
+    #[error(
+        "the control database holds {0}: bring the right one back; or, if that was meant, remove catalog.json from \
+         admin.state_dir and start again"
+    )]
+    Unexpected(String),
 }
 
 impl From<tokio_postgres::Error> for CatalogError {
     fn from(error: tokio_postgres::Error) -> Self {
         match error.code() {
+            // A row that this version cannot read.
+            None if ["error deserializing", "invalid column", "error serializing"]
+                .iter()
+                .any(|kind| error.to_string().starts_with(kind)) =>
+            {
+                Self::Garbage(control::words(&error))
+            }
             // Shutting down, starting up, out of connections, a failed write: later it may work.
             None => Self::Away(control::words(&error)),
             Some(code) if matches!(&code.code()[..2], "08" | "53" | "57" | "58") => Self::Away(control::words(&error)),
@@ -76,7 +99,7 @@ impl CatalogError {
 /// The control database.
 #[derive(Clone)]
 pub struct Catalog {
-    pool: Pool,
+    pool: Arc<ArcSwap<Pool>>,
 }
 
 impl std::fmt::Debug for Catalog {
@@ -88,23 +111,33 @@ impl std::fmt::Debug for Catalog {
 impl Catalog {
     /// Connects at its first use.
     pub fn new(server: &Server, control: &Control) -> Result<Self, ControlError> {
-        let (config, tls) = control::config(server, control, &control.database)?;
-        let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-        let timeouts = Timeouts { wait: Some(WAIT), create: Some(WAIT), recycle: Some(WAIT) };
-        let pool = Pool::builder(manager).max_size(CONNECTIONS).timeouts(timeouts).runtime(Runtime::Tokio1).build();
-        Ok(Self { pool: pool.map_err(|_| ControlError::Timeout)? })
+        Ok(Self { pool: Arc::new(ArcSwap::from_pointee(pool(server, control)?)) })
+    }
+
+    /// Another address or login, from the next connection on.
+    pub fn log_in_as(&self, server: &Server, control: &Control) -> Result<(), ControlError> {
+        self.pool.store(Arc::new(pool(server, control)?));
+        Ok(())
     }
 
     pub(crate) async fn client(&self) -> Result<Object, CatalogError> {
-        Ok(self.pool.get().await?)
+        Ok(self.pool.load_full().get().await?)
     }
 
-    /// Makes the schema, or brings it up to this version. Several processes may do so at once.
-    pub async fn migrate(&self) -> Result<(), CatalogError> {
+    /// Brings the schema up to this version; makes it where there is none, if it `may_begin`. Several processes may do so
+    /// at once.
+    pub async fn migrate(&self, may_begin: bool) -> Result<(), CatalogError> {
+        within(self.migrate_now(may_begin)).await
+    }
+
+    async fn migrate_now(&self, may_begin: bool) -> Result<(), CatalogError> {
         let mut client = self.client().await?;
         let change = client.transaction().await?;
         change.execute(sql::LOCK_SCHEMA, &[]).await?;
         let exists: bool = change.query_one(sql::HAS_META, &[]).await?.get(0);
+        if !exists && !may_begin {
+            return Err(CatalogError::Lost);
+        }
         let version: i32 = if exists { change.query_one(sql::VERSION, &[]).await?.get(0) } else { 0 };
         let done = usize::try_from(version).unwrap_or(0);
         if done > sql::VERSIONS.len() {
@@ -129,25 +162,79 @@ impl Catalog {
     }
 
     pub async fn revision(&self) -> Result<i64, CatalogError> {
-        Ok(self.client().await?.query_one(sql::REVISION, &[]).await?.try_get(0)?)
+        within(async { Ok(self.client().await?.query_one(sql::REVISION, &[]).await?.try_get(0)?) }).await
     }
 
     /// All of it that serving needs, as of one moment.
     pub async fn load(&self) -> Result<Known, CatalogError> {
+        within(self.load_now()).await
+    }
+
+    async fn load_now(&self) -> Result<Known, CatalogError> {
         let mut client = self.client().await?;
         let isolation = tokio_postgres::IsolationLevel::RepeatableRead;
         let moment = client.build_transaction().isolation_level(isolation).read_only(true).start().await?;
         let meta = moment.query_one(sql::META, &[]).await?;
         let tenants = moment.query(sql::TENANTS, &[]).await?;
         let tokens = moment.query(sql::TOKENS, &[]).await?;
+        let orders = moment.query(sql::ORDERS, &[]).await?;
         moment.commit().await?;
         Ok(Known {
             catalog: meta.try_get(0)?,
             revision: meta.try_get(1)?,
             tenants: tenants.iter().map(entry).collect::<Result<_, _>>()?,
             tokens: tokens.iter().map(token).collect::<Result<_, _>>()?,
+            orders: orders.iter().map(order).collect::<Result<_, _>>()?,
         })
     }
+
+    /// What every process is to do to a tenant's sessions; `None`: nothing any more.
+    pub async fn order(&self, tenant: i64, order: Option<Order>) -> Result<(), CatalogError> {
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            change.query_one(sql::BUMP, &[]).await?;
+            match order {
+                Some(Order::Cancel) => change.execute(sql::GIVE_ORDER, &[&tenant, &"cancel"]).await?,
+                Some(Order::End) => change.execute(sql::GIVE_ORDER, &[&tenant, &"end"]).await?,
+                None => change.execute(sql::END_ORDER, &[&tenant]).await?,
+            };
+            Ok(change.commit().await?)
+        })
+        .await
+    }
+}
+
+fn pool(server: &Server, control: &Control) -> Result<Pool, ControlError> {
+    let (config, tls) = control::config(server, control, &control.database)?;
+    let manager = Manager::from_config(config, tls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+    let timeouts = Timeouts { wait: Some(WAIT), create: Some(WAIT), recycle: Some(WAIT) };
+    let pool = Pool::builder(manager).max_size(CONNECTIONS).timeouts(timeouts).runtime(Runtime::Tokio1).build();
+    pool.map_err(|_| ControlError::Timeout)
+}
+
+/// PostgreSQL may take a query and never answer.
+pub(crate) async fn within<T>(work: impl Future<Output = Result<T, CatalogError>>) -> Result<T, CatalogError> {
+    let silent = |_| CatalogError::Away(format!("no answer within {WORK_LIMIT:?}"));
+    tokio::time::timeout(WORK_LIMIT, work).await.map_err(silent)?
+}
+
+/// Whether what was read may be served in place of what was served: a catalog that was emptied, mixed up with another, or
+/// put back to an older state must not cost any tenant its route.
+pub fn accept(before: &Known, fresh: &Known) -> Result<(), CatalogError> {
+    if before.catalog.is_empty() {
+        return Ok(());
+    }
+    if before.catalog != fresh.catalog {
+        let what = format!("another catalog ({}) than the one that is served ({})", fresh.catalog, before.catalog);
+        return Err(CatalogError::Unexpected(what));
+    }
+    if fresh.revision < before.revision {
+        let what =
+            format!("an older state of the catalog (revision {}, and {} was known)", fresh.revision, before.revision);
+        return Err(CatalogError::Unexpected(what));
+    }
+    Ok(())
 }
 
 pub(crate) fn entry(row: &Row) -> Result<Entry, CatalogError> {
@@ -162,11 +249,22 @@ pub(crate) fn entry(row: &Row) -> Result<Entry, CatalogError> {
         owner_role: row.try_get(6)?,
         aliases: row.try_get(7)?,
         version: row.try_get(8)?,
-        spec: row.try_get::<_, Json<_>>(9)?.0,
+        spec: model::stored_spec(row.try_get::<_, Json<_>>(9)?.0)
+            .map_err(|error| CatalogError::Garbage(error.to_string()))?,
         roles: row.try_get::<_, Json<_>>(10)?.0,
         created_at: row.try_get(11)?,
         updated_at: row.try_get(12)?,
     })
+}
+
+fn order(row: &Row) -> Result<(i64, Order), CatalogError> {
+    let what: String = row.try_get(1)?;
+    let order = match what.as_str() {
+        "cancel" => Order::Cancel,
+        "end" => Order::End,
+        _ => return Err(CatalogError::Garbage(what)),
+    };
+    Ok((row.try_get(0)?, order))
 }
 
 fn token(row: &Row) -> Result<Token, CatalogError> {
@@ -179,4 +277,20 @@ fn token(row: &Row) -> Result<Token, CatalogError> {
         expires_at: row.try_get(4)?,
         created_at: row.try_get(5)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_same_catalog_going_forward_is_accepted() {
+        let known = |catalog: &str, revision| Known { catalog: catalog.to_owned(), revision, ..Known::default() };
+        let nothing = Known::default();
+        assert!(accept(&nothing, &known("abc123", 3)).is_ok(), "the first one");
+        assert!(accept(&known("abc123", 3), &known("abc123", 3)).is_ok());
+        assert!(accept(&known("abc123", 3), &known("abc123", 4)).is_ok());
+        assert!(matches!(accept(&known("abc123", 3), &known("abc123", 2)), Err(CatalogError::Unexpected(_))));
+        assert!(matches!(accept(&known("abc123", 3), &known("zzz999", 9)), Err(CatalogError::Unexpected(_))));
+    }
 }

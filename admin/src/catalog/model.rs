@@ -2,10 +2,13 @@
 
 use std::{collections::BTreeMap, num::NonZeroU32};
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
+use serde_json::Value;
 use tenantry_config::{PoolMode, Role, RoleSecret, Secret, Settings, Standing, Tenant, TenantId, TenantState};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
+
+use crate::fleet::Order;
 
 /// The catalog at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -16,6 +19,9 @@ pub struct Known {
     pub revision: i64,
     pub tenants: Vec<Entry>,
     pub tokens: Vec<Token>,
+    /// By tenant number: what is to be done to its sessions.
+    #[serde(default)]
+    pub orders: BTreeMap<i64, Order>,
 }
 
 /// A tenant.
@@ -32,6 +38,7 @@ pub struct Entry {
     pub owner_role: String,
     pub aliases: Vec<String>,
     pub version: i64,
+    #[serde(deserialize_with = "lenient_spec")]
     pub spec: Spec,
     pub roles: Vec<RoleRow>,
     #[serde(with = "time::serde::rfc3339")]
@@ -218,6 +225,17 @@ impl Entry {
             standing: Standing { number: Some(self.number), state },
         }
     }
+}
+
+/// A spec as it was stored, perhaps by a newer version: what this one does not know is left out.
+pub fn stored_spec(mut stored: serde_json::Map<String, Value>) -> serde_json::Result<Spec> {
+    let known = serde_json::to_value(Spec::default())?;
+    stored.retain(|key, _| known.get(key).is_some());
+    serde_json::from_value(Value::Object(stored))
+}
+
+fn lenient_spec<'de, D: Deserializer<'de>>(from: D) -> Result<Spec, D::Error> {
+    stored_spec(serde_json::Map::deserialize(from)?).map_err(D::Error::custom)
 }
 
 mod state_word {

@@ -66,3 +66,19 @@ pub const IDEMPOTENT: &str = "SELECT hash, job FROM tenantry.idempotency WHERE a
 pub const INSERT_IDEMPOTENT: &str = "INSERT INTO tenantry.idempotency (actor, key, hash, job) VALUES ($1, $2, $3, $4)";
 /// A key is remembered for a day.
 pub const FORGET_IDEMPOTENT: &str = "DELETE FROM tenantry.idempotency WHERE at < now() - interval '1 day'";
+
+pub const SIGN_OF_LIFE: &str = "INSERT INTO tenantry.instances (id, revision, busy, pid, began) \
+     SELECT $1, $2, $3, pid, backend_start FROM pg_catalog.pg_stat_activity WHERE pid = pg_catalog.pg_backend_pid() \
+     ON CONFLICT (id) DO UPDATE SET revision = excluded.revision, busy = excluded.busy, pid = excluded.pid, \
+     began = excluded.began, seen_at = now()";
+/// Those whose session is there, and that were heard of in the last `$2` seconds.
+pub const OTHERS: &str = "SELECT i.revision, i.busy FROM tenantry.instances i \
+     JOIN pg_catalog.pg_stat_activity a ON a.pid = i.pid AND a.backend_start = i.began \
+     WHERE i.id <> $1 AND i.seen_at > now() - make_interval(secs => $2)";
+/// And away with what was left by those that ended otherwise.
+pub const LEAVE: &str = "DELETE FROM tenantry.instances WHERE id = $1 OR seen_at < now() - interval '1 hour'";
+
+pub const ORDERS: &str = "SELECT tenant, what FROM tenantry.orders";
+pub const GIVE_ORDER: &str = "INSERT INTO tenantry.orders (tenant, what) VALUES ($1, $2) \
+     ON CONFLICT (tenant) DO UPDATE SET what = excluded.what";
+pub const END_ORDER: &str = "DELETE FROM tenantry.orders WHERE tenant = $1";

@@ -101,3 +101,20 @@ CREATE TABLE tenantry.idempotency (
     at        timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (actor, key)
 );
+
+-- The processes that serve this catalog, by their signs of life: each has a session of its own that ends with it.
+-- `busy`: what it sees of tenants that a job may wait for.
+CREATE TABLE tenantry.instances (
+    id        text PRIMARY KEY,
+    revision  bigint      NOT NULL,
+    busy      jsonb       NOT NULL,
+    pid       integer     NOT NULL,
+    began     timestamptz NOT NULL,
+    seen_at   timestamptz NOT NULL DEFAULT now()
+);
+
+-- What every process does to the sessions of a tenant that is drained, once its transactions had their time.
+CREATE TABLE tenantry.orders (
+    tenant    bigint PRIMARY KEY REFERENCES tenantry.tenants,
+    what      text NOT NULL CHECK (what IN ('cancel', 'end'))
+);
