@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test tools lint test-16 test-18 django contract bench bench-budgets simulate soak fuzz
+.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django live contract bench bench-budgets simulate soak fuzz
 MAKEFLAGS += --no-print-directory
 
 LOGS := target/test-logs
@@ -21,14 +21,14 @@ demo-check: ## "one command proves it": the same, queried over TLS through every
 	cargo run --quiet --package tenantry -- demo --check
 
 # One stage after the other: they share the machine, and each stage's first failure is the one to read.
-test: ## "every claim has a test": format, lints, all tests (fuzz corpus included) on PostgreSQL 16, end to end on 18, Django, the API's contract
+test: ## "every claim has a test": format, lints, all tests (fuzz corpus included) on PostgreSQL 16, end to end on 18, the control plane on 15, Django, the API's contract
 	@rm -rf $(LOGS)
-	for stage in tools lint test-16 test-18 django contract; do
+	for stage in tools lint test-16 test-18 test-15 django live contract; do
 	  echo "=== $$stage"
 	  $(MAKE) $$stage
 	done
 	total=0
-	for counted in test-16 test-18 django; do
+	for counted in test-16 test-18 test-15 django live; do
 	  n=$$(cat $(LOGS)/$$counted.count)
 	  if [ "$$n" -eq 0 ]; then echo "$$counted: 0 tests ran"; exit 1; fi
 	  printf '%-8s %6d passed\n' $$counted $$n
@@ -58,6 +58,9 @@ test-16: ## "works with PostgreSQL 16": all tests of the workspace
 test-18: ## "works with PostgreSQL 18": the end-to-end tests once more
 	$(call nextest,test-18,18,--workspace -E 'package(tenantry-tests) and not binary(simulation)')
 
+test-15: ## "the control plane works with PostgreSQL 15": jobs and clients during them, with a role that is no superuser
+	$(call nextest,test-15,15,--workspace -E 'binary(tenants) or binary(api) or binary(archive) or binary(fleet)')
+
 django: ## "Django's habits work unchanged": its suite through Tenantry, both drivers, newest-first and round robin
 	@mkdir -p $(LOGS)
 	for order in "" --round-robin; do
@@ -65,6 +68,12 @@ django: ## "Django's habits work unchanged": its suite through Tenantry, both dr
 	done
 	awk '$$1 ~ /^psycopg/ { n += $$4 } END { print n + 0 }' $(LOGS)/django.log >$(LOGS)/django.count
 	test "$$(cat $(LOGS)/django.count)" -gt 0
+
+live: ## "a rename is a pause": renames and pauses under pgbench and Django, no error; SECONDS_LIVE=120 for longer
+	@mkdir -p $(LOGS)
+	tests/renamed-while-it-runs --seconds $${SECONDS_LIVE:-20} 2>&1 | tee $(LOGS)/live.log
+	sed -nE 's/^([0-9]+) renames .* 0 errors$$/\1/p' $(LOGS)/live.log >$(LOGS)/live.count
+	test -s $(LOGS)/live.count
 
 contract: ## "the API keeps to its document": schemathesis makes requests out of it; CONTRACT_SECONDS=300 for longer
 	@mkdir -p $(LOGS)
