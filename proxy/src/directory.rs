@@ -709,3 +709,7 @@ async fn sweep(directory: Weak<Directory>) {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "directory_tests.rs"]
+mod tests;

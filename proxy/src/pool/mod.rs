@@ -135,12 +135,12 @@ impl Pool {
         (login, turn)
     }
 
-    pub(super) fn login_worked(&self, turn: u32) {
+    pub(crate) fn login_worked(&self, turn: u32) {
         self.keyring.lock().worked(turn);
     }
 
     /// PostgreSQL refused the password; true if there is another one to try.
-    pub(super) fn password_refused(&self, turn: u32) -> bool {
+    pub(crate) fn password_refused(&self, turn: u32) -> bool {
         self.keyring.lock().refused(turn)
     }
 
