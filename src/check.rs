@@ -133,7 +133,8 @@ fn who_logs_in(settings: &Settings) -> Vec<(String, Tenant, Role)> {
     for (name, server) in &settings.servers {
         if let Some(Control { role, database, secret, .. }) = server.control.clone() {
             let tenant = Tenant { server: name.clone(), database: Some(database), ..Tenant::default() };
-            all.push((CONTROL.to_owned(), tenant, Role { name: role, secret, pool_mode: None, pool_size: None }));
+            let role = Role { name: role, secret, pool_mode: None, pool_size: None, former: None };
+            all.push((CONTROL.to_owned(), tenant, role));
         }
     }
     all

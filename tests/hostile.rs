@@ -347,3 +347,37 @@ async fn clients_above_max_client_conn_get_53300_and_the_others_go_on() {
     clients.pop().expect("three").leave().await;
     eventually("a place is free again", async || proxy.connect(&tenant).try_login().await.ok()).await;
 }
+
+#[tokio::test]
+async fn sockets_that_say_nothing_take_no_clients_place() {
+    let tenant = cluster().tenant("hostile").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("listen.max_client_conn", 3).start().await;
+    let mut silent = Vec::new();
+    // More than may be on their way, too: the ones that have been silent longest go.
+    for _ in 0..100 {
+        silent.push(proxy.connect(&tenant).open().await.expect("connected"));
+    }
+    let mut clients = Vec::new();
+    for _ in 0..3 {
+        clients.push(proxy.connect(&tenant).login().await);
+    }
+    for client in &mut clients {
+        assert_eq!(client.value("SELECT 1").await, "1");
+    }
+    let first = within("the first of them is closed", Duration::from_secs(10), silent[0].until_end()).await;
+    assert!(first.messages.is_empty() && first.closed);
+    proxy.connect(&tenant).try_login().await.err().expect("refused").fatal("53300");
+}
+
+#[tokio::test]
+async fn clients_above_the_tenants_max_client_conn_get_53300_and_other_tenants_go_on() {
+    let (tenant, other) = (cluster().tenant("hostile").await, cluster().tenant("hostile").await);
+    let limit = format!("tenants.{}.max_client_conn", tenant.name);
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).tenant(&other).set(&limit, 2).start().await;
+    let mut clients = vec![proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await];
+    proxy.connect(&tenant).try_login().await.err().expect("refused").fatal("53300");
+    assert_eq!(proxy.connect(&other).login().await.value("SELECT 1").await, "1");
+    assert_eq!(clients[0].value("SELECT 1").await, "1");
+    clients.pop().expect("two").leave().await;
+    eventually("a place is free again", async || proxy.connect(&tenant).try_login().await.ok()).await;
+}

@@ -1,11 +1,18 @@
 //! Who may log in, how, and what those who may not are told.
 
-use std::process::Output;
+use std::{net::SocketAddr, process::Output, sync::Arc, time::Duration};
 
-use tenantry_testkit::Proxy;
-use tenantry_testkit::{
-    Client, Connect, ProxyBuilder, Tenant, client::Protection, cluster, eventually, one_server, say,
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use tenantry_config::{
+    ClientTlsMode, FormerSecret, Role, RoleSecret, Secret, Server, ServerTlsMode, Settings, TenantId,
 };
+use tenantry_proxy::directory::Directory;
+use tenantry_testkit::{
+    Client, Connect, Load, Proxy, ProxyBuilder, Tenant,
+    client::{Endpoint, Protection},
+    cluster, eventually, one_server, say,
+};
+use tenantry_wire::scram::{self, Verifier};
 
 /// Runs `SELECT current_user` with libpq and the given connection options.
 async fn psql(proxy: &Proxy, tenant: &Tenant, options: &str) -> Output {
@@ -281,4 +288,121 @@ async fn an_address_that_guesses_is_turned_away_and_others_are_not() {
     // Another way in, and so another address.
     let mut client = Connect::new(proxy.unix(), &tenant, &tenant.name).login().await;
     assert_eq!(client.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn logins_under_way_are_no_failures_however_many_and_slow() {
+    let (tenant, proxy) = one_server("login").await;
+    let connect = proxy.connect(&tenant);
+    let mut slow = Vec::new();
+    // More than max_failed_logins, all from one address.
+    for _ in 0..100 {
+        let mut client = connect.open().await.expect("connected");
+        client.send(&say::startup(0, &[("user", &tenant.role), ("database", &tenant.name)])).await;
+        slow.push(client);
+    }
+    works(connect.login().await, &tenant).await;
+    for client in &mut slow {
+        let answer = client.authenticate(&tenant.role, &tenant.password).await;
+        assert_eq!(answer.status(), Some('I'), "{:?}", answer.trace());
+    }
+    let storm: Vec<_> = (0..200)
+        .map(|_| {
+            let connect = connect.clone();
+            tokio::spawn(async move { connect.try_login().await.map(drop).map_err(|answer| answer.trace()) })
+        })
+        .collect();
+    for login in storm {
+        assert_eq!(login.await.expect("no panic"), Ok(()));
+    }
+    assert_eq!(proxy.metric("tenantry_throttled_logins_total").await, 0.0);
+}
+
+#[tokio::test]
+async fn guesses_at_once_are_heard_no_more_often_than_the_limit() {
+    let tenant = cluster().tenant("login").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("auth.max_failed_logins", 3).start().await;
+    let mut guesses = Vec::new();
+    for _ in 0..10 {
+        let mut client = proxy.connect(&tenant).open().await.expect("connected");
+        client.send(&say::startup(0, &[("user", &tenant.role), ("database", &tenant.name)])).await;
+        guesses.push(client);
+    }
+    let mut turned_away = 0;
+    // The last is right, and hears what the others hear.
+    for (n, client) in guesses.iter_mut().enumerate() {
+        let password = if n == 9 { &tenant.password } else { "guess" };
+        let answer = client.authenticate(&tenant.role, password).await;
+        let fault = answer.fatal("28P01");
+        turned_away += usize::from(format!("{fault:?}").contains("FAILED_LOGINS"));
+    }
+    assert_eq!(turned_away, 7);
+}
+
+/// A data plane in this process, whose one tenant has a role with a verifier: what the catalog makes of it.
+async fn rotating(tenant: &Tenant, role: Role) -> (Arc<Directory>, Settings) {
+    let mut settings = Settings::default();
+    settings.listen.addresses = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
+    settings.listen.tls.mode = ClientTlsMode::Disable;
+    let address = cluster().address();
+    let mut server = Server { host: address.ip().to_string(), port: address.port(), ..Server::default() };
+    server.tls.mode = ServerTlsMode::Disable;
+    settings.servers.insert("main".to_owned(), server);
+    let mut entry = tenantry_config::Tenant { server: "main".to_owned(), roles: vec![role], ..Default::default() };
+    // Logins to the server go on all the time.
+    entry.pool.server_lifetime = Duration::from_millis(50);
+    settings.tenants.insert(TenantId::parse(&tenant.name).expect("a name"), entry);
+    (Directory::start(settings.clone()).await.expect("it starts"), settings)
+}
+
+#[tokio::test]
+async fn a_password_is_rotated_without_an_error_for_anybody() {
+    let tenant = cluster().tenant("login").await;
+    let sql = format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{}'", tenant.role);
+    let old_text = cluster().sql(&sql).await.expect("a verifier");
+    let old = Verifier::parse(&old_text).expect("a verifier");
+    let (new, new_key) = Verifier::derive(b"the-new-one", old.salt(), old.iterations());
+    let secret = |text: String| RoleSecret::Scram(Secret::new(text));
+    let role = Role {
+        name: tenant.role.clone(),
+        secret: secret(old_text.clone()),
+        pool_mode: None,
+        pool_size: Some(2),
+        former: None,
+    };
+    let (directory, mut settings) = rotating(&tenant, role.clone()).await;
+    let with_old = Connect::new(Endpoint::Tcp(directory.addresses()[0]), &tenant, &tenant.name);
+    let with_new = with_old.clone().password("the-new-one");
+    let load = Load::start(&with_old).await;
+    load.outlives_its_connections(&tenant).await;
+
+    let old_key = directory.client_key(&tenant.name, &tenant.role).expect("a client logged in");
+    assert!(old.fits(&old_key));
+    let bridge = STANDARD.encode(scram::bridge(&old_key, &new_key));
+    let former = |accepts| FormerSecret {
+        verifier: Secret::new(old_text.clone()),
+        bridge: Some(Secret::new(bridge.clone())),
+        accepts,
+    };
+    let mut serve = |accepts| {
+        let role = Role { secret: secret(new.to_pg_string()), former: Some(former(accepts)), ..role.clone() };
+        settings.tenants.values_mut().for_each(|tenant| tenant.roles = vec![role.clone()]);
+        directory.reload(settings.clone()).expect("good settings");
+    };
+    serve(true);
+    for connect in [&with_old, &with_new] {
+        works(connect.login().await, &tenant).await;
+    }
+    load.outlives_its_connections(&tenant).await;
+    cluster().sql(&format!("ALTER ROLE {} PASSWORD '{}'", tenant.role, new.to_pg_string())).await;
+    load.outlives_its_connections(&tenant).await;
+    for connect in [&with_old, &with_new] {
+        works(connect.login().await, &tenant).await;
+    }
+    serve(false);
+    with_old.try_login().await.err().expect("refused").fatal("28P01");
+    works(with_new.login().await, &tenant).await;
+    load.outlives_its_connections(&tenant).await;
+    load.stop().await;
+    directory.drain(Duration::from_secs(1)).await;
 }

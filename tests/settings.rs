@@ -1,6 +1,6 @@
 //! The settings file, from outside: `tenantry check`, start and SIGHUP.
 
-use tenantry_testkit::{ProxyBuilder, cluster, eventually, one_server, proxy::check};
+use tenantry_testkit::{Load, ProxyBuilder, cluster, eventually, one_server, proxy::check};
 
 #[tokio::test]
 async fn check_accepts_a_good_file() {
@@ -110,6 +110,29 @@ async fn a_new_password_counts_after_reload() {
     .await;
     proxy.connect(&tenant).try_login().await.err().expect("the old one").fatal("28P01");
     assert_eq!(old.value("SELECT 'still here'").await, "still here");
+}
+
+#[tokio::test]
+async fn incident_h05_a_password_goes_there_and_back_under_load_without_an_error() {
+    let tenant = cluster().tenant("settings").await;
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&tenant)
+        .set("pool.pool_size", 2)
+        // Logins to the server go on all the time.
+        .set("pool.server_lifetime", "50ms")
+        .start()
+        .await;
+    let load = Load::start(&proxy.connect(&tenant)).await;
+    for password in ["brand-new-password", tenant.password.as_str()] {
+        proxy.reload(&proxy.settings().text().replace(&tenant.password, password));
+        let connect = proxy.connect(&tenant).password(password);
+        eventually("the new password counts", async || connect.try_login().await.ok()).await;
+        // PostgreSQL has the old one still, then the new one.
+        load.outlives_its_connections(&tenant).await;
+        cluster().sql(&format!("ALTER ROLE {} PASSWORD '{password}'", tenant.role)).await;
+        load.outlives_its_connections(&tenant).await;
+    }
+    load.stop().await;
 }
 
 #[tokio::test]

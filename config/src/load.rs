@@ -247,7 +247,7 @@ fn read_role(path: &str, value: Value, overrides: &Overrides, report: &mut Repor
     check_role_name(&join(path, "name"), "name", &name, report);
     let sources = SecretSources { password, password_file, password_env };
     let secret = sources.read(path, overrides, report);
-    Role { name, secret, pool_mode, pool_size }
+    Role { name, secret, pool_mode, pool_size, former: None }
 }
 
 /// PostgreSQL's NAMEDATALEN - 1; a NUL was refused when the string was read.

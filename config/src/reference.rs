@@ -151,6 +151,7 @@ mod tests {
             secret: crate::RoleSecret::Plain(Secret::from("x")),
             pool_mode: None,
             pool_size: None,
+            former: None,
         };
         wanted.tenants.get_mut("acme").unwrap().roles.push(role);
         assert_eq!(load(Some(&file), &Overrides::default()).unwrap(), wanted);

@@ -333,6 +333,20 @@ pub struct Role {
     pub pool_mode: Option<PoolMode>,
     /// Overrides the tenant's.
     pub pool_size: Option<u32>,
+    /// Not set in the file: the secret before this one, while a change of it is under way.
+    pub former: Option<FormerSecret>,
+}
+
+/// What only the catalog knows of a role: the secret that it had before, for clients that do not know the new one yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormerSecret {
+    /// A SCRAM verifier with the salt and the rounds of the new one, as text.
+    pub verifier: Secret,
+    /// Base64 of 32 bytes that lead from the old secret's `ClientKey` to the new one's; without it who proves the old one
+    /// cannot log in to the server.
+    pub bridge: Option<Secret>,
+    /// Logins with it are still let in.
+    pub accepts: bool,
 }
 
 /// Exactly one of the keys `password`, `password_file`, `password_env`, or none (only good for `auth_type = "trust"` on both sides).

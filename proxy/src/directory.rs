@@ -17,7 +17,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tenantry_config::{ClientTlsMode, Settings, TenantId, TenantState};
-use tenantry_wire::error::ErrorResponse;
+use tenantry_wire::{error::ErrorResponse, scram::ClientKey};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -26,7 +26,7 @@ use crate::{
     listen::{self, Listener},
     net::{
         memory::Memory,
-        tls::{Acceptor, TlsError},
+        tls::{Acceptor, Identity, TlsError},
     },
     pool::{
         Place, Pool,
@@ -39,10 +39,11 @@ use crate::{
         Limits,
         attempts::{Attempts, Pair},
         errors,
+        lobby::{Guest, Lobby},
         registry::{EndReason, Registry},
         state::SessionState,
     },
-    tenant::{RoleEntry, Tenant},
+    tenant::{NoSeat, RoleEntry, Seat, Tenant},
 };
 
 pub use crate::pool::server::Activity;
@@ -59,7 +60,9 @@ pub enum StartError {
 }
 
 /// Most tenants that `[tenants."*"]` may bring to life at once.
-const MAX_ANY_TENANTS: usize = 10_000;
+const MAX_ANY_TENANTS: usize = if cfg!(test) { 3 } else { 10_000 };
+/// After so many sweeps, those that nobody uses are forgotten.
+const FORGET_EVERY: u32 = 100;
 /// How often deadlines of sessions are looked at.
 const SWEEP: Duration = Duration::from_millis(100);
 
@@ -73,6 +76,8 @@ pub struct Directory {
     addresses: Vec<SocketAddr>,
     unix_socket: Option<PathBuf>,
     clients: Arc<AtomicU32>,
+    /// Connections that are no clients yet.
+    lobby: Arc<Mutex<Lobby>>,
     memory: Arc<Memory>,
     attempts: Mutex<Attempts>,
     throttled: AtomicU64,
@@ -91,6 +96,8 @@ pub struct Directory {
 struct Routes {
     settings: Settings,
     servers: BTreeMap<String, Arc<Server>>,
+    /// Servers that were taken out of the settings, while somebody holds connections of theirs.
+    gone: Vec<Weak<Server>>,
     tenants: BTreeMap<TenantId, Arc<Tenant>>,
     /// By name and by alias, those that clients may know of.
     names: BTreeMap<TenantId, Arc<Tenant>>,
@@ -141,7 +148,8 @@ impl Drop for ClientGuard {
 
 impl Directory {
     /// Binds the listeners and serves. Must be called within a tokio runtime.
-    pub async fn start(settings: Settings) -> Result<Arc<Self>, StartError> {
+    pub async fn start(mut settings: Settings) -> Result<Arc<Self>, StartError> {
+        settings.servers.values_mut().for_each(forget_control);
         let acceptor = load_acceptor(&settings).await?;
         let mut listeners = Vec::new();
         for address in &settings.listen.addresses {
@@ -164,6 +172,7 @@ impl Directory {
             addresses,
             unix_socket,
             clients: Arc::default(),
+            lobby: Arc::default(),
             memory,
             attempts: Mutex::default(),
             throttled: AtomicU64::new(0),
@@ -187,25 +196,27 @@ impl Directory {
     /// Takes new settings, whole or not at all. What only a restart can change (addresses) stays as it is.
     pub fn reload(&self, mut settings: Settings) -> Result<(), StartError> {
         let _one_at_a_time = self.reload.lock();
+        settings.servers.values_mut().for_each(forget_control);
         let old = self.routes.load_full();
         let (was, is) = (old.settings.listen.tls.mode, settings.listen.tls.mode);
         if (was == ClientTlsMode::Disable) != (is == ClientTlsMode::Disable) {
             // Whether there is TLS at all is decided at the start; `serve` says so.
             settings.listen.tls.mode = was;
         }
-        let tls = settings.listen.tls.clone();
-        // What can fail is tried first, so that a bad file changes nothing.
-        for server in settings.servers.values() {
-            crate::net::tls::Connector::load(&server.tls, &server.host)?;
-        }
-        if let Some(acceptor) = &self.acceptor {
-            acceptor.reload(&tls)?;
-        }
+        // What can fail comes first, so that a bad file changes nothing.
+        let identity = match &self.acceptor {
+            Some(acceptor) => Some((acceptor, Identity::load(&settings.listen.tls)?)),
+            None => None,
+        };
         let fresh = Routes::build(settings, Some(&old))?;
+        if let Some((acceptor, identity)) = identity {
+            acceptor.show(identity);
+        }
         fresh.tenants.values().for_each(|t| t.prewarm());
         self.memory.set_limit(fresh.settings.listen.max_message_memory);
         self.routes.store(Arc::new(fresh));
         let fresh = self.routes.load_full();
+        old.tenants.values().for_each(|tenant| drop(tenant.retire()));
         self.reload_any(&fresh);
         self.end_where_nothing_runs(&old, &fresh);
         Ok(())
@@ -255,6 +266,20 @@ impl Directory {
         self.registry.end_those(|at| at.is_of(&place.tenant, place.number), reason)
     }
 
+    /// Gives up the tenant's server connections: idle ones now, lent ones as they come to rest. Its next query opens new ones.
+    pub fn release(&self, tenant: &str) {
+        if let Some(tenant) = self.find(tenant) {
+            tenant.release();
+        }
+    }
+
+    /// What the pool of a role would prove itself with to PostgreSQL, if that is the key of a client that logged in: for the
+    /// bridge from one password to the next. A secret.
+    #[must_use]
+    pub fn client_key(&self, tenant: &str, role: &str) -> Option<ClientKey> {
+        self.find(tenant)?.pool_of(role)?.client_key()
+    }
+
     /// For each role of the tenant that was used: why its queue does not move, or what would hold up the next one.
     #[must_use]
     pub fn explain(&self, tenant: &str) -> Vec<(String, Explanation)> {
@@ -272,6 +297,7 @@ impl Directory {
         let mut any = self.any.lock();
         let old = std::mem::take(&mut *any);
         for (name, tenant) in old {
+            drop(tenant.retire());
             if !routes.names.contains_key(name.as_str())
                 && let Some(fresh) = routes.any_tenant(tenant.id.clone(), Some(&tenant))
             {
@@ -338,12 +364,12 @@ impl Directory {
                 .values()
                 .map(|s| {
                     let (held, cap) = s.permits();
-                    ServerSnapshot { name: s.name.clone(), held, cap, waste: s.waste() }
+                    ServerSnapshot { name: s.name().as_ref().clone(), held, cap, waste: s.waste() }
                 })
                 .collect(),
             pools: pools.map(|pool| PoolView { snapshot: pool.server.snapshot(&pool), pool }).collect(),
             sessions: self.registry.states(),
-            clients: self.clients.load(Relaxed),
+            clients: self.clients.load(Relaxed).saturating_add(u32::try_from(self.lobby.lock().len()).unwrap_or(0)),
             throttled_logins: self.throttled.load(Relaxed),
             message_memory: (self.memory.held(), self.memory.limit()),
         }
@@ -377,35 +403,75 @@ impl Directory {
     }
 
     /// The tenant that `[tenants."*"]` makes for a database nobody else has.
-    pub(crate) fn any_tenant(&self, database: &str) -> Option<Arc<Tenant>> {
-        let routes = self.routes.load_full();
+    fn any_tenant(&self, database: &str) -> Option<Arc<Tenant>> {
         let id = TenantId::parse(database).ok()?;
         let mut any = self.any.lock();
         if let Some(tenant) = any.get(database) {
             return Some(Arc::clone(tenant));
         }
         if any.len() >= MAX_ANY_TENANTS {
+            forget_unused(&mut any);
+        }
+        if any.len() >= MAX_ANY_TENANTS {
             return None;
         }
-        let tenant = routes.any_tenant(id, None)?;
+        // Under the lock, which a reload takes after it changed the routes: none is made of old settings unseen by it.
+        let tenant = self.routes.load().any_tenant(id, None)?;
         any.insert(database.to_owned(), Arc::clone(&tenant));
         Some(tenant)
     }
 
-    /// Too many logins may have failed from there. This one counts as failed until `login_proved`.
-    pub(crate) fn may_try_login(&self, pair: &Pair) -> bool {
-        let Some(limit) = self.routes.load().settings.auth.max_failed_logins else { return true };
-        let may = self.attempts.lock().take(pair, limit, Millis::now());
-        if !may {
-            self.throttled.fetch_add(1, Relaxed);
-        }
-        may
+    /// A place for who proved this role, with the tenant and the role as they are now.
+    pub(crate) fn enter(&self, database: &str, proved: &RoleEntry) -> Result<(Arc<RoleEntry>, Seat), ErrorResponse> {
+        let outcome = match self.try_enter(database, proved) {
+            Err(NoSeat::Retired) => {
+                // In the middle of a reload: when it is over, what is found is what counts.
+                let _settled = self.reload.lock();
+                self.try_enter(database, proved)
+            }
+            outcome => outcome,
+        };
+        outcome.map_err(|refused| match refused {
+            NoSeat::Retired => errors::internal(),
+            NoSeat::Refused(error) => error,
+        })
     }
 
-    pub(crate) fn login_proved(&self, pair: &Pair) {
-        if let Some(limit) = self.routes.load().settings.auth.max_failed_logins {
-            self.attempts.lock().give_back(pair, limit);
+    fn try_enter(&self, database: &str, proved: &RoleEntry) -> Result<(Arc<RoleEntry>, Seat), NoSeat> {
+        let tenant = match self.tenant(database) {
+            Some(tenant) => tenant,
+            None => self.any_tenant(database).ok_or_else(|| NoSeat::Refused(errors::no_database(database)))?,
+        };
+        let name = &proved.settings.name;
+        let role = tenant.role(name).filter(|role| role.takes(proved));
+        let role = role.ok_or_else(|| NoSeat::Refused(errors::authentication_failed(name)))?;
+        tenant.admits(database).map_err(NoSeat::Refused)?;
+        Ok((Arc::clone(&role), tenant.seat(&role)?))
+    }
+
+    /// The tenant that failed logins for a name are counted with; none for a name that nobody has.
+    pub(crate) fn known_name(&self, database: &str) -> Option<TenantId> {
+        let any = || self.any.lock().get(database).map(|tenant| tenant.id.clone());
+        self.tenant(database).map(|tenant| tenant.id.clone()).or_else(any)
+    }
+
+    /// Whether too many logins have failed from there to hear another.
+    pub(crate) fn may_try_login(&self, pair: &Pair) -> bool {
+        let Some(limit) = self.routes.load().settings.auth.max_failed_logins else { return true };
+        self.heard(self.attempts.lock().may_try(pair, limit, Millis::now()))
+    }
+
+    /// A login came to its verdict; false: it is not to be told, since too many failed meanwhile.
+    pub(crate) fn judge_login(&self, pair: &Pair, is_right: bool) -> bool {
+        let Some(limit) = self.routes.load().settings.auth.max_failed_logins else { return true };
+        self.heard(self.attempts.lock().judge(pair, is_right, limit, Millis::now()))
+    }
+
+    fn heard(&self, heard: bool) -> bool {
+        if !heard {
+            self.throttled.fetch_add(1, Relaxed);
         }
+        heard
     }
 
     pub(crate) fn acceptor(&self) -> Option<Acceptor> {
@@ -420,20 +486,28 @@ impl Directory {
         &self.mock_seed
     }
 
-    pub(crate) fn client_guard(&self) -> ClientGuard {
-        self.clients.fetch_add(1, Relaxed);
-        ClientGuard(Arc::clone(&self.clients))
+    /// Somebody has connected.
+    pub(crate) fn receive(&self, address: Option<std::net::IpAddr>) -> Guest {
+        Guest::enter(&self.lobby, address, self.routes.load().settings.listen.max_client_conn)
     }
 
-    /// Whether the process takes one more client (which is counted already).
+    /// Whether the process takes one more client.
     pub(crate) fn admits_another(&self) -> Result<(), ErrorResponse> {
         if !self.is_ready() {
             return Err(errors::shutting_down());
         }
-        if self.clients.load(Relaxed) > self.routes.load().settings.listen.max_client_conn {
+        if self.clients.load(Relaxed) >= self.routes.load().settings.listen.max_client_conn {
             return Err(errors::too_many_clients("max_client_conn"));
         }
         Ok(())
+    }
+
+    /// Counts one in.
+    pub(crate) fn client_guard(&self) -> Result<ClientGuard, ErrorResponse> {
+        let limit = self.routes.load().settings.listen.max_client_conn;
+        let counted = self.clients.fetch_update(Relaxed, Relaxed, |n| (n < limit).then_some(n + 1));
+        counted.map_err(|_| errors::too_many_clients("max_client_conn"))?;
+        Ok(ClientGuard(Arc::clone(&self.clients)))
     }
 
     pub(crate) fn count_refusal(&self, error: &ErrorResponse) {
@@ -484,17 +558,12 @@ impl Routes {
 
     fn build(settings: Settings, old: Option<&Self>) -> Result<Self, StartError> {
         // Everything that can fail comes first: an error leaves the old routes untouched.
-        let mut servers = BTreeMap::new();
+        let mut servers = old.map(|old| old.going_on(&settings)).unwrap_or_default();
         let mut kept = Vec::new();
         for (name, server) in &settings.servers {
-            match old.and_then(|o| o.servers.get(name)) {
-                Some(known) => {
-                    kept.push((Arc::clone(known), server));
-                    servers.insert(name.clone(), Arc::clone(known));
-                }
-                None => {
-                    servers.insert(name.clone(), Server::start(name, server)?);
-                }
+            match servers.get(name) {
+                Some(known) => kept.push((Arc::clone(known), name, server, Server::prepare(server)?)),
+                None => drop(servers.insert(name.clone(), Server::start(name, server)?)),
             }
         }
         let shared_roles = entries(&settings.roles, old.map(|o| &o.shared_roles));
@@ -515,8 +584,8 @@ impl Routes {
             let roles = roles_of(&tenant.roles, &shared_roles, before.map(|t| t.as_ref()));
             tenants.insert(id.clone(), (tenant.clone(), Arc::clone(server), roles, before.map(Arc::clone)));
         }
-        for (server, fresh) in kept {
-            server.reload(fresh)?;
+        for (server, name, settings, endpoint) in kept {
+            server.reload(name, settings, endpoint);
         }
         let tenants: BTreeMap<_, _> = tenants
             .into_iter()
@@ -525,7 +594,42 @@ impl Routes {
             })
             .collect();
         let names = names(&tenants);
-        Ok(Self { settings, servers, tenants, names, shared_roles, any_roles })
+        let gone = old.map(|old| old.left_out(&servers)).unwrap_or_default();
+        Ok(Self { settings, servers, gone, tenants, names, shared_roles, any_roles })
+    }
+
+    /// For each server of new settings the one that goes on for it. Who is at the same place has the connections that
+    /// PostgreSQL counts there, whatever it was called, and even if it was taken out before: its cap is over all of them.
+    fn going_on(&self, settings: &Settings) -> BTreeMap<String, Arc<Server>> {
+        let gone: Vec<_> = self.gone.iter().filter_map(Weak::upgrade).collect();
+        let same_place = |known: &Server, fresh: &tenantry_config::Server| {
+            let endpoint = known.endpoint();
+            endpoint.host == fresh.host && endpoint.port == fresh.port
+        };
+        let mut left: Vec<&Arc<Server>> = self.servers.values().chain(&gone).collect();
+        let mut chosen = BTreeMap::new();
+        // Of several at one place the one of that name; and who has moved is known by its name.
+        for (by_place, by_name) in [(true, true), (true, false), (false, true)] {
+            for (name, fresh) in settings.servers.iter() {
+                let is_it = |known: &&Arc<Server>| {
+                    (!by_place || same_place(known, fresh))
+                        && (!by_name || self.servers.get(name).is_some_and(|own| Arc::ptr_eq(own, known)))
+                };
+                if !chosen.contains_key(name)
+                    && let Some(at) = left.iter().position(is_it)
+                {
+                    chosen.insert(name.clone(), Arc::clone(left.remove(at)));
+                }
+            }
+        }
+        chosen
+    }
+
+    /// Servers that these do not have any more, and that still run.
+    fn left_out(&self, servers: &BTreeMap<String, Arc<Server>>) -> Vec<Weak<Server>> {
+        let is_out = |known: &Arc<Server>| !servers.values().any(|server| Arc::ptr_eq(server, known));
+        let gone = self.gone.iter().filter_map(Weak::upgrade);
+        gone.chain(self.servers.values().cloned()).filter(is_out).map(|server| Arc::downgrade(&server)).collect()
     }
 }
 
@@ -535,6 +639,16 @@ fn names(tenants: &BTreeMap<TenantId, Arc<Tenant>>) -> BTreeMap<TenantId, Arc<Te
     let aliases = known().flat_map(|(_, t)| t.settings.aliases.iter().map(move |alias| (alias, t)));
     let all = aliases.chain(known());
     all.map(|(name, tenant)| (name.clone(), Arc::clone(tenant))).collect()
+}
+
+/// How Tenantry logs in for what is done to databases is no business of clients' connections, and not even held here.
+fn forget_control(server: &mut tenantry_config::Server) {
+    server.control = None;
+}
+
+/// Names that `[tenants."*"]` served and nobody uses: whoever can log in could invent them without end.
+fn forget_unused(any: &mut HashMap<String, Arc<Tenant>>) {
+    any.retain(|_, tenant| !tenant.retire_unused());
 }
 
 /// Those that have a number, by it.
@@ -559,8 +673,9 @@ fn entries(
     known: Option<&BTreeMap<String, Arc<RoleEntry>>>,
 ) -> BTreeMap<String, Arc<RoleEntry>> {
     let entry = |role: &tenantry_config::Role| {
-        let same = known.and_then(|k| k.get(&role.name)).filter(|e| e.settings == *role);
-        same.cloned().unwrap_or_else(|| RoleEntry::new(role.clone()))
+        let before = known.and_then(|known| known.get(&role.name));
+        let same = before.filter(|before| before.settings == *role);
+        same.cloned().unwrap_or_else(|| RoleEntry::new(role.clone(), before.map(Arc::as_ref)))
     };
     roles.iter().map(|role| (role.name.clone(), entry(role))).collect()
 }
@@ -582,12 +697,19 @@ async fn sweep(directory: Weak<Directory>) {
     let mut ticks = tokio::time::interval(SWEEP);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut pulse = Pulse::new(Millis::now());
-    loop {
+    for tick in (1..=FORGET_EVERY).cycle() {
         ticks.tick().await;
         let Some(directory) = directory.upgrade() else { return };
         let now = Millis::now();
         if pulse.beat(now) {
             directory.registry.sweep(now);
         }
+        if tick == FORGET_EVERY {
+            forget_unused(&mut directory.any.lock());
+        }
     }
 }
+
+#[cfg(test)]
+#[path = "directory_tests.rs"]
+mod tests;

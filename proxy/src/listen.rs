@@ -100,8 +100,8 @@ pub(crate) async fn run(listener: Listener, directory: Arc<Directory>) {
 
 fn admit(directory: &Arc<Directory>, stream: Stream) {
     stream.tune(None);
-    let guard = directory.client_guard();
-    let work = hello::serve(Arc::clone(directory), stream, guard);
+    let guest = directory.receive(stream.peer());
+    let work = hello::serve(Arc::clone(directory), stream, guest);
     directory.spawn(work);
 }
 

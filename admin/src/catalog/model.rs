@@ -206,7 +206,7 @@ impl Entry {
         let role = |row: &RoleRow| {
             let verifier = row.verifier.as_ref()?;
             let secret = RoleSecret::classify(Secret::new(verifier.0.clone())).ok()?;
-            Some(Role { name: row.name.clone(), secret, pool_mode: None, pool_size: None })
+            Some(Role { name: row.name.clone(), secret, pool_mode: None, pool_size: None, former: None })
         };
         let state = match self.state {
             TenantState::Active | TenantState::Suspended if self.held => TenantState::Paused,

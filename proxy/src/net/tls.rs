@@ -139,8 +139,13 @@ impl Acceptor {
 
     /// Reads everything again. On an error the old certificate stays.
     pub fn reload(&self, settings: &ClientTls) -> Result<(), TlsError> {
-        self.0.store(Arc::new(Identity::load(settings)?));
+        self.show(Identity::load(settings)?);
         Ok(())
+    }
+
+    /// From the next handshake on.
+    pub fn show(&self, identity: Identity) {
+        self.0.store(Arc::new(identity));
     }
 
     /// Certificate and hash of one moment.
@@ -179,7 +184,8 @@ pub fn client_agreed_on_alpn<S>(stream: &tokio_rustls::server::TlsStream<S>) -> 
 }
 
 impl Identity {
-    fn load(settings: &ClientTls) -> Result<Self, TlsError> {
+    /// Reads what the settings name; see [`Acceptor::load`].
+    pub fn load(settings: &ClientTls) -> Result<Self, TlsError> {
         match (&settings.cert_file, &settings.key_file) {
             (Some(cert), Some(key)) => Self::read(cert, key),
             (None, None) => {

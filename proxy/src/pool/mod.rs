@@ -22,11 +22,16 @@ use arc_swap::ArcSwap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tenantry_config::{PoolMode, TenantId};
+use tenantry_wire::scram::ClientKey;
 
 use self::{decision::PoolId, server::Server, stats::Stats};
 use crate::clock::Millis;
 use crate::server::{
-    conn::Parameters, connect::Login, credentials::Credentials, settings::Settings, statements::StatementTable,
+    conn::Parameters,
+    connect::Login,
+    credentials::{Credentials, Keyring},
+    settings::Settings,
+    statements::StatementTable,
 };
 
 /// The server connections of one (tenant, role).
@@ -37,7 +42,7 @@ pub struct Pool {
     pub role: String,
     pub server: Arc<Server>,
     settings: ArcSwap<PoolSettings>,
-    credentials: Mutex<Credentials>,
+    keyring: Mutex<Keyring>,
     /// What a fresh connection reports; known from the first login on.
     welcome: Mutex<Option<Parameters>>,
     /// Why the last login failed for good, in PostgreSQL's words where it had any.
@@ -117,21 +122,52 @@ impl Pool {
         self.settings.load().mode
     }
 
-    /// How to log in to the server as this pool's role.
+    /// How to log in to the server as this pool's role; and whose turn that is, for `login_worked` and `password_refused`.
     #[must_use]
-    pub fn login(&self) -> Login {
-        Login {
+    pub fn login(&self) -> (Login, u32) {
+        let (credentials, turn) = self.keyring.lock().current();
+        let login = Login {
             database: self.place.load().database.clone(),
             role: self.role.clone(),
-            credentials: self.credentials.lock().clone(),
+            credentials,
             max_prepared_statements: self.settings.load().pool.max_prepared_statements,
+        };
+        (login, turn)
+    }
+
+    pub(crate) fn login_worked(&self, turn: u32) {
+        self.keyring.lock().worked(turn);
+    }
+
+    /// PostgreSQL refused the password; true if there is another one to try.
+    pub(crate) fn password_refused(&self, turn: u32) -> bool {
+        self.keyring.lock().refused(turn)
+    }
+
+    /// A client proved these: what is new is used from now on, and wakes a pool that had given up.
+    pub fn learn_credentials(&self, credentials: Credentials) {
+        let is_new = self.keyring.lock().learn(credentials);
+        if is_new {
+            self.server.credentials_known(self.id);
         }
     }
 
-    /// A client proved these; they replace what was known, and wake a pool that had given up.
-    pub fn learn_credentials(&self, credentials: Credentials) {
-        *self.credentials.lock() = credentials;
-        self.server.credentials_known(self.id);
+    /// The role has another secret: `from` makes of what is known what to log in with from now on, if it can. Connections
+    /// stay, as sessions of PostgreSQL do.
+    pub fn change_credentials(&self, from: impl Fn(&Credentials) -> Option<Credentials>) {
+        let mut keyring = self.keyring.lock();
+        let made = keyring.all().find_map(from);
+        let is_new = made.is_some_and(|credentials| keyring.change(credentials));
+        drop(keyring);
+        if is_new {
+            self.server.credentials_known(self.id);
+        }
+    }
+
+    /// What the pool would prove itself with, if it knows no password but a client's key.
+    #[must_use]
+    pub fn client_key(&self) -> Option<ClientKey> {
+        self.keyring.lock().current().0.client_key().cloned()
     }
 
     /// What is open is of no use any more; at most once a second, since clients can bring this about.

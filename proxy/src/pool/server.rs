@@ -34,7 +34,7 @@ use crate::{
     server::{
         conn::ServerConn,
         connect::{self, ConnectError, Endpoint, NoLogin},
-        credentials::Credentials,
+        credentials::{Credentials, Keyring},
         statements::StatementTable,
         upkeep,
     },
@@ -50,10 +50,11 @@ const PEEK_AFTER: Duration = Duration::from_millis(1);
 /// A PostgreSQL instance and all of its pools.
 #[derive(Debug)]
 pub struct Server {
-    pub name: String,
+    name: ArcSwap<String>,
     endpoint: ArcSwap<Endpoint>,
     inner: Mutex<Inner>,
-    cancels: Arc<Semaphore>,
+    /// With how many there are in all.
+    cancels: ArcSwap<(Semaphore, u32)>,
     tasks: TaskTracker,
     /// Somebody has begun to wait for somebody else's permit.
     contended: Arc<Notify>,
@@ -111,7 +112,7 @@ impl Server {
     pub fn start(name: &str, settings: &tenantry_config::Server) -> Result<Arc<Self>, TlsError> {
         let endpoint = endpoint(settings)?;
         let server = Arc::new_cyclic(|me| Self {
-            name: name.to_owned(),
+            name: ArcSwap::from_pointee(name.to_owned()),
             endpoint: ArcSwap::from_pointee(endpoint),
             inner: Mutex::new(Inner {
                 core: Core::new(limits(settings)),
@@ -121,7 +122,7 @@ impl Server {
                 broken_promise: None,
                 nudging: false,
             }),
-            cancels: Arc::new(Semaphore::new(usize::try_from(settings.max_cancels).unwrap_or(1))),
+            cancels: ArcSwap::from_pointee(cancels(settings)),
             tasks: TaskTracker::new(),
             contended: Arc::default(),
             me: me.clone(),
@@ -130,11 +131,26 @@ impl Server {
         Ok(server)
     }
 
-    /// New limits and a new address; connections that are open stay until they come to rest.
-    pub fn reload(&self, settings: &tenantry_config::Server) -> Result<(), TlsError> {
-        let fresh = endpoint(settings)?;
+    /// The part of a reload that can fail.
+    pub fn prepare(settings: &tenantry_config::Server) -> Result<Endpoint, TlsError> {
+        endpoint(settings)
+    }
+
+    /// New limits, and a new address or name; connections that are open stay until they come to rest. `fresh`: what was
+    /// prepared of these settings.
+    pub fn reload(&self, name: &str, settings: &tenantry_config::Server, fresh: Endpoint) {
+        if *self.name.load_full() != name {
+            self.name.store(Arc::new(name.to_owned()));
+        }
+        if self.cancels.load().1 != settings.max_cancels {
+            self.cancels.store(Arc::new(cancels(settings)));
+        }
         let old = self.endpoint.load();
-        let moved = old.host != fresh.host || old.port != fresh.port || old.tls_mode != fresh.tls_mode;
+        let same_place = old.host == fresh.host && old.port == fresh.port;
+        let moved = !same_place || old.tls_mode != fresh.tls_mode;
+        if same_place {
+            *fresh.last_good.lock() = *old.last_good.lock();
+        }
         drop(old);
         self.endpoint.store(Arc::new(fresh));
         let mut actions = Actions::new();
@@ -146,7 +162,12 @@ impl Server {
             pools.into_iter().for_each(|id| inner.core.reconnect(id, now, &mut actions));
         }
         self.act(inner, actions);
-        Ok(())
+    }
+
+    /// As the settings call it.
+    #[must_use]
+    pub fn name(&self) -> Arc<String> {
+        self.name.load_full()
     }
 
     #[must_use]
@@ -175,7 +196,7 @@ impl Server {
             role: role.to_owned(),
             server: self.me(),
             settings: ArcSwap::from_pointee(settings),
-            credentials: Mutex::new(credentials),
+            keyring: Mutex::new(Keyring::new(credentials)),
             welcome: Mutex::new(None),
             login_error: Mutex::new(None),
             statements: StatementTable::default(),
@@ -263,6 +284,18 @@ impl Server {
         self.act(inner, actions);
     }
 
+    /// The same for all pools of a tenant, also those that only old sessions hold.
+    pub fn reconnect_those(&self, is_meant: impl Fn(&Place) -> bool) {
+        self.pools_of(is_meant).iter().for_each(|pool| self.reconnect(pool));
+    }
+
+    /// It has no connection, not even one that is closing, and nobody waits for one.
+    #[must_use]
+    pub fn is_unused(&self, pool: &Pool) -> bool {
+        let inner = self.inner.lock();
+        inner.core.counts(pool.id).sum() == 0 && inner.core.waiting(pool.id) == 0
+    }
+
     /// The pool is gone with its last holder: its connections are closed as they come to rest.
     pub(super) fn forget(&self, pool: PoolId) {
         let mut actions = Actions::new();
@@ -342,13 +375,14 @@ impl Server {
     /// True when PostgreSQL has acted on it; false when that is unknown, and it may yet hit whoever comes next.
     pub async fn cancel(self: Arc<Self>, key: tenantry_wire::startup::CancelKey, deadline: Duration) -> bool {
         let endpoint = self.endpoint();
+        let cancels = self.cancels.load_full();
         let work = async {
-            let _permit = self.cancels.acquire().await.ok()?;
+            let _permit = cancels.0.acquire().await.ok()?;
             connect::cancel(&endpoint, &key).await.ok()
         };
         let delivered = tokio::time::timeout(deadline, work).await.ok().flatten().is_some();
         if !delivered {
-            tracing::warn!(server = %self.name, "a cancel request could not be delivered");
+            tracing::warn!(server = %self.name.load(), "a cancel request could not be delivered");
         }
         delivered
     }
@@ -400,7 +434,7 @@ impl Server {
         PoolSnapshot {
             tenant: pool.tenant(),
             role: pool.role.clone(),
-            server: self.name.clone(),
+            server: self.name().as_ref().clone(),
             counts: inner.core.counts(pool.id),
             explanation: inner.core.explain(pool.id, None, now),
             budget: inner.core.budget(&pool.tenant()),
@@ -471,17 +505,18 @@ impl Server {
         self.spawn(async move {
             // A panic or a cancelled task must not keep the slot for ever.
             let mut guard = DialGuard { server: Arc::clone(&server), slot: Some(slot), failed: false };
-            let (endpoint, login) = (server.endpoint(), pool.login());
+            let (endpoint, (login, turn)) = (server.endpoint(), pool.login());
             let limit = pool.settings().pool.server_connect_timeout;
             let dialed = connect::connect_within(limit, &endpoint, &login, slot).await;
             match dialed {
                 Ok((conn, room)) => {
                     guard.slot = None;
+                    pool.login_worked(turn);
                     server.dialed(&pool, Box::new(conn), room);
                 }
                 Err(NoLogin { error, half_open }) => {
                     guard.failed = true;
-                    server.report_failure(&pool, slot, &error);
+                    server.report_failure(&pool, slot, turn, &error);
                     if let Some(stream) = half_open {
                         upkeep::end(stream).await;
                     }
@@ -508,7 +543,7 @@ impl Server {
         if broken != std::mem::replace(&mut inner.broken_promise, broken)
             && let Some((floors, cap)) = broken
         {
-            tracing::warn!(server = %self.name, floors, cap, "the floors of the tenants cannot all be kept, and are \
+            tracing::warn!(server = %self.name.load(), floors, cap, "the floors of the tenants cannot all be kept, and are \
                 scaled down in proportion: lower them, or raise max_connections");
         }
     }
@@ -543,10 +578,12 @@ impl Server {
         }
     }
 
-    fn report_failure(&self, pool: &Pool, slot: SlotId, error: &ConnectError) {
+    fn report_failure(&self, pool: &Pool, slot: SlotId, turn: u32, error: &ConnectError) {
         Stats::count(&pool.stats.server_connect_failures);
-        tracing::warn!(server = %self.name, tenant = %pool.tenant(), role = %pool.role, %error, "login to the server failed");
-        let failure = error.failure();
+        tracing::warn!(server = %self.name.load(), tenant = %pool.tenant(), role = %pool.role, %error, "login to the server failed");
+        // While a password is changed PostgreSQL may have the one that is not tried first.
+        let may_yet_work = error.is_wrong_password() && pool.password_refused(turn);
+        let failure = if may_yet_work { DialFailure::Later } else { error.failure() };
         let refused = match error {
             ConnectError::Refused(body) => LoginError::Server(body.clone()),
             ConnectError::Credentials(..) => {
@@ -600,7 +637,7 @@ impl Server {
         self.spawn(async move {
             let heard = tokio::time::timeout(CHECK_LIMIT, upkeep::absorb(&mut conn)).await;
             if let Ok(Err(Some(words))) = &heard {
-                tracing::info!(server = %server.name, tenant = %pool.tenant(), reason = %words, "PostgreSQL ended an idle connection");
+                tracing::info!(server = %server.name.load(), tenant = %pool.tenant(), reason = %words, "PostgreSQL ended an idle connection");
             }
             server.after_check(conn, if matches!(heard, Ok(Ok(()))) { Ok(None) } else { Err(upkeep::Unusable) });
         });
@@ -680,6 +717,10 @@ fn endpoint(settings: &tenantry_config::Server) -> Result<Endpoint, TlsError> {
         tcp_user_timeout: settings.tcp_user_timeout,
         last_good: Mutex::new(None),
     })
+}
+
+fn cancels(settings: &tenantry_config::Server) -> (Semaphore, u32) {
+    (Semaphore::new(usize::try_from(settings.max_cancels).unwrap_or(1)), settings.max_cancels)
 }
 
 fn limits(settings: &tenantry_config::Server) -> ServerLimits {

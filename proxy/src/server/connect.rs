@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use parking_lot::Mutex;
 use tenantry_config::ServerTlsMode;
 use tenantry_wire::{
-    error::Fields,
+    error::{Fields, sqlstate},
     frame::{self, HEADER},
     message, sasl,
     sasl::Authentication,
@@ -132,6 +132,14 @@ impl ConnectError {
             | Self::Scram(_)
             | Self::Protocol(_) => DialFailure::Refused,
         }
+    }
+}
+
+impl ConnectError {
+    /// PostgreSQL has another password for the role.
+    #[must_use]
+    pub fn is_wrong_password(&self) -> bool {
+        matches!(self, Self::Refused(body) if Fields::new(body).code() == Some(sqlstate::INVALID_PASSWORD))
     }
 }
 

@@ -292,7 +292,7 @@ impl Session {
     }
 
     fn desync(&mut self, what: &str) -> End {
-        tracing::warn!(tenant = %self.pool.tenant(), server = %self.pool.server.name, what, "the server broke the protocol; its connection is closed");
+        tracing::warn!(tenant = %self.pool.tenant(), server = %self.pool.server.name(), what, "the server broke the protocol; its connection is closed");
         self.retire = true;
         End::Fatal(errors::server_broke_protocol())
     }

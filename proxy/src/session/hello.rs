@@ -1,7 +1,7 @@
 //! The first packets of a connection: TLS or not, cancel or startup, then login and welcome, all under one deadline.
 //!
 //! Nothing a peer sends here is believed or costs more than its own connection: sizes are bounded by `startup`, requests
-//! for encryption are counted, and no tenant is charged before the client has proved who it is.
+//! for encryption are counted, and no tenant is charged, nor is it counted as a client, before it has proved who it is.
 
 use std::sync::Arc;
 
@@ -14,11 +14,12 @@ use tenantry_wire::{
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
+    time::Instant,
 };
 
-use super::{errors, login, relay::Session, welcome};
+use super::{errors, lobby::Guest, login, relay::Session, welcome};
 use crate::{
-    directory::{ClientGuard, Directory},
+    directory::Directory,
     net::{stream::Stream, tls},
 };
 
@@ -29,6 +30,10 @@ pub(super) struct Greeting {
     pub output: BytesMut,
     /// Hash of the certificate that the client saw, for SCRAM-SHA-256-PLUS.
     pub end_point: Option<Arc<[u8]>>,
+    /// When the login must be over.
+    pub deadline: Instant,
+    /// Until it has proved who it is.
+    guest: Option<Guest>,
 }
 
 /// Why a login ended before a session began.
@@ -63,19 +68,35 @@ impl Greeting {
         if self.stream.read_buf(&mut self.input).await? == 0 {
             return Err(Refused::Silently);
         }
+        self.spoke();
         Ok(())
+    }
+
+    fn spoke(&mut self) {
+        if let Some(guest) = &mut self.guest {
+            guest.spoke();
+        }
     }
 }
 
 /// Serves one accepted connection up to the end of its login; a session that begins gets a task of its own, so that the
 /// memory of the login goes with the login.
-pub async fn serve(directory: Arc<Directory>, stream: Stream, guard: ClientGuard) {
-    let limit = directory.settings().listen.client_login_timeout;
-    let mut greeting = Greeting { stream, input: BytesMut::new(), output: BytesMut::new(), end_point: None };
-    match tokio::time::timeout(limit, greet(&directory, &mut greeting)).await {
+pub async fn serve(directory: Arc<Directory>, stream: Stream, guest: Guest) {
+    let deadline = Instant::now() + directory.settings().listen.client_login_timeout;
+    let (input, output, told_to_go) = (BytesMut::new(), BytesMut::new(), guest.told_to_go());
+    let mut greeting = Greeting { stream, input, output, end_point: None, deadline, guest: Some(guest) };
+    let outcome = tokio::select! {
+        biased;
+        outcome = tokio::time::timeout_at(deadline, greet(&directory, &mut greeting)) => outcome,
+        () = told_to_go.notified() => {
+            directory.count_refusal(&errors::too_many_clients("logins under way"));
+            return;
+        }
+    };
+    match outcome {
         Ok(Ok(Some(ready))) => {
             let Greeting { stream, input, .. } = greeting;
-            begin(&directory, stream, input, ready, guard);
+            begin(&directory, stream, input, ready);
         }
         Ok(Ok(None) | Err(Refused::Silently)) | Err(_) => {}
         Ok(Err(Refused::Saying(error))) => {
@@ -91,15 +112,15 @@ pub async fn serve(directory: Arc<Directory>, stream: Stream, guard: ClientGuard
     }
 }
 
-fn begin(directory: &Arc<Directory>, stream: Stream, input: BytesMut, ready: welcome::Ready, guard: ClientGuard) {
+fn begin(directory: &Arc<Directory>, stream: Stream, input: BytesMut, ready: welcome::Ready) {
     let limits = directory.limits();
-    let welcome::Ready { registered, pool, mode, settings, tenant_guard } = ready;
+    let welcome::Ready { registered, pool, mode, settings, guards } = ready;
     let mut session = Session::new(stream, registered, pool, mode, settings, limits);
     if !input.is_empty() {
         session.input = input;
     }
     directory.spawn(async move {
-        let _counted = (guard, tenant_guard);
+        let _counted = guards;
         session.run().await;
     });
 }
@@ -147,7 +168,9 @@ async fn admit(
     }
     directory.admits_another()?;
     let admitted = login::prove(directory, greeting, &startup).await?;
-    welcome::welcome(directory, greeting, &startup, admitted).await
+    let client = directory.client_guard()?;
+    greeting.guest = None;
+    welcome::welcome(directory, greeting, &startup, admitted, client).await
 }
 
 /// Reads one packet of the start.
@@ -187,6 +210,7 @@ async fn direct_tls(directory: &Directory, greeting: &mut Greeting) -> Result<()
     if !begins_with_tls(tcp).await? {
         return Ok(());
     }
+    greeting.spoke();
     let acceptor = directory.acceptor().ok_or(Refused::Silently)?;
     handshake(&acceptor, greeting, true).await
 }

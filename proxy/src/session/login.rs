@@ -1,16 +1,19 @@
 //! Who is it? The client proves a role; which tenants exist is not told before that.
 //!
 //! Unknown database, unknown role and wrong password look alike: the same exchange, the same error, and for SCRAM a salt
-//! that stays the same for a name. The work of hashing is bounded and not done on a thread that serves queries.
+//! that stays the same for a name. The work of hashing is bounded and not done on a thread that serves queries. While a
+//! secret is changed, the former one is taken where its role says so. A login may take as long as its client likes, and the
+//! settings may change meanwhile: what was proved is then held against what they say when it is over.
 
 use std::sync::Arc;
 
 use bytes::{Buf, Bytes};
 use tenantry_config::{AuthType, RoleSecret};
 use tenantry_wire::{
+    error::ErrorResponse,
     frame::{self, HEADER},
     message, sasl,
-    scram::{self, ChannelBinding, ServerExchange, Verifier},
+    scram::{self, ChannelBinding, ClientKey, ServerExchange, Verifier},
     startup::Startup,
 };
 use zeroize::Zeroizing;
@@ -24,7 +27,7 @@ use crate::{
     directory::Directory,
     net::stream::Stream,
     server::credentials::Credentials,
-    tenant::{RoleEntry, Tenant},
+    tenant::{RoleEntry, Seat},
 };
 
 /// Longest message of a client during login.
@@ -34,11 +37,23 @@ const TARPIT: std::time::Duration = std::time::Duration::from_millis(500);
 
 /// A client that proved its role.
 pub(super) struct Admitted {
-    pub tenant: Arc<Tenant>,
-    pub role: Arc<RoleEntry>,
+    pub seat: Seat,
     /// What it proved, if that can log in to the server.
     pub learned: Option<Credentials>,
 }
+
+/// What a proof tells of the role's secret.
+enum Told {
+    Nothing,
+    /// The client's key for the current or the former secret.
+    Key(ClientKey),
+    /// The current secret itself.
+    Password(Zeroizing<String>),
+}
+
+/// The client could not prove it.
+struct Unproved;
+type Proof = Result<Told, Unproved>;
 
 /// Runs the authentication exchange.
 pub(super) async fn prove(
@@ -51,46 +66,59 @@ pub(super) async fn prove(
         return Err(errors::replication().into());
     }
     let database = startup.parameter("database").filter(|d| !d.is_empty()).unwrap_or(&name).to_owned();
-    let tenant = directory.tenant(&database);
-    let role = match &tenant {
+    let role = match directory.tenant(&database) {
         Some(tenant) => tenant.role(&name),
         None => directory.any_role(&name),
     };
-    let settings = directory.settings();
-    let pair = Pair::new(&database, greeting.stream.peer());
+    let pair = Pair::new(directory.known_name(&database), greeting.stream.peer());
     if !directory.may_try_login(&pair) {
-        tokio::time::sleep(TARPIT).await;
-        return Err(errors::too_many_failed_logins(&name).into());
+        return Err(turn_away(greeting, errors::too_many_failed_logins(&name)).await);
     }
     // A client that leaves half-way (libpq asks for a password first, and then comes again) guessed nothing.
-    let unheard = |refused: Refused| {
-        directory.login_proved(&pair);
-        refused
+    let proof = exchange(directory, greeting, &name, role.as_ref()).await?;
+    let proved = proof.ok().zip(role);
+    if !directory.judge_login(&pair, proved.is_some()) {
+        return Err(turn_away(greeting, errors::too_many_failed_logins(&name)).await);
+    }
+    let Some((told, role)) = proved else {
+        return Err(turn_away(greeting, errors::authentication_failed(&name)).await);
     };
-    let proof = match settings.auth.auth_type {
-        AuthType::Trust => Ok(None),
-        AuthType::ScramSha256 => scram_login(directory, greeting, &name, role.as_deref()).await.map_err(unheard)?,
-        AuthType::Md5 => md5_login(greeting, &name, role.as_deref()).await.map_err(unheard)?,
-        AuthType::Password => password_login(directory, greeting, role.clone()).await.map_err(unheard)?,
-    };
-    let failed = errors::authentication_failed(&name);
-    let (Ok(learned), Some(role)) = (proof, role) else {
-        tokio::time::sleep(TARPIT).await;
-        return Err(failed.into());
-    };
-    directory.login_proved(&pair);
     greeting.output.extend_from_slice(message::AUTHENTICATION_OK);
-    let tenant = match tenant {
-        Some(tenant) => tenant,
-        None => directory.any_tenant(&database).ok_or_else(|| errors::no_database(&database))?,
-    };
-    tenant.admits(&database)?;
-    Ok(Admitted { tenant, role, learned })
+    enter(directory, &database, &role, told).map_err(Refused::from)
 }
 
-/// The client could not prove it.
-struct Unproved;
-type Proof = Result<Option<Credentials>, Unproved>;
+/// The answer to a wrong login, late. Nothing that was meant for a right one goes out with it.
+async fn turn_away(greeting: &mut Greeting, error: ErrorResponse) -> Refused {
+    greeting.output.clear();
+    tokio::time::sleep(TARPIT).await;
+    error.into()
+}
+
+async fn exchange(
+    directory: &Arc<Directory>,
+    greeting: &mut Greeting,
+    name: &str,
+    role: Option<&Arc<RoleEntry>>,
+) -> Result<Proof, Refused> {
+    let auth_type = directory.settings().auth.auth_type;
+    match auth_type {
+        AuthType::Trust => Ok(Ok(Told::Nothing)),
+        AuthType::ScramSha256 => scram_login(directory, greeting, name, role.map(Arc::as_ref)).await,
+        AuthType::Md5 => md5_login(greeting, name, role.map(Arc::as_ref)).await,
+        AuthType::Password => password_login(directory, greeting, role.cloned()).await,
+    }
+}
+
+/// With the tenant and the role as they are now.
+fn enter(directory: &Directory, database: &str, proved: &RoleEntry, told: Told) -> Result<Admitted, ErrorResponse> {
+    let (role, seat) = directory.enter(database, proved)?;
+    let learned = match told {
+        Told::Nothing => None,
+        Told::Key(key) => role.credentials_from(&key),
+        Told::Password(password) => role.has_secret_of(proved).then_some(Credentials::Password(password)),
+    };
+    Ok(Admitted { seat, learned })
+}
 
 async fn scram_login(
     directory: &Arc<Directory>,
@@ -99,7 +127,6 @@ async fn scram_login(
     role: Option<&RoleEntry>,
 ) -> Result<Proof, Refused> {
     let verifier = verifier(directory, name, role).await?;
-    let server_key = Zeroizing::new(*verifier.server_key());
     let binding = match &greeting.end_point {
         Some(hash) => ChannelBinding::Available(hash.to_vec()),
         None => ChannelBinding::Unsupported,
@@ -110,6 +137,9 @@ async fn scram_login(
     sasl::write_mechanisms(&mut greeting.output, mechanisms);
     greeting.send().await?;
     let mut exchange = ServerExchange::new(verifier, scram::encode_nonce(&rand::random()), binding);
+    if let Some(former) = role.and_then(RoleEntry::former_verifier) {
+        exchange.accept_former(former.clone());
+    }
 
     let initial = login_message(greeting).await?;
     let (mechanism, data) = sasl::read_initial_response(&initial).ok_or_else(errors::bad_login_message)?;
@@ -118,11 +148,9 @@ async fn scram_login(
     greeting.send().await?;
 
     let response = login_message(greeting).await?;
-    let Ok((outcome, client_key)) = exchange.finish(&response) else { return Ok(Err(Unproved)) };
-    sasl::write_final(&mut greeting.output, &outcome);
-    // With a verifier alone these keys are the only way into the server.
-    let only_verifier = role.is_some_and(|r| matches!(r.settings.secret, RoleSecret::Scram(_)));
-    Ok(Ok(only_verifier.then_some(Credentials::ScramKeys { client_key, server_key })))
+    let Ok(proof) = exchange.finish(&response) else { return Ok(Err(Unproved)) };
+    sasl::write_final(&mut greeting.output, &proof.message);
+    Ok(Ok(Told::Key(proof.client_key)))
 }
 
 /// The role's verifier, or one that nobody can satisfy.
@@ -153,7 +181,7 @@ async fn md5_login(greeting: &mut Greeting, name: &str, role: Option<&RoleEntry>
         _ => None,
     };
     let proved = expected.is_some_and(|e| scram::same_secret(e.as_bytes(), &response));
-    Ok(if proved { Ok(None) } else { Err(Unproved) })
+    Ok(if proved { Ok(Told::Nothing) } else { Err(Unproved) })
 }
 
 async fn password_login(
@@ -168,12 +196,18 @@ async fn password_login(
     greeting.send().await?;
     let given = password(greeting).await?;
     let Some(role) = role else { return Ok(Err(Unproved)) };
-    let plain = String::from_utf8(given.to_vec()).map(Zeroizing::new);
-    let proved = directory.hash(move || matches(&role, &given)).await?;
-    Ok(match plain {
-        Ok(plain) if proved => Ok(Some(Credentials::Password(plain))),
-        _ => Err(Unproved),
-    })
+    directory.hash(move || check(&role, &given)).await.map_err(Refused::from)
+}
+
+/// Runs PBKDF2.
+fn check(role: &RoleEntry, given: &[u8]) -> Proof {
+    if matches(role, given) {
+        let plain = String::from_utf8(given.to_vec()).map_err(|_| Unproved)?;
+        return Ok(Told::Password(Zeroizing::new(plain)));
+    }
+    let former = role.former_verifier().ok_or(Unproved)?;
+    let (_, key) = Verifier::derive(given, former.salt(), former.iterations());
+    if former.fits(&key) { Ok(Told::Key(key)) } else { Err(Unproved) }
 }
 
 fn matches(role: &RoleEntry, given: &[u8]) -> bool {

@@ -2,13 +2,14 @@
 //!
 //! In the order that a client meets them: `hello` (first packets, TLS), `login` (who is it), `relay` (the session proper:
 //! `requests` to the server, `answers` from it, `evidence` of what it left behind), `vanish` (what becomes of its server connection). Pure, and tested
-//! without a socket: `attempts`, `state`, `owed`, `statements`, `pin`, `probe`.
+//! without a socket: `attempts`, `lobby`, `state`, `owed`, `statements`, `pin`, `probe`.
 
 mod answers;
 pub mod attempts;
 pub mod errors;
 mod evidence;
 pub mod hello;
+pub mod lobby;
 mod login;
 pub mod owed;
 pub mod pin;

@@ -14,7 +14,10 @@ use tenantry_wire::{
     startup::{self, Startup},
     tag::{backend, status},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    time::Instant,
+};
 
 use super::{
     errors,
@@ -25,7 +28,7 @@ use super::{
 };
 use crate::{
     clock::Millis,
-    directory::Directory,
+    directory::{ClientGuard, Directory},
     pool::{
         Pool,
         decision::Refusal,
@@ -38,7 +41,7 @@ use crate::{
         settings::Settings,
         upkeep,
     },
-    tenant::TenantGuard,
+    tenant::{Seat, TenantGuard},
 };
 
 /// Everything a session begins with.
@@ -47,7 +50,8 @@ pub(super) struct Ready {
     pub pool: Arc<Pool>,
     pub mode: PoolMode,
     pub settings: Settings,
-    pub tenant_guard: TenantGuard,
+    /// Count it out at the end.
+    pub guards: (ClientGuard, TenantGuard),
 }
 
 /// Secret bytes of a cancel key: protocol 3.0 has room for four.
@@ -59,16 +63,14 @@ pub(super) async fn welcome(
     greeting: &mut Greeting,
     startup: &Startup,
     admitted: Admitted,
+    client: ClientGuard,
 ) -> Result<Ready, Refused> {
-    let Admitted { tenant, role, learned } = admitted;
-    let tenant_guard = tenant.admit().ok_or_else(|| errors::too_many_clients("tenant's max_client_conn"))?;
-    let pool = tenant.pool(&role);
+    let Admitted { seat: Seat { pool, guard: tenant_guard }, learned } = admitted;
     if let Some(credentials) = learned {
         pool.learn_credentials(credentials);
     }
     let asked = requested(startup)?;
-    let limit_of_login = directory.settings().listen.client_login_timeout;
-    let (baseline, settings) = establish(&pool, asked, limit_of_login).await?;
+    let (baseline, settings) = establish(&pool, asked, greeting.deadline).await?;
     let settings = pool.share(settings);
     Stats::count(&pool.stats.logins);
     let secret = if startup.agreed_minor() >= 2 { LONG_SECRET } else { SHORT_SECRET };
@@ -88,7 +90,7 @@ pub(super) async fn welcome(
     greeting.output.extend_from_slice(&message::ready_for_query(status::IDLE));
     greeting.send().await?;
     let mode = pool.mode();
-    Ok(Ready { registered, pool, mode, settings, tenant_guard })
+    Ok(Ready { registered, pool, mode, settings, guards: (client, tenant_guard) })
 }
 
 /// The settings that the startup packet asks for.
@@ -114,7 +116,7 @@ fn canonical(name: &str, value: String) -> (String, String) {
 }
 
 /// What a fresh connection reports, and the session's settings as PostgreSQL spells them.
-async fn establish(pool: &Arc<Pool>, asked: Settings, limit: Duration) -> Result<(Parameters, Settings), Refused> {
+async fn establish(pool: &Arc<Pool>, asked: Settings, deadline: Instant) -> Result<(Parameters, Settings), Refused> {
     if let Some(baseline) = pool.welcome() {
         let own = beyond(&asked, &baseline);
         if own.iter().all(|(name, value)| is_harmless(name, value)) {
@@ -124,7 +126,7 @@ async fn establish(pool: &Arc<Pool>, asked: Settings, limit: Duration) -> Result
             return Ok((baseline, known));
         }
     }
-    let mut lease = borrow(pool, limit).await?;
+    let mut lease = borrow(pool, deadline).await?;
     let Some(conn) = lease.conn() else { return Err(Refused::Silently) };
     let baseline = Arc::clone(&conn.baseline);
     let own = beyond(&asked, &baseline);
@@ -149,20 +151,24 @@ fn beyond(asked: &Settings, baseline: &[(String, String)]) -> Settings {
     asked.iter().filter(|(k, v)| !same(k, v)).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
 }
 
-/// A connection for the login itself. The wait ends a little before the login's own deadline, so that the client is told
-/// why and not merely cut off.
-async fn borrow(pool: &Arc<Pool>, limit: Duration) -> Result<Lease, Refused> {
+/// A connection for the login itself. The wait ends a little before the login's own deadline, however late it began, so
+/// that the client is told why and not merely cut off.
+async fn borrow(pool: &Arc<Pool>, deadline: Instant) -> Result<Lease, Refused> {
     let handoff = Arc::new(Handoff::default());
     let begun = Millis::now();
     match pool.server.checkout(pool, &handoff, begun) {
         Asked::Lease(lease) => Ok(lease),
         Asked::Refused(refusal) => Err(errors::refused(refusal, pool).into()),
         Asked::Waiting(mut waiting) => {
-            let outcome = tokio::time::timeout(limit * 9 / 10, std::future::poll_fn(|cx| waiting.poll(cx))).await;
+            let outcome = tokio::time::timeout(patience(deadline), std::future::poll_fn(|cx| waiting.poll(cx))).await;
             let outcome = outcome.unwrap_or_else(|_| Err(Refusal::Timeout(waiting.explain())));
             outcome.map_err(|refusal| errors::refused(refusal, pool).into())
         }
     }
+}
+
+fn patience(deadline: Instant) -> Duration {
+    deadline.saturating_duration_since(Instant::now()) * 9 / 10
 }
 
 /// Makes the settings on a connection; PostgreSQL's refusal becomes the client's.

@@ -135,10 +135,22 @@ impl Verifier {
     /// Runs PBKDF2 (milliseconds of CPU). `iterations` of 0 counts as 1.
     #[must_use]
     pub fn from_password(password: &[u8], salt: &[u8], iterations: u32) -> Self {
+        Self::derive(password, salt, iterations).0
+    }
+
+    /// The same, and the client's key, with which whoever knows the password proves it.
+    #[must_use]
+    pub fn derive(password: &[u8], salt: &[u8], iterations: u32) -> (Self, ClientKey) {
         let iterations = iterations.max(1);
         let (client_key, server_key) = derive(password, salt, iterations);
-        let stored_key = Sha256::digest(client_key.0.as_slice()).into();
-        Self { iterations, salt: salt.to_vec(), stored_key, server_key: *server_key }
+        let verifier = Self { iterations, salt: salt.to_vec(), stored_key: hash(&client_key), server_key: *server_key };
+        (verifier, client_key)
+    }
+
+    /// Whether this key proves the password to who holds the verifier.
+    #[must_use]
+    pub fn fits(&self, key: &ClientKey) -> bool {
+        hash(key).ct_eq(&self.stored_key).into()
     }
 
     /// For a user that does not exist: always the same salt for one name, as a real user would have, and keys for
@@ -187,9 +199,59 @@ pub enum ChannelBinding {
     Available(Vec<u8>),
 }
 
+/// `to`, for nobody but who can prove `from`: for a password that is changed while clients go on with the old one.
+///
+/// Pass-through logs in to PostgreSQL with the key of a client's proof. Once PostgreSQL has the new password, the key of the
+/// old one opens nothing there; but who still proves the old one (which is let in for a grace time) can be led over this
+/// bridge, [`cross`], to the key of the new one. Safe to keep beside the verifiers: it is `to` XOR HMAC-SHA-256(`from`, a
+/// fixed text), a one-time pad whose key is as long and as random as what it hides. The bridge alone tells nothing of `to`;
+/// with `to` known, it tells that HMAC and not `from`; and a verifier holds only the hash of `from`. What it does give away
+/// is meant: the old password is as good as the new one to who has the bridge, so it is forgotten with the grace time.
+/// For one `from` there must be one bridge only: two would share the pad.
+#[must_use]
+pub fn bridge(from: &ClientKey, to: &ClientKey) -> [u8; 32] {
+    xor(&to.0, &pad(from))
+}
+
+/// The key at the other end of a [`bridge`]. Whether it is the right one, tells [`Verifier::fits`].
+#[must_use]
+pub fn cross(from: &ClientKey, bridge: &[u8; 32]) -> ClientKey {
+    ClientKey(Zeroizing::new(xor(bridge, &pad(from))))
+}
+
+fn pad(from: &ClientKey) -> Zeroizing<Key> {
+    Zeroizing::new(hmac(&from.0, &[b"tenantry password bridge"]))
+}
+
+/// `StoredKey`.
+fn hash(key: &ClientKey) -> Key {
+    Sha256::digest(key.0.as_slice()).into()
+}
+
+/// Which of two passwords a client proved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fitted {
+    /// The one that counts.
+    Current,
+    /// The one before, where that is still taken: see [`ServerExchange::accept_former`].
+    Former,
+}
+
+/// What a client's last message proved.
+#[derive(Debug)]
+pub struct Proof {
+    /// The data of `SASLFinal`.
+    pub message: Vec<u8>,
+    /// For logins to a PostgreSQL with the verifier that it fits.
+    pub client_key: ClientKey,
+    /// The verifier that it fits.
+    pub fitted: Fitted,
+}
+
 /// Our side of a client's login. A failed step ends the exchange: each later call is `OutOfOrder`.
 pub struct ServerExchange {
     verifier: Verifier,
+    former: Option<Verifier>,
     nonce: String,
     binding: ChannelBinding,
     state: ServerState,
@@ -218,7 +280,14 @@ impl ServerExchange {
     /// `nonce` is our half, fresh for each exchange: see [`encode_nonce`].
     #[must_use]
     pub fn new(verifier: Verifier, nonce: String, channel_binding: ChannelBinding) -> Self {
-        Self { verifier, nonce, binding: channel_binding, state: ServerState::Start }
+        Self { verifier, former: None, nonce, binding: channel_binding, state: ServerState::Start }
+    }
+
+    /// Takes a proof of the password before this one, too. A challenge names one salt and one number of rounds: a former
+    /// verifier that has others is ignored.
+    pub fn accept_former(&mut self, former: Verifier) {
+        let same = former.salt == self.verifier.salt && former.iterations == self.verifier.iterations;
+        self.former = same.then_some(former);
     }
 
     /// Takes the mechanism and first message of `SASLInitialResponse`; gives the data of `SASLContinue`.
@@ -272,7 +341,7 @@ impl ServerExchange {
 
     /// Takes the client's last message; gives the data of `SASLFinal`, and the client's key for logins to a
     /// PostgreSQL with the same verifier.
-    pub fn finish(&mut self, client_final: &[u8]) -> Result<(Vec<u8>, ClientKey), ScramError> {
+    pub fn finish(&mut self, client_final: &[u8]) -> Result<Proof, ScramError> {
         let ServerState::Challenged { client_first_bare, server_first, full_nonce, binding_input } =
             std::mem::replace(&mut self.state, ServerState::Done)
         else {
@@ -294,15 +363,23 @@ impl ServerExchange {
             return Err(ScramError::NonceMismatch);
         }
         let auth: AuthMessage<'_> = [&client_first_bare, &server_first, signed];
-        let signature = Zeroizing::new(sign(&self.verifier.stored_key, &auth));
-        let client_key = ClientKey(Zeroizing::new(xor(&proof, &signature)));
-        let stored_key: Key = Sha256::digest(client_key.0.as_slice()).into();
-        if !bool::from(stored_key.ct_eq(&self.verifier.stored_key)) {
-            return Err(ScramError::WrongProof);
-        }
-        let signature = STANDARD.encode(sign(&self.verifier.server_key, &auth));
-        Ok((format!("v={signature}").into_bytes(), client_key))
+        let verifiers = [(Fitted::Current, Some(&self.verifier)), (Fitted::Former, self.former.as_ref())];
+        let proved = verifiers.into_iter().find_map(|(fitted, verifier)| {
+            let verifier = verifier?;
+            Some((fitted, verifier, prove(verifier, &proof, &auth)?))
+        });
+        let (fitted, verifier, client_key) = proved.ok_or(ScramError::WrongProof)?;
+        // The client checks that we have the verifier of the password that it has.
+        let signature = STANDARD.encode(sign(&verifier.server_key, &auth));
+        Ok(Proof { message: format!("v={signature}").into_bytes(), client_key, fitted })
     }
+}
+
+/// The client's key, if its proof fits this verifier.
+fn prove(verifier: &Verifier, proof: &Key, auth: &AuthMessage<'_>) -> Option<ClientKey> {
+    let signature = Zeroizing::new(sign(&verifier.stored_key, auth));
+    let client_key = ClientKey(Zeroizing::new(xor(proof, &signature)));
+    verifier.fits(&client_key).then_some(client_key)
 }
 
 /// The client's half of the nonce; the name in `n=` is not used (PostgreSQL takes that of the startup packet).
@@ -463,7 +540,7 @@ impl ClientExchange {
         let signed = format!("c={},r={}", STANDARD.encode(binding_input), challenge.full_nonce);
         let bare = self.first_bare();
         let auth: AuthMessage<'_> = [&bare, &challenge.server_first, &signed];
-        let stored_key: Zeroizing<Key> = Zeroizing::new(Sha256::digest(client_key.0.as_slice()).into());
+        let stored_key: Zeroizing<Key> = Zeroizing::new(hash(&client_key));
         let signature = Zeroizing::new(sign(&stored_key, &auth));
         let proof = STANDARD.encode(xor(&client_key.0, &signature));
         let message = format!("{signed},p={proof}").into_bytes();

@@ -26,9 +26,9 @@ fn run(secret: ClientSecret, binding: ClientBinding, mut server: ServerExchange)
     let mut client = ClientExchange::new(secret, CLIENT.to_owned(), binding);
     let (mechanism, first) = client.first();
     client.read_server_first(&server.first(mechanism, &first)?)?;
-    let (server_final, key) = server.finish(&client.client_final()?)?;
-    client.verify_server_final(&server_final)?;
-    Ok(key)
+    let Proof { message, client_key, .. } = server.finish(&client.client_final()?)?;
+    client.verify_server_final(&message)?;
+    Ok(client_key)
 }
 
 /// A client that has read server-first, and what the server would take as its last message.
@@ -58,8 +58,8 @@ fn rfc_7677_vector() {
     let expected = format!("r=rOprNGfwEbeRWgbNEkqO{NONCE},s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096");
     assert_eq!(str::from_utf8(&server_first).unwrap(), expected);
     let client_final = format!("c=biws,r=rOprNGfwEbeRWgbNEkqO{NONCE},p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ=");
-    let (server_final, _) = server.finish(client_final.as_bytes()).unwrap();
-    assert_eq!(server_final, b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
+    let proof = server.finish(client_final.as_bytes()).unwrap();
+    assert_eq!(proof.message, b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=");
 }
 
 #[test]
@@ -89,6 +89,48 @@ fn wrong_secrets_are_refused_on_both_sides() {
     assert_eq!(wrong(ClientSecret::Keys { client_key: bad_key, server_key: *server_key }), ScramError::WrongProof);
     let bad_server = ClientSecret::Keys { client_key, server_key: [1; 32] };
     assert_eq!(wrong(bad_server), ScramError::BadServerSignature);
+}
+
+#[test]
+fn who_proves_the_old_password_crosses_to_the_new_key_and_nobody_else_does() {
+    let (old, old_key) = Verifier::derive(b"pencil", SALT, 16);
+    let (new, new_key) = Verifier::derive(b"eraser", SALT, 16);
+    assert_eq!(old.to_pg_string(), verifier().to_pg_string());
+    assert!(old.fits(&old_key) && new.fits(&new_key) && !new.fits(&old_key) && !old.fits(&new_key));
+    let bridge = bridge(&old_key, &new_key);
+    assert!(new.fits(&cross(&old_key, &bridge)));
+    let stranger = Verifier::derive(b"guess", SALT, 16).1;
+    for other in [&stranger, &new_key, &ClientKey(Zeroizing::new(old.stored_key))] {
+        assert!(!new.fits(&cross(other, &bridge)));
+    }
+    assert_ne!(bridge, *new_key.0, "the bridge is not the key");
+}
+
+#[test]
+fn a_former_password_is_taken_where_it_is_accepted_and_told_apart() {
+    let new = || ServerExchange::new(Verifier::from_password(b"eraser", SALT, 16), SERVER.to_owned(), NONE);
+    const NONE: ChannelBinding = ChannelBinding::Unsupported;
+    let login = |given: &[u8], former: Option<Verifier>| {
+        let mut server = new();
+        former.into_iter().for_each(|former| server.accept_former(former));
+        let mut client = ClientExchange::new(password(given), CLIENT.to_owned(), ClientBinding::Unsupported);
+        let (mechanism, first) = client.first();
+        client.read_server_first(&server.first(mechanism, &first)?)?;
+        let proof = server.finish(&client.client_final()?)?;
+        // The client must believe us with either password.
+        client.verify_server_final(&proof.message)?;
+        Ok::<_, ScramError>(proof.fitted)
+    };
+    assert_eq!(login(b"eraser", Some(verifier())), Ok(Fitted::Current));
+    assert_eq!(login(b"pencil", Some(verifier())), Ok(Fitted::Former));
+    assert_eq!(login(b"guess", Some(verifier())), Err(ScramError::WrongProof));
+    assert_eq!(login(b"pencil", None), Err(ScramError::WrongProof));
+    let elsewhere =
+        [Verifier::from_password(b"pencil", b"another salt 123", 16), Verifier::from_password(b"pencil", SALT, 17)];
+    for former in elsewhere {
+        assert_eq!(login(b"pencil", Some(former.clone())), Err(ScramError::WrongProof), "{former:?}");
+        assert_eq!(login(b"eraser", Some(former)), Ok(Fitted::Current));
+    }
 }
 
 #[test]
@@ -411,9 +453,9 @@ fn the_postgres_client_gets_in() {
             let mut client = sasl::ScramSha256::new(word.as_bytes(), binding);
             let mut server = ServerExchange::new(verifier, encode_nonce(&[5; 18]), offered);
             client.update(&server.first(mechanism, client.message()).unwrap()).unwrap();
-            let (server_final, key) = server.finish(client.message()).unwrap();
-            client.finish(&server_final).unwrap();
-            assert_eq!(Key::from(Sha256::digest(key.0.as_slice())), stored_key);
+            let proof = server.finish(client.message()).unwrap();
+            client.finish(&proof.message).unwrap();
+            assert_eq!(super::hash(&proof.client_key), stored_key);
         }
     }
 }

@@ -171,9 +171,9 @@ fn honest(password: &[u8], salt: &[u8]) {
         client.read_server_first(&challenge).expect("a good challenge");
         let proof = client.client_final().expect("its turn");
         match server.finish(&proof) {
-            Ok((outcome, _)) => {
+            Ok(proof) => {
                 assert!(right, "a wrong password was let in");
-                client.verify_server_final(&outcome).expect("the right server");
+                client.verify_server_final(&proof.message).expect("the right server");
             }
             Err(error) => assert!(!right && error == ScramError::WrongProof, "{error}"),
         }

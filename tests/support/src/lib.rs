@@ -2,7 +2,7 @@
 //!
 //! `postgres`: a private PostgreSQL per test process. `proxy`: the real binary with settings of the test's own. `client`
 //! and `say`: the protocol in raw bytes. `relay`: a TCP link that breaks on command. `fake_server`: a PostgreSQL that
-//! lies. `oracle`: the same bytes to PostgreSQL directly and through Tenantry.
+//! lies. `oracle`: the same bytes to PostgreSQL directly and through Tenantry. `load`: clients that must never get an error.
 //!
 //! What always holds: nothing is shared between test processes but two read-only caches (binaries, template data
 //! directory); whatever a test started ends with its process, also when that is killed; no wait is without a deadline.
@@ -11,6 +11,7 @@ pub mod answer;
 pub mod client;
 pub mod control;
 pub mod fake_server;
+pub mod load;
 pub mod oracle;
 pub mod postgres;
 pub mod proxy;
@@ -24,6 +25,7 @@ pub use answer::{Answer, Fault, Message};
 pub use client::{Client, Connect, Endpoint};
 pub use control::{Api, Reply, control_builder, control_proxy};
 pub use fake_server::{FakeConn, FakeServer};
+pub use load::Load;
 pub use oracle::Step;
 pub use postgres::{Cluster, Tenant, cluster};
 pub use proxy::{Proxy, ProxyBuilder};
