@@ -61,7 +61,7 @@ pub(super) async fn welcome(
     admitted: Admitted,
 ) -> Result<Ready, Refused> {
     let Admitted { tenant, role, learned } = admitted;
-    let tenant_guard = tenant.admit().ok_or_else(|| errors::too_many_clients("tenant's max_client_conn"))?;
+    let tenant_guard = tenant.admit().ok_or_else(|| errors::too_many_of_tenant(&tenant))?;
     let pool = tenant.pool(&role);
     if let Some(credentials) = learned {
         pool.learn_credentials(credentials);
