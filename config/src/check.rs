@@ -324,7 +324,8 @@ fn check_warm_connections(settings: &Settings, report: &mut Report) {
 /// A floor is a promise: those of a server's tenants must all be kept at once. An auto cap is known only when the server
 /// is asked: then `tenantry check`, a reload and the API tell.
 fn check_floors(settings: &Settings, report: &mut Report) {
-    for floors in floors_fit(settings, |_| None).err().unwrap_or_default() {
+    let over = floors_fit(settings, |_| None).err().map_or_else(Vec::new, |over| over.0);
+    for floors in over {
         let (cap, sum, parts) = (floors.cap.unwrap_or(0), floors.sum, floors.parts("tenants."));
         let message = format!("{cap} is less than the {sum} of all floors ({parts}); raise it or lower them");
         report.problem(&[&join(&join("servers", &floors.server), "cap")], message);

@@ -42,21 +42,30 @@ impl Floors {
         self.cap.map_or(0, |cap| self.sum.saturating_sub(u64::from(cap)))
     }
 
-    /// The largest few: with thousands of tenants the line must stay readable.
+    /// What does not fit, in one line.
+    #[must_use]
+    pub fn sums(&self) -> String {
+        let (server, cap, sum, parts) = (&self.server, self.cap.unwrap_or(0), self.sum, self.parts(""));
+        format!(
+            "server {server}: its cap of {cap} is less than the {sum} of all floors ({parts}); raise it or lower them"
+        )
+    }
+
     pub(crate) fn parts(&self, prefix: &str) -> String {
         name_parts(self.tenants.iter().map(|(name, floor)| (format!("{prefix}{name}"), u64::from(*floor))).collect())
     }
 }
 
-/// Told only of floors that do not fit.
-impl std::fmt::Display for Floors {
+/// Servers that promise more than they can keep; as text, with all sums.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Overpromised(pub Vec<Floors>);
+
+impl std::error::Error for Overpromised {}
+
+impl std::fmt::Display for Overpromised {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (cap, sum) = (self.cap.unwrap_or(0), self.sum);
-        let (server, parts) = (&self.server, self.parts(""));
-        write!(
-            f,
-            "server {server}: its cap of {cap} is less than the {sum} of all floors ({parts}); raise it or lower them"
-        )
+        let told: Vec<_> = self.0.iter().map(Floors::sums).collect();
+        f.write_str(&told.join("; "))
     }
 }
 
@@ -65,10 +74,9 @@ impl std::fmt::Display for Floors {
 ///
 /// # Errors
 /// The servers that cannot.
-pub fn floors_fit(settings: &Settings, slots: impl Fn(&str) -> Option<u32>) -> Result<(), Vec<Floors>> {
+pub fn floors_fit(settings: &Settings, slots: impl Fn(&str) -> Option<u32>) -> Result<(), Overpromised> {
     let all = settings.servers.keys().map(|name| Floors::of(settings, name, slots(name)));
-    let over: Vec<_> = all.filter(|floors| floors.excess() > 0).collect();
-    if over.is_empty() { Ok(()) } else { Err(over) }
+    or_over(all.filter(|floors| floors.excess() > 0).collect())
 }
 
 /// Whether a change makes promises that cannot be kept, and is to be refused. What was promised too much before and gets
@@ -80,10 +88,14 @@ pub fn floors_still_fit(
     now: &Settings,
     wanted: &Settings,
     slots: impl Fn(&str) -> Option<u32>,
-) -> Result<(), Vec<Floors>> {
-    let Err(mut over) = floors_fit(wanted, &slots) else { return Ok(()) };
+) -> Result<(), Overpromised> {
+    let Err(Overpromised(mut over)) = floors_fit(wanted, &slots) else { return Ok(()) };
     over.retain(|floors| floors.excess() > Floors::of(now, &floors.server, slots(&floors.server)).excess());
-    if over.is_empty() { Ok(()) } else { Err(over) }
+    or_over(over)
+}
+
+fn or_over(over: Vec<Floors>) -> Result<(), Overpromised> {
+    if over.is_empty() { Ok(()) } else { Err(Overpromised(over)) }
 }
 
 impl Server {
@@ -98,6 +110,7 @@ impl Server {
     }
 }
 
+/// The largest few: with thousands of tenants the line must stay readable.
 pub(crate) fn name_parts(mut parts: Vec<(String, u64)>) -> String {
     parts.sort_by_key(|(_, number)| std::cmp::Reverse(*number));
     let more = parts.len().saturating_sub(NAMED);
@@ -132,10 +145,10 @@ mod tests {
         let settings = settings(is(10), &[("a", 7), ("b", 4), ("c", 0)]);
         let over = floors_fit(&settings, |_| None).unwrap_err();
         assert_eq!(
-            over[0].to_string(),
+            over.to_string(),
             "server main: its cap of 10 is less than the 11 of all floors (a: 7, b: 4); raise it or lower them"
         );
-        assert_eq!((over.len(), over[0].excess()), (1, 1));
+        assert_eq!((over.0.len(), over.0[0].excess()), (1, 1));
     }
 
     #[test]
@@ -143,7 +156,7 @@ mod tests {
         let auto = settings(OrAuto::Auto, &[("a", 87)]);
         assert!(floors_fit(&auto, |_| None).is_ok());
         assert!(floors_fit(&auto, |_| Some(97)).is_ok());
-        assert_eq!(floors_fit(&auto, |_| Some(96)).unwrap_err()[0].cap, Some(86));
+        assert_eq!(floors_fit(&auto, |_| Some(96)).unwrap_err().0[0].cap, Some(86));
         let written = settings(is(50), &[("a", 50)]);
         assert!(floors_fit(&written, |_| Some(50)).is_ok());
         assert!(floors_fit(&written, |_| Some(49)).is_err());
@@ -175,6 +188,6 @@ mod tests {
     #[test]
     fn floors_beyond_all_numbers_are_only_a_large_sum() {
         let settings = settings(is(5), &[("a", u32::MAX), ("b", u32::MAX)]);
-        assert_eq!(floors_fit(&settings, |_| None).unwrap_err()[0].sum, 2 * u64::from(u32::MAX));
+        assert_eq!(floors_fit(&settings, |_| None).unwrap_err().0[0].sum, 2 * u64::from(u32::MAX));
     }
 }

@@ -13,7 +13,7 @@ mod settings;
 mod state;
 mod value;
 
-pub use floors::{Floors, floors_fit, floors_still_fit};
+pub use floors::{Floors, Overpromised, floors_fit, floors_still_fit};
 pub use layers::Overrides;
 pub use load::load;
 pub use name::{NameError, TenantId};
