@@ -261,7 +261,7 @@ async fn a_reload_whose_floors_do_not_fit_an_auto_cap_is_refused_with_the_sums()
     // Now it is known: 5.
     assert_eq!(proxy.connect(&a).login().await.value("SELECT 1").await, "1");
     let some = proxy.settings().set(&key(&a, "floor"), 3);
-    proxy.reload(&some.set(&key(&b, "floor"), 3).text());
+    proxy.reload(&some.clone().set(&key(&b, "floor"), 3).text());
     let stale = async |wanted: f64| {
         let is_told = async || (proxy.metric("tenantry_settings_stale").await == wanted).then_some(());
         eventually(format!("tenantry_settings_stale {wanted}"), is_told).await;
