@@ -1,13 +1,19 @@
 //! `tenantry check`: what is wrong with the settings, then a real login for every (tenant, role), the way the proxy does it.
 //!
-//! It also says what each tenant's budget comes to in the worst case, when everybody wants all they can get. What it does not do: write anything, or hold more than `MAX_AT_ONCE` connections to one machine's servers.
+//! It also says what each tenant's budget comes to in the worst case, when everybody wants all they can get. The tenants of
+//! the catalog are in it where the control database can be asked. What it does not do: write anything, or hold more than
+//! `MAX_AT_ONCE` connections to one machine's servers.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use serde::Serialize;
-use tenantry_config::{Control, OrAuto, Problem, Problems, Role, RoleSecret, Settings, Tenant};
+use tenantry_admin::catalog::Catalog;
+use tenantry_config::{Control, Floors, Problem, Problems, Role, RoleSecret, Settings, Tenant, TenantId, floors_fit};
 use tenantry_proxy::{
-    budget::{fair::Budget, share::worst_case},
+    budget::{
+        fair::Budget,
+        share::{floors, worst_case},
+    },
     clock::Millis,
     net::{stream::Stream, tls::Connector},
     pool::decision::SlotId,
@@ -20,25 +26,26 @@ use tenantry_proxy::{
 };
 use tokio::{sync::Semaphore, task::JoinSet};
 
-use crate::{cli, failure::Failure, output};
+use crate::{cli, failure::Failure, output, serve::catalog_login};
 
 /// Logins under way at once: a check must not be the storm that the pooler guards against.
 const MAX_AT_ONCE: usize = 4;
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+const CATALOG_LIMIT: Duration = Duration::from_secs(10);
 
 pub async fn run(args: cli::Check) -> Result<(), Failure> {
     let settings = match args.source.load() {
         Ok(settings) => settings,
         Err(problems) => return Err(refuse(&problems, args.json)?),
     };
-    let checked = check_all(&settings).await?;
-    let (rows, budgets) = (&checked.rows, budgets(&settings, &checked));
-    let impossible: Vec<_> =
-        settings.servers.iter().filter_map(|(name, server)| over(name, server, &settings, &checked)).collect();
+    let (settings, notes) = with_catalog(settings).await;
+    let Checked { rows, slots } = check_all(&settings).await?;
+    let (budgets, impossible) = (budgets(&settings, &slots), impossible(&settings, &slots));
     output::line(&if args.json {
-        json(&Report::Checked { logins: rows, budgets: &budgets, problems: &impossible })?
+        json(&Report::Checked { logins: &rows, budgets: &budgets, problems: &impossible, notes: &notes })?
     } else {
-        [show(rows), show_budgets(&budgets)].into_iter().chain(impossible.clone()).collect::<Vec<_>>().join("\n\n")
+        let told = notes.iter().chain(&impossible).cloned();
+        [show(&rows), show_budgets(&budgets)].into_iter().chain(told).collect::<Vec<_>>().join("\n\n")
     })?;
     let failed = rows.iter().filter(|row| row.status == Status::Failed).count();
     match failed {
@@ -51,7 +58,7 @@ pub async fn run(args: cli::Check) -> Result<(), Failure> {
 #[derive(Serialize)]
 #[serde(rename_all = "snake_case")]
 enum Report<'a> {
-    Checked { logins: &'a [Row], budgets: &'a [BudgetRow], problems: &'a [String] },
+    Checked { logins: &'a [Row], budgets: &'a [BudgetRow], problems: &'a [String], notes: &'a [String] },
     Problems(Vec<ProblemRow>),
 }
 
@@ -123,11 +130,26 @@ fn json(report: &Report<'_>) -> Result<String, Failure> {
     serde_json::to_string_pretty(report).map_err(Failure::internal("cannot write JSON"))
 }
 
-/// Every role of every tenant, and Tenantry itself where it has a login of its own.
+/// The settings as `serve` would have them, with the catalog's tenants in; and what could not be taken over.
+async fn with_catalog(settings: Settings) -> (Settings, Vec<String>) {
+    let Some((server, control)) = catalog_login(&settings) else { return (settings, Vec::new()) };
+    let known = async {
+        let catalog = Catalog::new(server, control).map_err(|error| error.to_string())?;
+        let known = tokio::time::timeout(CATALOG_LIMIT, catalog.load()).await.map_err(|_| "no answer".to_owned())?;
+        known.map_err(|error| error.to_string())
+    };
+    match known.await {
+        Ok(known) => known.merge(&settings),
+        // A first start makes it, so this alone is nothing wrong; a login that fails is told with the others.
+        Err(error) => (settings, vec![format!("the catalog cannot be read, so its tenants are not in this: {error}")]),
+    }
+}
+
+/// Every role of every tenant that has a database, and Tenantry itself where it has a login of its own.
 fn who_logs_in(settings: &Settings) -> Vec<(String, Tenant, Role)> {
     let mut all = Vec::new();
-    for (name, tenant) in &settings.tenants {
-        let roles = tenant.roles.iter().chain(&settings.roles);
+    for (name, tenant) in settings.tenants.iter().filter(|(_, tenant)| tenant.standing.state.has_database()) {
+        let roles = tenant.all_roles(&settings.roles);
         all.extend(roles.map(|role| (name.to_string(), tenant.clone(), role.clone())));
     }
     for (name, server) in &settings.servers {
@@ -171,53 +193,50 @@ async fn check_all(settings: &Settings) -> Result<Checked, Failure> {
     Ok(Checked { rows, slots })
 }
 
-/// The cap that `serve` will work with.
-fn cap(name: &str, server: &tenantry_config::Server, checked: &Checked) -> Option<u32> {
-    match server.cap {
-        OrAuto::Is(cap) => Some(cap.get()),
-        OrAuto::Auto => checked.slots.get(name).map(|slots| slots.saturating_sub(server.reserve).max(1)),
-    }
+/// What each tenant gets when all of a server's tenants want all they can get. Where `[tenants."*"]` is served, any number
+/// of databases may, and nobody can count on more than its floor.
+fn shares(cap: u32, name: &str, settings: &Settings, here: &[(&TenantId, &Tenant)]) -> Vec<u32> {
+    let allowances: Vec<Budget> = here.iter().map(|(_, tenant)| allowance(tenant, &settings.roles)).collect();
+    let is_open = settings.any_tenant.as_ref().is_some_and(|any| any.server == name);
+    if is_open { floors(cap, &allowances) } else { worst_case(cap, &allowances) }
 }
 
 /// The tenant's budget, as far as the pools of its roles can use it.
 fn allowance(tenant: &Tenant, shared: &[Role]) -> Budget {
-    let sizes = tenant.roles.iter().chain(shared).map(|role| role.pool_size.unwrap_or(tenant.pool.pool_size));
-    let most = sizes.fold(0, u32::saturating_add);
     let budget = Budget::of(tenant);
-    Budget { ceiling: budget.ceiling.min(most), ..budget }
+    Budget { ceiling: budget.ceiling.min(tenant.most_connections(shared)), ..budget }
 }
 
-fn budgets(settings: &Settings, checked: &Checked) -> Vec<BudgetRow> {
+/// In the order of the names, `"*"` last. The cap is the most that `serve` holds: less, while others leave less than that.
+fn budgets(settings: &Settings, slots: &BTreeMap<String, u32>) -> Vec<BudgetRow> {
     let mut rows = Vec::new();
     for (name, server) in &settings.servers {
-        let here: Vec<_> = settings.tenants.iter().filter(|(_, tenant)| &tenant.server == name).collect();
-        let allowances: Vec<Budget> = here.iter().map(|(_, tenant)| allowance(tenant, &settings.roles)).collect();
-        let cap = cap(name, server, checked);
-        let shares = cap.map(|cap| worst_case(cap, &allowances));
+        let is_here = |tenant: &Tenant| &tenant.server == name && tenant.standing.state.has_database();
+        let here: Vec<_> = settings.tenants.iter().filter(|(_, tenant)| is_here(tenant)).collect();
+        let cap = server.cap_with(slots.get(name).copied());
+        let shares = cap.map(|cap| shares(cap, name, settings, &here));
+        let row = |tenant: String, of: &Tenant, worst_case| BudgetRow {
+            tenant,
+            server: name.clone(),
+            floor: of.floor,
+            ceiling: of.ceiling,
+            weight: of.weight.get(),
+            worst_case,
+            cap,
+        };
         for (n, (id, tenant)) in here.into_iter().enumerate() {
-            rows.push(BudgetRow {
-                tenant: id.to_string(),
-                server: name.clone(),
-                floor: tenant.floor,
-                ceiling: tenant.ceiling,
-                weight: tenant.weight.get(),
-                worst_case: shares.as_ref().and_then(|shares| shares.get(n).copied()),
-                cap,
-            });
+            rows.push(row(id.to_string(), tenant, shares.as_ref().and_then(|shares| shares.get(n).copied())));
         }
+        let any = settings.any_tenant.as_ref().filter(|any| &any.server == name);
+        rows.extend(any.map(|any| row("*".to_owned(), any, cap.map(|_| 0))));
     }
     rows
 }
 
-/// Floors that an auto cap cannot keep; a written cap was checked with the settings.
-fn over(name: &str, server: &tenantry_config::Server, settings: &Settings, checked: &Checked) -> Option<String> {
-    let cap = cap(name, server, checked)?;
-    let sum: u32 = settings.tenants.values().filter(|tenant| tenant.server == name).map(|tenant| tenant.floor).sum();
-    (sum > cap).then(|| {
-        format!(
-            "server {name}: the cap is {cap}, less than the {sum} of all floors; lower them, or raise max_connections"
-        )
-    })
+/// Floors that cannot all be kept, with their sums.
+fn impossible(settings: &Settings, slots: &BTreeMap<String, u32>) -> Vec<String> {
+    let over = floors_fit(settings, |name| slots.get(name).copied()).err();
+    over.map_or_else(Vec::new, |over| over.0.iter().map(Floors::sums).collect())
 }
 
 fn show_budgets(rows: &[BudgetRow]) -> String {
@@ -337,4 +356,69 @@ fn show(rows: &[Row]) -> String {
             ]
         }),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn role(name: &str) -> Role {
+        Role { name: name.into(), secret: RoleSecret::None, pool_mode: None, pool_size: None }
+    }
+
+    /// A server with a cap, known by what PostgreSQL has, and tenants on it.
+    fn settings(tenants: Vec<(&str, Tenant)>) -> (Settings, BTreeMap<String, u32>) {
+        let mut settings = Settings::default();
+        settings.servers.insert("main".into(), tenantry_config::Server { reserve: 0, ..Default::default() });
+        for (name, tenant) in tenants {
+            let tenant = Tenant { server: "main".into(), roles: vec![role("app")], ..tenant };
+            settings.tenants.insert(TenantId::parse(name).expect("a name"), tenant);
+        }
+        (settings, [("main".to_owned(), 12)].into())
+    }
+
+    fn worst_cases(settings: &Settings, slots: &BTreeMap<String, u32>) -> Vec<(String, Option<u32>)> {
+        budgets(settings, slots).into_iter().map(|row| (row.tenant, row.worst_case)).collect()
+    }
+
+    #[test]
+    fn a_role_of_its_own_hides_the_shared_one_of_the_same_name() {
+        let (mut settings, slots) = settings(vec![("a", Tenant::default()), ("b", Tenant::default())]);
+        settings.roles = vec![role("app"), role("more")];
+        settings.tenants.values_mut().for_each(|tenant| tenant.pool.pool_size = 2);
+        let names: Vec<_> = who_logs_in(&settings).into_iter().map(|(name, _, role)| (name, role.name)).collect();
+        let of = |tenant: &str, role: &str| (tenant.to_owned(), role.to_owned());
+        assert_eq!(names, [of("a", "app"), of("a", "more"), of("b", "app"), of("b", "more")]);
+        // Two pools of two each.
+        assert_eq!(worst_cases(&settings, &slots), [("a".into(), Some(4)), ("b".into(), Some(4))]);
+    }
+
+    #[test]
+    fn where_any_database_is_served_only_the_floor_is_certain() {
+        let (mut settings, slots) =
+            settings(vec![("a", Tenant { floor: 3, ..Tenant::default() }), ("b", Tenant::default())]);
+        assert_eq!(worst_cases(&settings, &slots), [("a".into(), Some(6)), ("b".into(), Some(6))]);
+        settings.any_tenant = Some(Tenant { server: "main".into(), ..Tenant::default() });
+        let all = [("a".into(), Some(3)), ("b".into(), Some(0)), ("*".into(), Some(0))];
+        assert_eq!(worst_cases(&settings, &slots), all);
+    }
+
+    #[test]
+    fn what_has_no_database_wants_nothing_but_its_promise_counts() {
+        let archived = tenantry_config::Standing { number: Some(1), state: tenantry_config::TenantState::Archived };
+        let (settings, slots) = settings(vec![
+            ("a", Tenant { floor: 8, ..Tenant::default() }),
+            ("b", Tenant { floor: 5, standing: archived, ..Tenant::default() }),
+        ]);
+        assert_eq!(worst_cases(&settings, &slots), [("a".into(), Some(12))]);
+        assert_eq!(who_logs_in(&settings).len(), 1);
+        assert!(impossible(&settings, &slots)[0].contains("cap of 12 is less than the 13 of all floors (a: 8, b: 5)"));
+    }
+
+    #[test]
+    fn a_cap_that_nobody_knows_has_no_worst_case() {
+        let (settings, _) = settings(vec![("a", Tenant { floor: u32::MAX, ..Tenant::default() })]);
+        assert_eq!(worst_cases(&settings, &BTreeMap::new()), [("a".into(), None)]);
+        assert!(impossible(&settings, &BTreeMap::new()).is_empty());
+    }
 }

@@ -14,7 +14,7 @@ use tenantry_admin::{
     jobs::runner,
     plane::{self, ControlPlane},
 };
-use tenantry_config::{ClientTlsMode, Control, Listen, Server, Settings};
+use tenantry_config::{ClientTlsMode, Control, Listen, Server, Settings, floors_fit, floors_still_fit};
 use tenantry_proxy::directory::Directory;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
@@ -80,6 +80,10 @@ impl Running {
             refuse_open_door(&settings, known.0.as_ref())?;
             start = Some((catalog, known));
         }
+        // What is too much is scaled down rather than kept from serving: whoever has to mend it needs a database, too.
+        if let Err(over) = floors_fit(&served, |_| None) {
+            tracing::warn!("{over}; until then each is scaled down in proportion");
+        }
         let directory = Directory::start(served.clone()).await?;
         let plane = start.map(|(catalog, known)| {
             ControlPlane::new(catalog, Arc::clone(&directory) as Arc<dyn Plane>, settings.clone(), known, fuse)
@@ -120,7 +124,12 @@ impl Running {
         log::check(&fresh.log)?;
         match &self.plane {
             Some(plane) => plane.reload(fresh.clone()).map_err(Failure::Usage)?,
-            None => self.directory.reload(fresh.clone())?,
+            None => {
+                let slots = |server: &str| self.directory.slots(server);
+                floors_still_fit(&self.settings.borrow(), &fresh, slots)
+                    .map_err(|over| Failure::Usage(over.to_string()))?;
+                self.directory.reload(fresh.clone())?;
+            }
         }
         filter.reload(&fresh.log)?;
         let old = Arc::clone(&self.settings.borrow());

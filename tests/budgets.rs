@@ -2,7 +2,12 @@
 
 use std::sync::Arc;
 
-use tenantry_testkit::{Client, Cluster, FakeConn, FakeServer, Proxy, ProxyBuilder, Tenant, cluster, eventually, say};
+use serde_json::{Value, json};
+use tenantry_testkit::{
+    Api, Client, Cluster, FakeConn, FakeServer, Proxy, ProxyBuilder, Tenant, cluster,
+    control::{control_builder, control_role},
+    eventually, say,
+};
 use tokio::sync::Semaphore;
 
 async fn proxy_for(cluster: &Cluster, tenants: &[&Tenant], settings: &[(&str, toml::Value)]) -> Proxy {
@@ -246,6 +251,104 @@ async fn a_reload_changes_a_budget_and_a_budget_that_cannot_be_changes_nothing()
     eventually("refused", stale).await;
     assert!(proxy.log().contains("3 is less than the 4 of all floors"), "{}", proxy.log());
     assert_eq!(proxy.connect(&quiet).login().await.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_reload_whose_floors_do_not_fit_an_auto_cap_is_refused_with_the_sums() {
+    let own = Cluster::start_with("max_connections = 20\nsuperuser_reserved_connections = 3").leaked();
+    let (a, b) = (own.tenant("one").await, own.tenant("two").await);
+    let proxy = proxy_for(own, &[&a, &b], &[("servers.main.reserve", 12.into())]).await;
+    // Now it is known: 5.
+    assert_eq!(proxy.connect(&a).login().await.value("SELECT 1").await, "1");
+    let some = proxy.settings().set(&key(&a, "floor"), 3);
+    proxy.reload(&some.clone().set(&key(&b, "floor"), 3).text());
+    let stale = async |wanted: f64| {
+        let is_told = async || (proxy.metric("tenantry_settings_stale").await == wanted).then_some(());
+        eventually(format!("tenantry_settings_stale {wanted}"), is_told).await;
+    };
+    stale(1.0).await;
+    assert!(proxy.log().contains("its cap of 5 is less than the 6 of all floors"), "{}", proxy.log());
+    proxy.reload(&some.set(&key(&b, "floor"), 2).text());
+    stale(0.0).await;
+}
+
+#[tokio::test]
+async fn who_is_turned_away_is_told_by_which_limit_and_it_is_counted() {
+    let tenant = cluster().tenant("limited").await;
+    let (ceiling, clients) = (key(&tenant, "ceiling"), key(&tenant, "max_client_conn"));
+    let settings = [(&*ceiling, 1.into()), (&*clients, 2.into()), ("pool.query_wait_timeout", "300ms".into())];
+    let proxy = proxy_for(cluster(), &[&tenant], &settings).await;
+    let mut busy = holder(&proxy, &tenant).await;
+    let mut waits = proxy.connect(&tenant).login().await;
+    let fault = proxy.connect(&tenant).try_login().await.err().expect("one too many").fatal("53300");
+    let told = format!("{fault:?}");
+    assert!(told.contains(&format!("proxy_code=TENANT_MAX_CLIENTS tenant={} clients=2/2", tenant.name)), "{told}");
+    assert!(told.contains("raise the tenant's max_client_conn"), "{told}");
+    waits.query("SELECT 1").await.error("53300");
+    busy.run("COMMIT").await;
+    let metrics = proxy.metrics().await;
+    for line in [
+        format!(
+            "tenantry_limit_refusals_total{{tenant=\"{}\",role=\"{}\",limit=\"ceiling\"}} 1",
+            tenant.name, tenant.role
+        ),
+        "tenantry_limit_refusals_total{tenant=\"\",role=\"\",limit=\"tenant_max_client_conn\"} 1".to_owned(),
+    ] {
+        assert!(metrics.lines().any(|told| told == line), "{line} is not in:\n{metrics}");
+    }
+    // Counted out again.
+    waits.leave().await;
+    eventually("there is room", async || proxy.connect(&tenant).try_login().await.ok()).await;
+}
+
+#[tokio::test]
+async fn the_api_explains_also_who_is_not_held_up_and_databases_that_nobody_wrote_down() {
+    control_role(cluster()).await;
+    let (tenant, any) = (cluster().tenant("explained").await, cluster().tenant("any").await);
+    let builder = ProxyBuilder::new(cluster()).tenant(&tenant).role("*", &any.role, Some(&any.password));
+    let proxy = control_builder(builder.set("pool.pool_size", 1)).start().await;
+    let api = Api::new(&proxy, "viewer").await;
+    let explained = async |name: &str| api.get(&format!("/v1/explain/{name}")).await.body["roles"][0].clone();
+    let mut busy = proxy.connect(&tenant).login().await;
+    assert_eq!(busy.value("SELECT 1").await, "1");
+    let why = explained(&tenant.name).await;
+    assert_eq!(
+        (&why["blocked"], &why["ahead"], &why["ceiling"]),
+        (&json!("nothing"), &json!(0), &Value::Null),
+        "{why}"
+    );
+    busy.run("BEGIN").await;
+    let mut waiting = waiter(&proxy, &tenant, 1).await;
+    let why = explained(&tenant.name).await;
+    assert_eq!((&why["blocked"], &why["ahead"]), (&json!("pool_size"), &json!(1)), "{why}");
+    busy.run("COMMIT").await;
+    assert_eq!(waiting.until_ready().await.ok().value(), "1");
+    assert_eq!(api.get(&format!("/v1/explain/{}", any.name)).await.status, 404, "nobody was there yet");
+    assert_eq!(proxy.connect(&any).login().await.value("SELECT 1").await, "1");
+    assert_eq!(explained(&any.name).await["blocked"], "nothing");
+}
+
+#[tokio::test]
+async fn a_raised_ceiling_costs_no_client_an_error_while_the_fence_is_raised() {
+    let fenced = cluster().tenant("raised").await;
+    let ceiling = key(&fenced, "ceiling");
+    let settings = [
+        (ceiling.as_str(), 1.into()),
+        ("servers.main.control.role", "postgres".into()),
+        ("servers.main.control.connection_limits", true.into()),
+    ];
+    let proxy = proxy_for(cluster(), &[&fenced], &settings).await;
+    connection_limit(&fenced, "1").await;
+    let mut holders = vec![holder(&proxy, &fenced).await];
+    for most in 2..6u32 {
+        let mut next = waiter(&proxy, &fenced, 1).await;
+        proxy.reload(&proxy.settings().set(&ceiling, most).text());
+        assert_eq!(next.until_ready().await.ok().value(), "1");
+        next.run("BEGIN").await;
+        holders.push(next);
+        connection_limit(&fenced, &most.to_string()).await;
+    }
+    is_fenced(&proxy, &fenced, 1).await;
 }
 
 async fn connection_limit(tenant: &Tenant, wanted: &str) {

@@ -1,6 +1,12 @@
 //! The settings file, from outside: `tenantry check`, start and SIGHUP.
 
-use tenantry_testkit::{Load, ProxyBuilder, cluster, eventually, one_server, proxy::check};
+use serde_json::json;
+use tenantry_testkit::{
+    Api, Load, ProxyBuilder, cluster,
+    control::{control_builder, control_role},
+    eventually, one_server,
+    proxy::check,
+};
 
 #[tokio::test]
 async fn check_accepts_a_good_file() {
@@ -196,10 +202,40 @@ async fn check_tells_what_each_tenant_gets_when_everybody_wants_all() {
     assert_eq!(words(&a.name)[2..], ["3", "off", "1", "3", "9"], "{told}");
     assert_eq!(words(&b.name)[2..], ["0", "off", "2", "6", "9"], "{told}");
     // An auto cap is known once the server was asked.
-    let impossible = settings.set("servers.main.cap", "auto").set(&format!("tenants.{}.floor", a.name), 500);
+    let impossible = settings.set("servers.main.cap", "auto").set("pool.pool_size", 500);
+    let impossible = impossible.set(&format!("tenants.{}.floor", a.name), 500);
     let output = check(&impossible.text());
     assert_eq!(output.status.code(), Some(64), "{output:?}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("less than the 500 of all floors"), "{output:?}");
+}
+
+#[tokio::test]
+async fn check_shows_the_tenants_of_the_catalog_where_it_can_be_read() {
+    control_role(cluster()).await;
+    let written = cluster().tenant("written").await;
+    let settings = control_builder(ProxyBuilder::new(cluster()).tenant(&written));
+    let told = |settings: &ProxyBuilder| {
+        let output = check(&settings.clone().set("admin.address", "").text());
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    // Before the first start there is none, which is nothing wrong.
+    let (code, said) = told(&settings);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("the catalog cannot be read, so its tenants are not in this"), "{said}");
+    let proxy = settings.clone().start().await;
+    let api = Api::new(&proxy, "admin").await;
+    let made = api.post("/v1/tenants", json!({ "name": "made", "spec": { "floor": 4, "ceiling": 9 } })).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    let (code, said) = told(&settings);
+    assert_eq!(code, Some(0), "{said}");
+    let lines: Vec<Vec<&str>> = said.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert!(lines.iter().any(|words| words.starts_with(&["made", "made"]) && words.contains(&"skipped:")), "{said}");
+    assert!(lines.iter().any(|words| words == &["made", "main", "4", "9", "1", "9", "30"]), "{said}");
+    // Together with the file's they may be too many.
+    let name = format!("tenants.{}", written.name);
+    let (code, said) = told(&settings.clone().set(&format!("{name}.floor"), 27).set(&format!("{name}.pool_size"), 27));
+    assert_eq!(code, Some(64), "{said}");
+    assert!(said.contains("its cap of 30 is less than the 31 of all floors"), "{said}");
 }
 
 #[tokio::test]

@@ -14,7 +14,10 @@ use tenantry_proxy::{
     session::state::SessionState,
 };
 
-use crate::{fence::Fences, view::Status};
+use crate::{
+    fence::Fences,
+    view::{Status, View},
+};
 
 /// A series that a scrape did not renew is of something that is gone, and its last value would be a lie. Each scrape
 /// renews all others before it renders, so this need only be shorter than the time between two scrapes.
@@ -48,7 +51,7 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 42] = [
+pub const METRICS: [Metric; 43] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
@@ -61,6 +64,11 @@ pub const METRICS: [Metric; 42] = [
     level("tenantry_message_memory_bytes", "", "Memory held for large messages that must be looked at whole"),
     level("tenantry_message_memory_limit_bytes", "", "max_message_memory"),
     count("tenantry_refusals_total", "sqlstate", "Errors that clients saw before they had a tenant, by SQLSTATE"),
+    count(
+        "tenantry_limit_refusals_total",
+        "tenant, role, limit",
+        "Clients that a limit of Tenantry turned away, by that limit; without tenant and role before there is a session",
+    ),
     level("tenantry_client_connections", "tenant, role, state", "Client connections by the state of their session"),
     level("tenantry_server_connections", "tenant, role, server, state", "Server connections by state"),
     level(
@@ -184,7 +192,8 @@ fn build() -> PrometheusRecorder {
 }
 
 /// One scrape's worth: everything that is there is set anew.
-pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, status: &Status, fences: &Fences) {
+pub(crate) fn publish(view: &dyn View, status: &Status, fences: &Fences) {
+    let snapshot = view.snapshot();
     for ((server, tenant), stands) in fences.all() {
         let labels = vec![Label::new("tenant", tenant), Label::new("server", server)];
         gauge!("tenantry_tenant_fenced", labels).set(f64::from(u8::from(stands)));
@@ -205,10 +214,11 @@ pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, sta
     let (held, limit) = snapshot.message_memory;
     gauge!("tenantry_message_memory_bytes").set(bytes(held));
     gauge!("tenantry_message_memory_limit_bytes").set(bytes(limit));
-    for (sqlstate, n) in refusals {
-        counter!("tenantry_refusals_total", "sqlstate" => sqlstate.clone()).absolute(*n);
+    for (sqlstate, n) in view.refusals() {
+        counter!("tenantry_refusals_total", "sqlstate" => sqlstate).absolute(n);
     }
-    for ((tenant, role), counts) in sessions(snapshot) {
+    publish_limits(&pool_labels("", ""), view.limit_refusals());
+    for ((tenant, role), counts) in sessions(&snapshot) {
         let labels = pool_labels(tenant, role);
         for (state, n) in SessionState::ALL.iter().zip(counts) {
             gauge!("tenantry_client_connections", with(&labels, "state", state.as_str())).set(number(n));
@@ -217,6 +227,12 @@ pub(crate) fn publish(snapshot: &Snapshot, refusals: &BTreeMap<String, u64>, sta
     for pool in &snapshot.pools {
         publish_pool(pool);
         publish_budget(pool);
+    }
+}
+
+fn publish_limits(labels: &[Label], refusals: BTreeMap<&'static str, u64>) {
+    for (limit, n) in refusals {
+        counter!("tenantry_limit_refusals_total", with(labels, "limit", limit)).absolute(n);
     }
 }
 
@@ -253,6 +269,7 @@ fn publish_pool(view: &PoolView) {
     for (sqlstate, n) in pool.stats.errors() {
         counter!("tenantry_errors_total", with(&labels, "sqlstate", &sqlstate)).absolute(n);
     }
+    publish_limits(&labels, pool.stats.limits());
     let pins = pool.stats.pins.lock().clone();
     for (reason, n) in pins {
         counter!("tenantry_pins_total", with(&labels, "reason", reason)).absolute(n);
@@ -326,6 +343,27 @@ mod tests {
         }
     }
 
+    /// A data plane that stands still.
+    struct Still(Snapshot, BTreeMap<String, u64>);
+
+    impl View for Still {
+        fn is_ready(&self) -> bool {
+            true
+        }
+
+        fn snapshot(&self) -> Snapshot {
+            self.0.clone()
+        }
+
+        fn refusals(&self) -> BTreeMap<String, u64> {
+            self.1.clone()
+        }
+
+        fn limit_refusals(&self) -> BTreeMap<&'static str, u64> {
+            [("max_client_conn", 2)].into()
+        }
+    }
+
     fn snapshot() -> Snapshot {
         let settings = tenantry_config::Server {
             host: "127.0.0.1".to_owned(),
@@ -365,7 +403,8 @@ mod tests {
     async fn a_scrape_shows_every_metric_with_its_help_and_labels() {
         let recorder = build();
         let text = metrics::with_local_recorder(&recorder, || {
-            publish(&snapshot(), &[("28P01".to_owned(), 4)].into(), &Status::default(), &Fences::one("main", "acme"));
+            let view = Still(snapshot(), [("28P01".to_owned(), 4)].into());
+            publish(&view, &Status::default(), &Fences::one("main", "acme"));
             recorder.handle().render()
         });
         for metric in METRICS {
@@ -383,6 +422,7 @@ mod tests {
             "tenantry_errors_total{tenant=\"acme\",role=\"app\",sqlstate=\"53300\"} 1",
             "tenantry_client_connections{tenant=\"acme\",role=\"app\",state=\"idle\"} 5",
             "tenantry_server_permits{server=\"main\"} 3",
+            "tenantry_limit_refusals_total{tenant=\"\",role=\"\",limit=\"max_client_conn\"} 2",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in:\n{text}");
         }
@@ -400,7 +440,7 @@ mod tests {
         let recorder = build();
         let scrape = |snapshot: &Snapshot| {
             metrics::with_local_recorder(&recorder, || {
-                publish(snapshot, &BTreeMap::new(), &Status::default(), &Fences::default())
+                publish(&Still(snapshot.clone(), BTreeMap::new()), &Status::default(), &Fences::default())
             });
             recorder.handle().render()
         };

@@ -58,7 +58,7 @@ async fn collect(app: Arc<App>) -> Option<String> {
     let work = Arc::clone(&app);
     // With thousands of pools this takes milliseconds: too long for a thread that carries sessions.
     tokio::task::spawn_blocking(move || {
-        metrics::publish(&work.view.snapshot(), &work.view.refusals(), &work.status, &work.fences);
+        metrics::publish(&*work.view, &work.status, &work.fences);
         work.recorder.render()
     })
     .await

@@ -19,6 +19,14 @@ pub trait View: Send + Sync + 'static {
     fn snapshot(&self) -> Snapshot;
     /// Errors that clients saw before they had a tenant, by SQLSTATE, since the start.
     fn refusals(&self) -> BTreeMap<String, u64>;
+    /// Those of them that a limit is behind, by its name.
+    fn limit_refusals(&self) -> BTreeMap<&'static str, u64> {
+        BTreeMap::new()
+    }
+    /// Connections that PostgreSQL has for roles that are not privileged, if the server was asked.
+    fn slots(&self, _server: &str) -> Option<u32> {
+        None
+    }
 }
 
 impl View for Directory {
@@ -32,6 +40,14 @@ impl View for Directory {
 
     fn refusals(&self) -> BTreeMap<String, u64> {
         self.refusals.errors()
+    }
+
+    fn limit_refusals(&self) -> BTreeMap<&'static str, u64> {
+        self.refusals.limits()
+    }
+
+    fn slots(&self, server: &str) -> Option<u32> {
+        Directory::slots(self, server)
     }
 }
 

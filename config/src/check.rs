@@ -10,6 +10,7 @@ use std::{
 
 use crate::{
     AuthType, ClientTlsMode, OrAuto, Role, RoleSecret, Server, ServerTlsMode, Settings, Tenant,
+    floors::{floors_fit, name_parts},
     layers::join,
     problem::{Report, suggest},
 };
@@ -201,6 +202,7 @@ fn check_tenant(path: &str, tenant: &Tenant, settings: &Settings, report: &mut R
         check_min_pool_size(&keys, tenant.pool.min_pool_size, tenant.pool.pool_size, report);
     }
     check_budget(path, tenant, report);
+    check_pools_against_budget(path, tenant, settings, report);
     if tenant.max_client_conn == Some(0) {
         report.problem(&[&join(path, "max_client_conn")], "must be at least 1, or \"off\"");
     }
@@ -228,6 +230,27 @@ fn check_budget(path: &str, tenant: &Tenant, report: &mut Report) {
     if path == join("tenants", "*") && tenant.floor > 0 {
         let message = "any number of databases would each get it; give those that need a floor a section of their own";
         report.problem(&[&floor], message);
+    }
+}
+
+/// What no pool can ever use, or no budget ever allow.
+fn check_pools_against_budget(path: &str, tenant: &Tenant, settings: &Settings, report: &mut Report) {
+    let [floor, ceiling, size, min] = ["floor", "ceiling", "pool_size", "min_pool_size"].map(|key| join(path, key));
+    let most = tenant.most_connections(&settings.roles);
+    // Without a role nobody can use any of it yet.
+    if most > 0 && tenant.floor > most {
+        let message = format!(
+            "{} is more than the {most} connections that the pools of its roles can have; lower it or raise pool_size",
+            tenant.floor
+        );
+        report.problem(&[&floor, &size, "pool.pool_size"], message);
+    }
+    let warm = warm(tenant, settings);
+    if let Some(most) = tenant.ceiling.filter(|most| *most > 0 && warm > u64::from(*most)) {
+        let message = format!(
+            "{most} is less than the {warm} connections that min_pool_size keeps open; raise it or lower min_pool_size"
+        );
+        report.problem(&[&ceiling, &min, "pool.min_pool_size"], message);
     }
 }
 
@@ -268,11 +291,17 @@ fn check_secret(path: &str, secret: &RoleSecret, auth_type: AuthType, report: &m
     report.problem(&keys, message.to_string());
 }
 
+/// Connections that its pools keep open whatever happens.
+fn warm(tenant: &Tenant, settings: &Settings) -> u64 {
+    let roles = u64::try_from(tenant.all_roles(&settings.roles).count()).unwrap_or(u64::MAX);
+    u64::from(tenant.pool.min_pool_size).saturating_mul(roles)
+}
+
 /// The connections that are kept open whatever happens must fit into each server's cap; else some tenant's never open.
 fn check_warm_connections(settings: &Settings, report: &mut Report) {
     let mut sums: BTreeMap<&str, Vec<(String, u64)>> = BTreeMap::new();
     for (path, tenant) in tenants(settings) {
-        let warm = u64::from(tenant.pool.min_pool_size) * role_count(tenant, settings);
+        let warm = warm(tenant, settings);
         if warm > 0 {
             sums.entry(&tenant.server).or_default().push((path, warm));
         }
@@ -293,38 +322,12 @@ fn check_warm_connections(settings: &Settings, report: &mut Report) {
 }
 
 /// A floor is a promise: those of a server's tenants must all be kept at once. An auto cap is known only when the server
-/// is asked: then `tenantry check` and the log tell.
+/// is asked: then `tenantry check`, a reload and the API tell.
 fn check_floors(settings: &Settings, report: &mut Report) {
-    for (name, server) in &settings.servers {
-        let OrAuto::Is(cap) = server.cap else { continue };
-        let floors: Vec<_> = floors(settings, name).map(|(path, floor)| (path, u64::from(floor))).collect();
-        let sum = floors.iter().fold(0_u64, |sum, (_, floor)| sum.saturating_add(*floor));
-        if sum > u64::from(cap.get()) {
-            let message =
-                format!("{cap} is less than the {sum} of all floors ({}); raise it or lower them", name_parts(floors));
-            report.problem(&[&join(&join("servers", name), "cap")], message);
-        }
+    let over = floors_fit(settings, |_| None).err().map_or_else(Vec::new, |over| over.0);
+    for floors in over {
+        let (cap, sum, parts) = (floors.cap.unwrap_or(0), floors.sum, floors.parts("tenants."));
+        let message = format!("{cap} is less than the {sum} of all floors ({parts}); raise it or lower them");
+        report.problem(&[&join(&join("servers", &floors.server), "cap")], message);
     }
-}
-
-/// The floors of a server's tenants, with their paths.
-fn floors<'a>(settings: &'a Settings, server: &'a str) -> impl Iterator<Item = (String, u32)> + 'a {
-    let here = tenants(settings).filter(move |(_, tenant)| tenant.server == server && tenant.floor > 0);
-    here.map(|(path, tenant)| (path, tenant.floor))
-}
-
-/// The largest few: with thousands of tenants the line must stay readable.
-fn name_parts(mut parts: Vec<(String, u64)>) -> String {
-    const SHOWN: usize = 5;
-    parts.sort_by_key(|(_, warm)| std::cmp::Reverse(*warm));
-    let more = parts.len().saturating_sub(SHOWN);
-    let shown: Vec<String> = parts.into_iter().take(SHOWN).map(|(path, warm)| format!("{path}: {warm}")).collect();
-    let rest = if more > 0 { format!(", and {more} more tenants") } else { String::new() };
-    shown.join(", ") + &rest
-}
-
-/// Own roles, and those of all tenants that it has none of the same name for.
-fn role_count(tenant: &Tenant, settings: &Settings) -> u64 {
-    let names: BTreeSet<&str> = tenant.roles.iter().chain(&settings.roles).map(|role| role.name.as_str()).collect();
-    u64::try_from(names.len()).unwrap_or(u64::MAX)
 }

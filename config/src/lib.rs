@@ -1,6 +1,7 @@
 #![doc = include_str!("../README.md")]
 
 mod check;
+mod floors;
 mod keys;
 mod layers;
 mod load;
@@ -12,6 +13,7 @@ mod settings;
 mod state;
 mod value;
 
+pub use floors::{Floors, Overpromised, floors_fit, floors_still_fit};
 pub use layers::Overrides;
 pub use load::load;
 pub use name::{NameError, TenantId};

@@ -313,6 +313,21 @@ pub struct Tenant {
     pub standing: Standing,
 }
 
+impl Tenant {
+    /// The roles that may log in: its own, and those of all tenants (`shared`) that it has none of the same name for.
+    pub fn all_roles<'a>(&'a self, shared: &'a [Role]) -> impl Iterator<Item = &'a Role> {
+        let is_own = |role: &Role| self.roles.iter().any(|own| own.name == role.name);
+        self.roles.iter().chain(shared.iter().filter(move |role| !is_own(role)))
+    }
+
+    /// The most connections that the pools of its roles can have together.
+    #[must_use]
+    pub fn most_connections(&self, shared: &[Role]) -> u32 {
+        let sizes = self.all_roles(shared).map(|role| role.pool_size.unwrap_or(self.pool.pool_size));
+        sizes.fold(0, u32::saturating_add)
+    }
+}
+
 /// What only the catalog knows of a tenant.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Standing {

@@ -98,6 +98,15 @@ impl TenantState {
         })
     }
 
+    /// Whether its database is there, under its name.
+    #[must_use]
+    pub const fn has_database(self) -> bool {
+        match self {
+            Self::Active | Self::Paused | Self::Draining | Self::Drained | Self::Suspended => true,
+            Self::Creating | Self::Archived | Self::Dropped => false,
+        }
+    }
+
     /// The word in the API, the catalog and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

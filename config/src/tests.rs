@@ -146,6 +146,23 @@ fn budgets_that_make_no_sense_are_refused() {
 }
 
 #[test]
+fn a_floor_that_no_pool_can_use_and_a_ceiling_below_the_warm_connections_are_refused() {
+    let roles = "[[roles]]\nname = \"own\"\npool_size = 4\n[[roles]]\nname = \"all\"\n";
+    let text = |keys: &str| {
+        format!(
+            "[auth]\nauth_type = \"trust\"\n[servers.main]\nhost = \"::1\"\n[tenants.a]\npool_size = 3\n{keys}\n\
+             [[tenants.a.roles]]\nname = \"own\"\n{roles}"
+        )
+    };
+    // Its own role hides the shared one of the same name: 3 and 3.
+    one_problem(&text("floor = 7"), "tenantry.toml:7: tenants.a.floor: ", "more than the 6 connections");
+    assert_eq!(loaded(&text("floor = 6")).tenants["a"].floor, 6);
+    let warm = "min_pool_size = 2\nceiling = ";
+    one_problem(&text(&format!("{warm}3")), "tenantry.toml:8: tenants.a.ceiling: ", "less than the 4 connections");
+    assert_eq!(loaded(&text(&format!("{warm}4"))).tenants["a"].ceiling, Some(4));
+}
+
+#[test]
 fn workers_are_a_number_or_auto() {
     assert_eq!(loaded(MINIMUM).process.workers, OrAuto::Auto);
     assert_eq!(loaded(&format!("[process]\nworkers = \"auto\"\n{MINIMUM}")).process.workers, OrAuto::Auto);

@@ -283,8 +283,15 @@ impl Directory {
     /// For each role of the tenant that was used: why its queue does not move, or what would hold up the next one.
     #[must_use]
     pub fn explain(&self, tenant: &str) -> Vec<(String, Explanation)> {
-        let pools = self.find(tenant).map(|tenant| tenant.pools()).unwrap_or_default();
+        let any = || self.any.lock().get(tenant).cloned();
+        let pools = self.find(tenant).or_else(any).map(|tenant| tenant.pools()).unwrap_or_default();
         pools.iter().map(|pool| (pool.role.clone(), pool.server.explain(pool.id, None))).collect()
+    }
+
+    /// Connections that a server has for roles that are not privileged, if it was asked.
+    #[must_use]
+    pub fn slots(&self, server: &str) -> Option<u32> {
+        self.routes.load().servers.get(server)?.slots()
     }
 
     fn find(&self, tenant: &str) -> Option<Arc<Tenant>> {
@@ -511,7 +518,7 @@ impl Directory {
     }
 
     pub(crate) fn count_refusal(&self, error: &ErrorResponse) {
-        self.refusals.error(error.code);
+        self.refusals.told(error);
     }
 
     /// Runs hashing work off the threads that serve queries, a bounded amount at a time.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use tenantry_config::{OrAuto, Settings, TenantId};
+use tenantry_config::{Floors, Settings, TenantId};
 
 use super::problem::{Answer, Problem};
-use crate::catalog::model::{Known, Spec};
+use crate::catalog::model::{Entry, Known, Spec};
 
 /// Leaves room for what PostgreSQL appends to names, under its 63 bytes.
 const MAX_NAME: usize = 48;
@@ -69,8 +69,16 @@ pub fn server(wanted: Option<&str>, file: &Settings) -> Answer<String> {
     }
 }
 
-/// A spec on a server; `of`: the tenant that has it now.
-pub fn spec(spec: &Spec, server: &str, file: &Settings, known: &Known, of: Option<i64>) -> Answer<()> {
+/// A spec on a server; `of`: the tenant that has it now; `slots`: the connections that PostgreSQL has there for roles that
+/// are not privileged, if it was asked.
+pub fn spec(
+    spec: &Spec,
+    server: &str,
+    file: &Settings,
+    known: &Known,
+    of: Option<i64>,
+    slots: Option<u32>,
+) -> Answer<()> {
     for (key, text) in [("application", &spec.application), ("owner", &spec.owner), ("stage", &spec.stage)] {
         if text.as_ref().is_some_and(|text| text.len() > MAX_TEXT || text.contains(char::is_control)) {
             return Err(Problem::invalid(format!("{key}: at most {MAX_TEXT} bytes, and no control characters")));
@@ -95,7 +103,9 @@ pub fn spec(spec: &Spec, server: &str, file: &Settings, known: &Known, of: Optio
     if spec.ceiling.is_some_and(|ceiling| ceiling < spec.floor) {
         return Err(Problem::invalid("ceiling: must be at least the floor"));
     }
-    floors(spec.floor, server, file, known, of)?;
+    let now = known.tenants.iter().find(|entry| Some(entry.number) == of);
+    floors(spec, server, file, known, now, slots)?;
+    pools(spec, file, now)?;
     let allowed: Vec<_> = file.admin.extensions.split(',').map(str::trim).collect();
     if let Some(wrong) = spec.extensions.iter().find(|wanted| !allowed.contains(&wanted.as_str())) {
         let wrong: String = wrong.chars().filter(|c| !c.is_control()).take(63).collect();
@@ -107,15 +117,47 @@ pub fn spec(spec: &Spec, server: &str, file: &Settings, known: &Known, of: Optio
     settings(&spec.settings)
 }
 
-/// The floors of a server's tenants must fit its cap; with `auto` only the server knows, and scales them.
-fn floors(floor: u32, server: &str, file: &Settings, known: &Known, of: Option<i64>) -> Answer<()> {
-    let Some(OrAuto::Is(cap)) = file.servers.get(server).map(|server| server.cap) else { return Ok(()) };
-    let in_file = file.tenants.values().filter(|tenant| tenant.server == server).map(|tenant| u64::from(tenant.floor));
-    let in_catalog = known.tenants.iter().filter(|entry| entry.server == server && Some(entry.number) != of);
-    let others: u64 = in_file.chain(in_catalog.map(|entry| u64::from(entry.spec.floor))).sum();
-    if others + u64::from(floor) > u64::from(cap.get()) {
+/// What is promised must fit what the server may hold, besides the others' floors. What was promised before, and is not
+/// raised, stands: it must be possible to lower a floor that has come not to fit, and to change something else.
+fn floors(
+    spec: &Spec,
+    server: &str,
+    file: &Settings,
+    known: &Known,
+    now: Option<&Entry>,
+    slots: Option<u32>,
+) -> Answer<()> {
+    let is_kept = |now: &Entry| now.server == server && spec.floor <= now.spec.floor;
+    if spec.floor == 0 || now.is_some_and(is_kept) {
+        return Ok(());
+    }
+    let (mut others, _) = known.merge(file);
+    if let Some(now) = now {
+        others.tenants.retain(|_, tenant| tenant.standing.number != Some(now.number));
+    }
+    let others = Floors::of(&others, server, slots);
+    match others.cap {
+        Some(cap) if others.sum + u64::from(spec.floor) > u64::from(cap) => Err(Problem::invalid(format!(
+            "floor: {} and the floors of the other tenants, {}, are more than the server's cap of {cap}; lower one of them",
+            spec.floor, others.sum
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// A floor that the pools of the tenant's roles can never use is none.
+fn pools(spec: &Spec, file: &Settings, now: Option<&Entry>) -> Answer<()> {
+    if now.is_some_and(|now| (now.spec.floor, now.spec.pool_size) == (spec.floor, spec.pool_size)) {
+        return Ok(());
+    }
+    let size = spec.pool_size.unwrap_or(file.pool.pool_size);
+    let own = now.map_or(1, |now| u32::try_from(now.roles.len()).unwrap_or(u32::MAX).max(1));
+    let shared = file.roles.iter().map(|role| role.pool_size.unwrap_or(size));
+    let most = shared.fold(size.saturating_mul(own), u32::saturating_add);
+    if spec.floor > most {
         return Err(Problem::invalid(format!(
-            "floor: {floor} and the floors of the other tenants, {others}, are more than the server's cap of {cap}; lower one of them"
+            "floor: {} is more than the {most} connections that the pools of its roles can have; lower it or raise pool_size",
+            spec.floor
         )));
     }
     Ok(())
@@ -140,6 +182,8 @@ fn settings(settings: &BTreeMap<String, String>) -> Answer<()> {
 
 #[cfg(test)]
 mod tests {
+    use tenantry_config::OrAuto;
+
     use super::*;
 
     #[test]
@@ -177,15 +221,68 @@ mod tests {
         assert!(new_name(&"a".repeat(48), &file, &known, None).is_ok());
     }
 
+    fn file(cap: OrAuto<std::num::NonZeroU32>) -> Settings {
+        let mut file = Settings::default();
+        file.servers.insert("main".into(), tenantry_config::Server { cap, ..Default::default() });
+        file
+    }
+
+    fn entry(number: i64, floor: u32) -> Entry {
+        Entry {
+            number,
+            name: format!("t{number}"),
+            state: tenantry_config::TenantState::Active,
+            held: false,
+            server: "main".into(),
+            database: format!("t{number}"),
+            owner_role: "app".into(),
+            aliases: Vec::new(),
+            version: 1,
+            spec: Spec { floor, ..Spec::default() },
+            roles: Vec::new(),
+            created_at: time::OffsetDateTime::UNIX_EPOCH,
+            updated_at: time::OffsetDateTime::UNIX_EPOCH,
+        }
+    }
+
+    #[test]
+    fn an_auto_cap_counts_as_soon_as_it_is_known() {
+        let file = file(OrAuto::Auto);
+        let known = Known { tenants: vec![entry(1, 8), entry(2, 4)], ..Known::default() };
+        let wanted = |floor, of, slots| spec(&Spec { floor, ..Spec::default() }, "main", &file, &known, of, slots);
+        assert!(wanted(15, None, None).is_ok(), "nobody knows");
+        // 25 without the reserve of 10.
+        assert!(wanted(3, None, Some(25)).is_ok());
+        let refused = wanted(4, None, Some(25)).unwrap_err().detail;
+        assert!(refused.contains("4 and the floors of the other tenants, 12, are more than"), "{refused}");
+        assert!(wanted(7, Some(2), Some(25)).is_ok(), "its own does not count twice");
+        assert!(wanted(8, Some(2), Some(25)).is_err());
+        // The server has become smaller.
+        assert!(wanted(3, Some(2), Some(15)).is_ok(), "less than before is never refused");
+        assert!(wanted(4, Some(2), Some(15)).is_ok(), "nor is what stays");
+        assert!(wanted(5, Some(2), Some(15)).is_err());
+    }
+
+    #[test]
+    fn a_floor_that_no_pool_can_use_is_refused() {
+        let file = file(OrAuto::Auto);
+        let of = |floor, pool_size| Spec { floor, pool_size, ..Spec::default() };
+        let known = Known { tenants: vec![Entry { spec: of(9, Some(5)), ..entry(1, 0) }], ..Known::default() };
+        let check = |wanted, of| spec(&wanted, "main", &file, &known, of, None);
+        assert!(check(of(20, None), None).is_ok());
+        assert!(check(of(21, None), None).unwrap_err().detail.contains("more than the 20 connections"));
+        assert!(check(of(6, Some(5)), None).is_err());
+        assert!(check(of(9, Some(5)), Some(1)).is_ok(), "it was taken before");
+        assert!(check(of(8, Some(5)), Some(1)).is_err());
+    }
+
     #[test]
     fn impossible_budgets_are_refused_with_the_sums() {
-        let mut file = Settings::default();
-        let cap = OrAuto::Is(std::num::NonZeroU32::new(10).unwrap());
-        file.servers.insert("main".into(), tenantry_config::Server { cap, ..Default::default() });
+        let mut file = file(OrAuto::Is(std::num::NonZeroU32::new(10).unwrap()));
         let tenant = tenantry_config::Tenant { server: "main".into(), floor: 7, ..Default::default() };
         file.tenants.insert(TenantId::parse("a").unwrap(), tenant);
         let known = Known::default();
-        let wanted = |floor| spec(&Spec { floor, ..Spec::default() }, "main", &file, &known, None);
+        let wanted = |floor| spec(&Spec { floor, ..Spec::default() }, "main", &file, &known, None, None);
         assert!(wanted(3).is_ok());
         assert!(wanted(4).unwrap_err().detail.contains("4 and the floors of the other tenants, 7, are more than"));
     }

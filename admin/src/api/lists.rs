@@ -7,6 +7,8 @@ use axum::{
     response::{IntoResponse, Response},
 };
 
+use tenantry_config::TenantState;
+
 use super::{
     Plane,
     jobs::number,
@@ -63,22 +65,29 @@ pub async fn audit(
     responses((status = 200, body = Explained), Errors))]
 pub async fn explain(State(plane): Plane, Path(name): Path<String>) -> Answer<Json<Explained>> {
     let (merged, _) = plane.known().merge(&plane.file());
-    let tenant = merged.tenants.get(name.as_str()).ok_or_else(|| Problem::not_found("no tenant of that name"))?;
+    let explained = plane.data.explain(&name);
+    // A database of `[tenants."*"]` is in no settings; it is there once somebody uses it.
+    let state = match merged.tenants.get(name.as_str()) {
+        Some(tenant) => tenant.standing.state,
+        None if !explained.is_empty() => TenantState::Active,
+        None => return Err(Problem::not_found("no tenant of that name")),
+    };
     let why = |(role, now): (String, tenantry_proxy::pool::explain::Explanation)| Why {
         role,
         blocked: now.blocked.as_str().to_owned(),
         remedy: now.blocked.remedy().to_owned(),
+        ahead: now.ahead,
         waiting: now.waiting,
         waited_ms: now.waited,
         connections: now.size,
         pool_size: now.pool_size,
         held: now.held,
-        ceiling: now.ceiling,
+        ceiling: (now.ceiling < u32::MAX).then_some(now.ceiling),
         permits: now.permits,
         cap: now.cap,
     };
-    let roles = plane.data.explain(&name).into_iter().map(why).collect();
-    Ok(Json(Explained { tenant: name, state: tenant.standing.state.to_string(), roles }))
+    let roles = explained.into_iter().map(why).collect();
+    Ok(Json(Explained { tenant: name, state: state.to_string(), roles }))
 }
 
 /// The registry of databases as a Markdown table.

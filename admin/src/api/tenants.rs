@@ -121,7 +121,7 @@ pub async fn create(
     for (name, value) in check::DEFAULTS {
         spec.settings.entry(name.to_owned()).or_insert_with(|| value.to_owned());
     }
-    check::spec(&spec, &server, &file, &known, None)?;
+    check::spec(&spec, &server, &file, &known, None, plane.data.slots(&server))?;
     let (role, password) = match &wish.shared_role {
         Some(shared) => (shared_role(&plane, shared)?, None),
         None => {
@@ -174,7 +174,7 @@ pub async fn adopt(
     let (file, known) = (plane.file(), plane.known());
     check::new_name(&name, &file, &known, None)?;
     let server = check::server(wish.server.as_deref(), &file)?;
-    check::spec(&wish.spec, &server, &file, &known, None)?;
+    check::spec(&wish.spec, &server, &file, &known, None, plane.data.slots(&server))?;
     let database = wish.database.clone().unwrap_or_else(|| name.clone());
     let (at, control) = plane.server_of(&file, &server)?;
     let client = control::connect(at, control).await.map_err(crate::lifecycle::StepError::from)?;
@@ -241,7 +241,8 @@ pub async fn update(
     required(&conditions)?;
     let mut spec = entry.spec.clone();
     wish.apply(&mut spec);
-    check::spec(&spec, &entry.server, &plane.file(), &plane.known(), Some(entry.number))?;
+    let slots = plane.data.slots(&entry.server);
+    check::spec(&spec, &entry.server, &plane.file(), &plane.known(), Some(entry.number), slots)?;
     let entry = change(&plane, &who, "update", &entry, json!(wish), |e| {
         same_version(&conditions, e)?;
         wish.apply(&mut e.spec);

@@ -447,19 +447,22 @@ pub struct TokenMade {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Why {
     pub role: String,
-    /// Which limit: pool_size, ceiling, server_cap, connect_throttle, server_down, server_full, tenant_full, login_fails, paused.
+    /// Which limit: pool_size, ceiling, server_cap, connect_throttle, server_down, server_full, tenant_full, login_fails,
+    /// paused; or nothing: the next client is served at once.
     pub blocked: String,
     /// What would help.
     pub remedy: String,
+    /// Clients that would be before the next one.
+    pub ahead: usize,
     /// Clients that wait, and for how long the first has, in milliseconds.
     pub waiting: usize,
     pub waited_ms: u64,
     /// Server connections of the role, and the most it may have.
     pub connections: u32,
     pub pool_size: u32,
-    /// Of the tenant.
+    /// Of the tenant; ceiling null: as many as the server's cap allows.
     pub held: u32,
-    pub ceiling: u32,
+    pub ceiling: Option<u32>,
     /// Of the server.
     pub permits: u32,
     pub cap: u32,
@@ -470,6 +473,7 @@ pub struct Why {
 pub struct Explained {
     pub tenant: String,
     pub state: String,
+    /// Those that were used since the start.
     pub roles: Vec<Why>,
 }
 

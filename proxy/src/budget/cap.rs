@@ -103,6 +103,12 @@ impl Cap {
         }
     }
 
+    /// What PostgreSQL has for roles that are not privileged, if it was asked.
+    #[must_use]
+    pub fn slots(&self) -> Option<u32> {
+        self.slots
+    }
+
     /// PostgreSQL itself is the limit now.
     #[must_use]
     pub fn is_shrunk(&self) -> bool {

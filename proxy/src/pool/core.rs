@@ -369,6 +369,12 @@ impl Core {
         (self.ledger.held(), self.ledger.cap())
     }
 
+    /// What PostgreSQL has for roles that are not privileged, if it was asked.
+    #[must_use]
+    pub fn slots(&self) -> Option<u32> {
+        self.cap.slots()
+    }
+
     /// The one answer to "why does this pool's queue not move"; of a waiter, or of whoever would come next.
     #[must_use]
     pub fn explain(&self, id: PoolId, waiter: Option<WaiterId>, now: Millis) -> Explanation {
@@ -394,9 +400,12 @@ impl Core {
 
     fn blocked(&self, id: PoolId) -> Blocked {
         let Some(pool) = self.pools.get(&id) else { return Blocked::PoolSize };
+        let (waits, has_idle) = (!pool.queue.is_empty(), !pool.idle.is_empty());
         let ceiling = self.fair.budget(pool.tenant).map_or(0, |budget| budget.ceiling);
         if pool.gate != Gate::Open {
             Blocked::Paused
+        } else if has_idle {
+            Blocked::Nothing
         } else if self.down.is_failing() {
             Blocked::ServerDown
         } else if pool.backoff.is_failing() {
@@ -405,12 +414,15 @@ impl Core {
             Blocked::PoolSize
         } else if self.fair.held(pool.tenant) >= ceiling {
             Blocked::Ceiling
-        } else if self.cap.is_shrunk() {
+        } else if self.cap.is_shrunk() && (waits || self.ledger.is_full()) {
             Blocked::ServerFull
         } else if self.ledger.is_full() {
             Blocked::ServerCap
-        } else {
+        } else if waits || self.totals.of(SlotState::Connecting) >= self.limits.max_connecting {
+            // For a waiter, also while its own connection is being opened.
             Blocked::ConnectThrottle
+        } else {
+            Blocked::Nothing
         }
     }
 

@@ -114,6 +114,37 @@ fn a_waiter_is_refused_when_its_time_is_up_and_told_what_held_it() {
 }
 
 #[test]
+fn where_the_next_would_not_wait_nothing_is_said_to_hold_it_up() {
+    let mut core = core(10);
+    let pool = add_pool(&mut core, PoolLimits { size: 1, ..POOL });
+    let blocked = |core: &Core| core.explain(pool, None, Millis(1)).blocked;
+    assert_eq!(blocked(&core), Blocked::Nothing, "one may be opened");
+    let slot = open(&mut core, pool, 0);
+    assert_eq!(blocked(&core), Blocked::PoolSize);
+    let mut actions = Actions::new();
+    core.release(slot, Millis(1), &mut actions);
+    assert_eq!(blocked(&core), Blocked::Nothing, "it lies there");
+    core.set_gate(pool, Gate::Held, Millis(1), &mut actions);
+    assert_eq!(blocked(&core), Blocked::Paused);
+}
+
+#[test]
+fn while_all_dials_are_under_way_the_next_would_wait_for_the_throttle() {
+    let mut core = core(10);
+    let (busy, other) = (add_pool(&mut core, POOL), add_pool(&mut core, POOL));
+    let mut actions = Actions::new();
+    core.checkout(busy, Millis(0), &mut actions);
+    assert_eq!(core.explain(busy, None, Millis(0)).blocked, Blocked::ConnectThrottle, "its connection is being opened");
+    assert_eq!(core.explain(other, None, Millis(0)).blocked, Blocked::Nothing);
+    for _ in 0..8 {
+        core.checkout(busy, Millis(0), &mut actions);
+        core.checkout(other, Millis(0), &mut actions);
+    }
+    let third = add_pool(&mut core, POOL);
+    assert_eq!(core.explain(third, None, Millis(0)).blocked, Blocked::ConnectThrottle);
+}
+
+#[test]
 fn the_queue_has_a_limit() {
     let mut core = core(10);
     let pool = add_pool(&mut core, PoolLimits { size: 1, max_waiters: 1, ..POOL });

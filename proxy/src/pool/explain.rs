@@ -21,9 +21,12 @@ pub enum Blocked {
     LoginFails,
     /// Somebody paused the tenant, or is renaming it.
     Paused,
+    /// No limit: a connection is there, or one more may be opened at once.
+    Nothing,
 }
 
 impl Blocked {
+    /// Every limit.
     pub const ALL: [Self; 9] = [
         Self::PoolSize,
         Self::Ceiling,
@@ -38,7 +41,7 @@ impl Blocked {
 
     /// The word in errors, metrics and the console.
     #[must_use]
-    pub fn as_str(self) -> &'static str {
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::PoolSize => "pool_size",
             Self::Ceiling => "ceiling",
@@ -49,6 +52,7 @@ impl Blocked {
             Self::TenantFull => "tenant_full",
             Self::LoginFails => "login_fails",
             Self::Paused => "paused",
+            Self::Nothing => "nothing",
         }
     }
 
@@ -69,6 +73,7 @@ impl Blocked {
             }
             Self::LoginFails => "`tenantry check` says what is wrong.",
             Self::Paused => "Somebody paused this database; it goes on by itself when it is resumed.",
+            Self::Nothing => "The next client is served at once.",
         }
     }
 }

@@ -421,6 +421,12 @@ impl Server {
         self.inner.lock().core.permits()
     }
 
+    /// Connections that PostgreSQL has for roles that are not privileged, if it was asked.
+    #[must_use]
+    pub fn slots(&self) -> Option<u32> {
+        self.inner.lock().core.slots()
+    }
+
     /// Why this pool's queue does not move, or why this waiter of it waits.
     #[must_use]
     pub fn explain(&self, pool: PoolId, waiter: Option<WaiterId>) -> Explanation {

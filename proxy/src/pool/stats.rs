@@ -6,6 +6,9 @@ use std::{
 };
 
 use parking_lot::Mutex;
+use tenantry_wire::error::ErrorResponse;
+
+use crate::session::errors;
 
 /// Since the start; only ever grows.
 #[derive(Debug, Default)]
@@ -28,6 +31,8 @@ pub struct Stats {
     pub pins: Mutex<BTreeMap<&'static str, u64>>,
     /// Errors that clients saw, by SQLSTATE; bounded, the rest under "other".
     errors: Mutex<BTreeMap<String, u64>>,
+    /// Those of them that a limit of ours is behind, by its name.
+    limits: Mutex<BTreeMap<&'static str, u64>>,
 }
 
 /// What one session counts by itself until its transaction ends.
@@ -61,6 +66,14 @@ impl Stats {
         counter.fetch_add(1, Relaxed);
     }
 
+    /// A client is told this error of ours.
+    pub fn told(&self, error: &ErrorResponse) {
+        self.error(error.code);
+        if let Some(limit) = errors::limit_of(error) {
+            *self.limits.lock().entry(limit).or_default() += 1;
+        }
+    }
+
     pub fn error(&self, sqlstate: &str) {
         let mut errors = self.errors.lock();
         if let Some(n) = errors.get_mut(sqlstate) {
@@ -75,5 +88,11 @@ impl Stats {
     #[must_use]
     pub fn errors(&self) -> BTreeMap<String, u64> {
         self.errors.lock().clone()
+    }
+
+    /// How often each limit was the reason.
+    #[must_use]
+    pub fn limits(&self) -> BTreeMap<&'static str, u64> {
+        self.limits.lock().clone()
     }
 }

@@ -9,10 +9,13 @@ use tenantry_wire::{
 };
 
 use super::registry::EndReason;
-use crate::pool::{
-    LoginError, Pool,
-    decision::Refusal,
-    explain::{Blocked, Explanation},
+use crate::{
+    pool::{
+        LoginError, Pool,
+        decision::Refusal,
+        explain::{Blocked, Explanation},
+    },
+    tenant::Tenant,
 };
 
 /// No server connection for this request.
@@ -63,6 +66,30 @@ pub fn drained() -> ErrorResponse {
 #[must_use]
 pub fn archived(database: &str) -> ErrorResponse {
     no_database(database).hint("It was archived, and can be restored: ask whoever runs this server.")
+}
+
+/// `proxy_code` of a refusal, and the limit behind it; a wait is counted by the limit that its DETAIL names.
+const LIMITS: [(&str, &str); 8] = [
+    ("MAX_CLIENTS", "max_client_conn"),
+    ("TENANT_MAX_CLIENTS", "tenant_max_client_conn"),
+    ("FAILED_LOGINS", "max_failed_logins"),
+    ("MAX_WAITERS", "max_waiters"),
+    ("MAX_PINNED", "max_pinned"),
+    ("MESSAGE_MEMORY", "max_message_memory"),
+    ("MESSAGE_SIZE", "max_message_size"),
+    ("SERVER_DOWN", Blocked::ServerDown.as_str()),
+];
+
+/// The limit that is behind an error of ours, if one is.
+#[must_use]
+pub fn limit_of(error: &ErrorResponse) -> Option<&'static str> {
+    let mut words = error.detail.as_deref()?.split(' ').filter_map(|word| word.split_once('='));
+    let (_, code) = words.next().filter(|(key, _)| *key == "proxy_code")?;
+    if let Some((_, limit)) = LIMITS.iter().find(|(of, _)| *of == code) {
+        return Some(limit);
+    }
+    let (_, word) = words.find(|(key, _)| *key == "limit")?;
+    Blocked::ALL.iter().map(|limit| limit.as_str()).find(|limit| *limit == word)
 }
 
 /// What held a client up, in figures: of its own tenant, and never of another.
@@ -315,6 +342,16 @@ pub fn no_database(database: &str) -> ErrorResponse {
 pub fn too_many_clients(setting: &str) -> ErrorResponse {
     ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, format!("no more connections allowed ({setting})"))
         .detail("proxy_code=MAX_CLIENTS")
+        .hint("The server as a whole has all the clients it takes; try again later.")
+}
+
+/// Only told to who proved a role of it.
+#[must_use]
+pub fn too_many_of_tenant(tenant: &Tenant) -> ErrorResponse {
+    let most = tenant.settings.max_client_conn.unwrap_or(u32::MAX);
+    ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "no more connections allowed (the database's max_client_conn)")
+        .detail(format!("proxy_code=TENANT_MAX_CLIENTS tenant={} clients={most}/{most}", tenant.id))
+        .hint("Close connections that are not used, or raise the tenant's max_client_conn.")
 }
 
 #[must_use]
@@ -349,4 +386,21 @@ pub fn fatal(error: ErrorResponse) -> ErrorResponse {
 pub fn bad_startup_setting(fields: &Fields<'_>) -> ErrorResponse {
     let known = ["22023", "42704", "42501", "55P02", "22P02"].into_iter().find(|c| Some(*c) == fields.code());
     ErrorResponse::fatal(known.unwrap_or("22023"), fields.message().unwrap_or("invalid startup setting"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refusal_is_counted_by_the_limit_behind_it() {
+        let of = |detail: &str| limit_of(&ErrorResponse::error("53300", "").detail(detail));
+        assert_eq!(of("proxy_code=QUERY_WAIT_TIMEOUT tenant=a limit=ceiling waited_ms=1"), Some("ceiling"));
+        assert_eq!(of("proxy_code=MAX_WAITERS tenant=a limit=ceiling waited_ms=1"), Some("max_waiters"));
+        assert_eq!(of("proxy_code=SERVER_DOWN tenant=limit waited_ms=1"), Some("server_down"));
+        assert_eq!(limit_of(&too_many_clients("max_client_conn")), Some("max_client_conn"));
+        assert_eq!(limit_of(&too_many_failed_logins("a")), Some("max_failed_logins"));
+        assert_eq!(of("proxy_code=SHUTDOWN"), None);
+        assert_eq!(limit_of(&shutting_down()), None);
+    }
 }

@@ -603,7 +603,7 @@ impl Session {
 
     /// Answers the request at the head of the client's input with an error of ours, without a server connection.
     pub(super) fn refuse(&mut self, error: &ErrorResponse) {
-        self.pool.stats.error(error.code);
+        self.pool.stats.told(error);
         error.write(&mut self.to_client.buf);
         self.refused = true;
     }
@@ -676,7 +676,7 @@ impl Session {
         self.enter(SessionEvent::End);
         let error = self.last_words(&end);
         if let Some(error) = error {
-            self.pool.stats.error(error.code);
+            self.pool.stats.told(&error);
             // Nothing may be put inside a message of the server's that the client has half of.
             if self.answer.left == 0 || self.answer.sink == Sink::Discard {
                 error.write(&mut self.to_client.buf);
