@@ -90,6 +90,11 @@ impl PoolState {
         self.counts.sum() - self.counts.of(SlotState::Closing) - self.counts.of(SlotState::Lingering)
     }
 
+    /// Somebody waits, and it is not this pool's own trouble that keeps it waiting.
+    fn waits(&self) -> bool {
+        !self.queue.is_empty() && self.gate == Gate::Open && !self.backoff.is_failing()
+    }
+
     /// How many more connections this pool could use right now, whatever its tenant may have.
     /// `dials`: how many of its dials may be under way at once.
     fn wants(&self, now: Millis, dials: u32) -> u32 {
@@ -433,14 +438,15 @@ impl Core {
 
     /// Tells the fair share what the tenant's pools could use.
     fn refresh(&mut self, tenant: TenantKey, now: Millis) {
-        let (mut wants, mut connecting) = (0u32, 0u32);
+        let (mut wants, mut connecting, mut waits) = (0u32, 0u32, false);
         for (_, pool) in self.pools_of(tenant) {
             wants = wants.saturating_add(pool.wants(now, self.dials_of_one()));
             connecting = connecting.saturating_add(pool.counts.of(SlotState::Connecting));
+            waits |= pool.waits();
         }
         let wants = wants.min(self.dials_of_one().saturating_sub(connecting));
         let ceiling = self.fair.budget(tenant).map_or(0, |budget| budget.ceiling);
-        self.fair.want(tenant, wants.min(ceiling.saturating_sub(self.fair.held(tenant))));
+        self.fair.want(tenant, wants.min(ceiling.saturating_sub(self.fair.held(tenant))), waits);
     }
 
     /// The one place where a slot changes state.
