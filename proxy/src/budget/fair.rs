@@ -273,6 +273,11 @@ impl FairShare {
         self.claims.first().map(|claim| claim.tenant)
     }
 
+    /// Everybody who would like one, in the order of `next`.
+    pub fn wanting(&self) -> impl Iterator<Item = TenantKey> {
+        self.claims.iter().map(|claim| claim.tenant)
+    }
+
     #[must_use]
     pub fn is_wanted(&self) -> bool {
         !self.claims.is_empty()

@@ -128,9 +128,14 @@ impl Pool {
         }
     }
 
-    /// A client proved these; they replace what was known, and wake a pool that had given up.
+    /// A client proved these: if they are new, they replace what was known, and wake a pool that had been refused.
     pub fn learn_credentials(&self, credentials: Credentials) {
-        *self.credentials.lock() = credentials;
+        let mut known = self.credentials.lock();
+        if known.is_same(&credentials) {
+            return;
+        }
+        *known = credentials;
+        drop(known);
         self.server.credentials_known(self.id);
     }
 

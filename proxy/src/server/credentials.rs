@@ -30,6 +30,20 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
+    /// Whether they prove the same in the same way.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::None, Self::None) => true,
+            (Self::Password(own), Self::Password(other)) | (Self::Md5(own), Self::Md5(other)) => own == other,
+            (
+                Self::ScramKeys { client_key, server_key },
+                Self::ScramKeys { client_key: other_client, server_key: other_server },
+            ) => client_key.0 == other_client.0 && server_key == other_server,
+            _ => false,
+        }
+    }
+
     /// For the SCRAM exchange; `None` if this cannot do SCRAM.
     #[must_use]
     pub fn scram(&self) -> Option<ClientSecret> {
@@ -40,5 +54,22 @@ impl Credentials {
             }
             Self::None | Self::Md5(_) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_secret_is_told_from_another() {
+        let keys = |client, server| Credentials::ScramKeys {
+            client_key: ClientKey(Zeroizing::new([client; 32])),
+            server_key: Zeroizing::new([server; 32]),
+        };
+        let password = |text: &str| Credentials::Password(Zeroizing::new(text.to_owned()));
+        assert!(keys(1, 2).is_same(&keys(1, 2)) && password("a").is_same(&password("a")));
+        assert!(!keys(1, 2).is_same(&keys(1, 3)) && !keys(1, 2).is_same(&keys(3, 2)));
+        assert!(!password("a").is_same(&password("b")) && !password("a").is_same(&Credentials::None));
     }
 }
