@@ -363,7 +363,7 @@ mod tests {
     use super::*;
 
     fn role(name: &str) -> Role {
-        Role { name: name.into(), secret: RoleSecret::None, pool_mode: None, pool_size: None }
+        Role { name: name.into(), secret: RoleSecret::None, pool_mode: None, pool_size: None, former: None }
     }
 
     /// A server with a cap, known by what PostgreSQL has, and tenants on it.

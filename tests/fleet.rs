@@ -10,7 +10,7 @@ use tenantry_testkit::{
 /// A second process with the catalog of the first, once it knows its tenants.
 async fn another(tenant: &str, api: &Api) -> Proxy {
     let proxy = control_builder(ProxyBuilder::new(cluster())).start().await;
-    let there = Api { base: proxy.admin(), ..api.clone() };
+    let there = api.at(&proxy);
     let path = format!("/v1/tenants/{tenant}");
     eventually("it knows the tenant", async || (there.get(&path).await.status == 200).then_some(())).await;
     proxy

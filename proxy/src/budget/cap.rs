@@ -80,11 +80,20 @@ impl Cap {
         self.shrunk = Some(shrunk);
     }
 
-    /// PostgreSQL took another connection, and has `has` of ours now: there is room again.
+    /// What was observed is old: perhaps there is room for one more than `held`.
+    pub fn presume_room(&mut self, held: u32) {
+        let left = |slots: u32| slots.saturating_sub(held.saturating_add(1));
+        self.others = self.slots.map_or(self.others, |slots| self.others.min(left(slots)));
+    }
+
+    /// PostgreSQL took another connection, and has `has` of ours now: there is room again, if it never had as many since it
+    /// refused. A connection that only took another's place says nothing.
     pub fn took(&mut self, has: u32) {
         let Some(mut shrunk) = self.shrunk.take() else { return };
-        shrunk.had = shrunk.had.max(has);
-        shrunk.backoff = Backoff::default();
+        if has > shrunk.had {
+            shrunk.had = has;
+            shrunk.backoff = Backoff::default();
+        }
         if shrunk.had < self.effective() {
             self.shrunk = Some(shrunk);
         }
@@ -156,6 +165,19 @@ mod tests {
         assert_eq!((cap.effective(), cap.is_shrunk()), (6, true));
         cap.took(6);
         assert_eq!((cap.effective(), cap.is_shrunk()), (6, false));
+    }
+
+    #[test]
+    fn a_connection_that_took_anothers_place_is_no_sign_of_room() {
+        let mut cap = Cap::new(Some(6), 0);
+        cap.refused(4, Millis(0));
+        cap.tick(Millis(200));
+        cap.refused(4, Millis(200));
+        cap.took(4);
+        cap.tick(Millis(500));
+        assert_eq!((cap.effective(), cap.is_shrunk()), (4, true), "the pause goes on");
+        cap.tick(Millis(600));
+        assert_eq!(cap.effective(), 5);
     }
 
     #[test]

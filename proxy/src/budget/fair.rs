@@ -3,11 +3,15 @@
 //! Start-time fair queueing over tenants. A tenant's virtual time is the connection time that it used while somebody was
 //! kept waiting by the cap, divided by its weight; whoever waits with the least is next. Time in which nobody waited
 //! costs nothing, so using what nobody wanted is never held against a tenant; and one that begins to wait starts no
-//! earlier than the system's virtual time, that of the last among those who wait or use what is above the floors, so
-//! having been away is never paid back as a monopoly.
+//! earlier than the system's virtual time, that of the last among those who wait, so having been away is never paid back
+//! as a monopoly. Who waits for nothing holds back nobody's line, however little it uses; nor does one that its floor
+//! carries.
 //!
-//! What always holds: a tenant is in `claims` exactly if it wants permits, under its key of now; the
-//! floors that count are together at most the cap: while they do not fit, each is scaled down in proportion.
+//! While the floors do not fit into the cap, each is scaled down in proportion: what is left of it, rounded down, is
+//! nobody else's, and those parts are together at most the cap; the part of a permit that rounding leaves is a place
+//! before those who are above their floors, and virtual time decides among all who claim one.
+//!
+//! What always holds: a tenant is in `claims` exactly if it wants permits, under its key of now.
 
 use std::collections::BTreeSet;
 
@@ -44,6 +48,8 @@ impl Budget {
 pub const QUANTUM: u64 = 100;
 /// Nobody is further ahead than this, so that a floor larger than the fair share is not paid for without end.
 const MOST_AHEAD: u64 = 60_000;
+/// Nor further behind, when it wants again after a dial for which it waited: a slow login is made good, a hanging one is not.
+const MOST_BEHIND: u64 = 10 * QUANTUM;
 /// Virtual time per millisecond and weight 1: fine enough that a large weight loses nothing to rounding.
 const UNIT: u64 = 1 << 16;
 
@@ -58,6 +64,8 @@ struct Account {
     busy: u32,
     /// How many more it could use at once.
     wants: u32,
+    /// Somebody waits, perhaps for a dial that is under way.
+    waits: bool,
     virtual_time: u64,
     /// The contended clock when it was charged last.
     charged_at: u64,
@@ -113,6 +121,7 @@ impl FairShare {
             leaving: 0,
             busy: 0,
             wants: 0,
+            waits: false,
             virtual_time: self.system,
             charged_at: self.clock,
             claim: None,
@@ -162,17 +171,26 @@ impl FairShare {
         self.floors > u64::from(self.cap)
     }
 
-    /// The floor that counts now.
+    /// What is left of a floor now: nobody takes it.
     fn floor(&self, budget: Budget) -> u32 {
+        self.part(budget, u64::checked_div)
+    }
+
+    /// The same with a whole permit for a part of one: below this it comes before those who are above it.
+    fn claim_of_floor(&self, budget: Budget) -> u32 {
+        self.part(budget, |floor, floors| (floors > 0).then(|| floor.div_ceil(floors)))
+    }
+
+    fn part(&self, budget: Budget, divide: impl Fn(u64, u64) -> Option<u64>) -> u32 {
         if !self.is_overpromised() {
             return budget.floor;
         }
-        let part = u64::from(budget.floor).saturating_mul(u64::from(self.cap)).checked_div(self.floors);
+        let part = divide(u64::from(budget.floor).saturating_mul(u64::from(self.cap)), self.floors);
         part.and_then(|part| u32::try_from(part).ok()).unwrap_or(0)
     }
 
     fn is_below_floor(&self, account: &Account) -> bool {
-        account.kept() < self.floor(account.budget)
+        account.kept() < self.claim_of_floor(account.budget)
     }
 
     /// Time passes; `contended`: the cap kept somebody waiting since the last call. Gives the milliseconds.
@@ -205,19 +223,22 @@ impl FairShare {
         }
     }
 
-    /// How many more connections the tenant could use at once, apart from the cap.
-    pub fn want(&mut self, tenant: TenantKey, wants: u32) {
+    /// How many more connections the tenant could use at once, apart from the cap; `waits`: somebody goes on waiting, be it
+    /// for what is coming.
+    pub fn want(&mut self, tenant: TenantKey, wants: u32, waits: bool) {
         let Some(account) = self.accounts.get_mut(tenant.0) else { return };
         let before = std::mem::replace(&mut account.wants, wants);
+        let waited = std::mem::replace(&mut account.waits, waits);
         if (before > 0) == (wants > 0) {
             return;
         }
         self.charge(tenant);
-        let system = self.system;
+        let behind = if waited && waits { MOST_BEHIND * UNIT } else { 0 };
+        let line = self.system.saturating_sub(behind);
         if let Some(account) = self.accounts.get_mut(tenant.0)
             && wants > 0
         {
-            account.virtual_time = account.virtual_time.max(system);
+            account.virtual_time = account.virtual_time.max(line);
         }
         self.enter_claim(tenant);
     }
@@ -226,18 +247,35 @@ impl FairShare {
     pub fn charge_all(&mut self) {
         let busy: Vec<_> = self.accounts.iter().filter(|(_, a)| a.busy > 0).map(|(key, _)| TenantKey(key)).collect();
         busy.into_iter().for_each(|tenant| self.charge(tenant));
-        let competes = |account: &&Account| {
-            let floor = self.floor(account.budget);
-            account.busy > floor || (account.wants > 0 && account.kept() >= floor)
-        };
-        let last = self.accounts.iter().map(|(_, account)| account).filter(competes).map(|a| a.virtual_time).min();
+        let last = self.last(|account| account.wants > 0 && !self.is_carried(account));
+        // All who wait live on their floors: then whoever uses what is above one is all there is to go by.
+        let last = last.or_else(|| {
+            let floor = |account: &Account| self.floor(account.budget);
+            self.last(|account| account.busy > floor(account) || account.wants > 0 && account.kept() >= floor(account))
+        });
         self.system = last.map_or(self.system, |last| last.max(self.system));
+    }
+
+    /// What it has is its floor's: how far ahead or behind it is says nothing of the others.
+    fn is_carried(&self, account: &Account) -> bool {
+        let floor = self.floor(account.budget);
+        floor > 0 && account.kept() <= floor
+    }
+
+    /// The virtual time of the last among these.
+    fn last(&self, competes: impl Fn(&Account) -> bool) -> Option<u64> {
+        self.accounts.iter().map(|(_, account)| account).filter(|a| competes(a)).map(|a| a.virtual_time).min()
     }
 
     /// Who gets the next free permit.
     #[must_use]
     pub fn next(&self) -> Option<TenantKey> {
         self.claims.first().map(|claim| claim.tenant)
+    }
+
+    /// Everybody who would like one, in the order of `next`.
+    pub fn wanting(&self) -> impl Iterator<Item = TenantKey> {
+        self.claims.iter().map(|claim| claim.tenant)
     }
 
     #[must_use]
@@ -254,7 +292,12 @@ impl FairShare {
             return false;
         }
         let Some(claim) = self.uncovered(own, coming) else { return false };
-        !claim.above_floor || account.virtual_time > claim.virtual_time.saturating_add(QUANTUM * UNIT)
+        let is_ahead = account.virtual_time > claim.virtual_time.saturating_add(QUANTUM * UNIT);
+        // What stands on a part of a permit is only given up for another such part.
+        match (account.kept() <= self.claim_of_floor(account.budget), claim.above_floor) {
+            (true, above_floor) => !above_floor && is_ahead,
+            (false, above_floor) => !above_floor || is_ahead,
+        }
     }
 
     /// Does somebody below its floor wait for a permit that is not on its way?
@@ -263,7 +306,7 @@ impl FairShare {
         let floors = self.claims.iter().take_while(|claim| !claim.above_floor);
         let owed = floors
             .filter_map(|claim| self.accounts.get(claim.tenant.0))
-            .map(|account| account.wants.min(self.floor(account.budget).saturating_sub(account.kept())));
+            .map(|account| account.wants.min(self.claim_of_floor(account.budget).saturating_sub(account.kept())));
         owed.sum::<u32>() > coming
     }
 
@@ -381,7 +424,7 @@ mod tests {
     fn turns(budgets: &[Budget], permits: u32, steps: u32) -> Vec<u32> {
         let mut fair = with_cap(100);
         let tenants: Vec<_> = budgets.iter().map(|b| fair.add(*b)).collect();
-        tenants.iter().for_each(|t| fair.want(*t, 100));
+        tenants.iter().for_each(|t| fair.want(*t, 100, true));
         let mut served = vec![0; tenants.len()];
         let mut now = Millis(0);
         for _ in 0..steps {
@@ -418,11 +461,11 @@ mod tests {
         let mut fair = with_cap(100);
         let greedy = fair.add(Budget { floor: 1, ..EQUAL });
         let patient = fair.add(EQUAL);
-        fair.want(patient, 1);
+        fair.want(patient, 1, true);
         fair.count(greedy, None, BUSY);
         fair.pass(Millis(10_000), true);
         fair.count(greedy, BUSY, Some(Use::Leaving));
-        fair.want(greedy, 2);
+        fair.want(greedy, 2, true);
         assert_eq!(fair.next(), Some(greedy));
         fair.count(greedy, None, BUSY);
         assert_eq!(fair.next(), Some(patient), "at its floor it is one of many");
@@ -434,13 +477,13 @@ mod tests {
         let (alone, late) = (fair.add(EQUAL), fair.add(EQUAL));
         fair.count(alone, None, BUSY);
         fair.pass(Millis(3_600_000), false);
-        fair.want(alone, 1);
-        fair.want(late, 1);
+        fair.want(alone, 1, true);
+        fair.want(late, 1, true);
         assert_eq!((virtual_millis(&fair, alone), virtual_millis(&fair, late)), (0, 0));
-        fair.want(late, 0);
+        fair.want(late, 0, false);
         fair.pass(Millis(3_601_000), true);
         fair.charge_all();
-        fair.want(late, 1);
+        fair.want(late, 1, true);
         assert_eq!(virtual_millis(&fair, late), virtual_millis(&fair, alone), "both begin at the same line");
     }
 
@@ -453,13 +496,49 @@ mod tests {
             fair.count(entitled, None, BUSY);
         }
         fair.count(rival, None, BUSY);
-        fair.want(entitled, 1);
+        fair.want(entitled, 1, true);
         fair.pass(Millis(1_000), true);
         fair.charge_all();
         let late = fair.add(EQUAL);
-        fair.want(late, 1);
+        fair.want(late, 1, true);
         assert_eq!((virtual_millis(&fair, entitled), virtual_millis(&fair, rival)), (7_000, 1_000));
         assert_eq!((virtual_millis(&fair, late), fair.next()), (1_000, Some(late)));
+    }
+
+    /// One holds a connection for long and waits for nothing; another has all the rest and would like more.
+    #[test]
+    fn who_waits_for_nothing_holds_back_nobodys_line() {
+        let mut fair = with_cap(10);
+        let (lazy, eager, late) = (fair.add(EQUAL), fair.add(EQUAL), fair.add(EQUAL));
+        fair.count(lazy, None, BUSY);
+        (0..9).for_each(|_| fair.count(eager, None, BUSY));
+        fair.want(eager, 1, true);
+        fair.pass(Millis(10_000), true);
+        fair.charge_all();
+        fair.want(late, 1, true);
+        assert_eq!(virtual_millis(&fair, late), virtual_millis(&fair, eager));
+        fair.want(lazy, 1, true);
+        assert_eq!(
+            virtual_millis(&fair, lazy),
+            virtual_millis(&fair, eager),
+            "nor does it become one that was kept waiting"
+        );
+    }
+
+    #[test]
+    fn a_dial_in_between_does_not_cost_a_waiting_tenant_its_turn_and_a_hanging_one_buys_no_monopoly() {
+        for (dial_takes, lag) in [(300, 300), (30_000, MOST_BEHIND)] {
+            let mut fair = with_cap(10);
+            let (slow, rival) = (fair.add(EQUAL), fair.add(EQUAL));
+            fair.want(slow, 1, true);
+            fair.want(rival, 1, true);
+            fair.count(rival, None, BUSY);
+            fair.want(slow, 0, true);
+            fair.pass(Millis(dial_takes), true);
+            fair.charge_all();
+            fair.want(slow, 1, true);
+            assert_eq!(virtual_millis(&fair, rival) - virtual_millis(&fair, slow), lag);
+        }
     }
 
     #[test]
@@ -470,7 +549,7 @@ mod tests {
         for _ in 0..2 {
             fair.count(own, None, BUSY);
         }
-        fair.want(other, 1);
+        fair.want(other, 1, true);
         fair.pass(Millis(QUANTUM / 2), true);
         assert!(!fair.must_yield(own, 0), "exactly a quantum is not past it");
         fair.pass(Millis(QUANTUM / 2 + 1), true);
@@ -487,12 +566,35 @@ mod tests {
         for _ in 0..4 {
             fair.count(large, None, BUSY);
         }
-        fair.want(small, 2);
+        fair.want(small, 2, true);
         assert!(fair.is_overpromised() && fair.owes_floor(0));
         assert!(fair.must_yield(large, 0), "three of four are its part");
         fair.count(large, BUSY, None);
         assert!(!fair.must_yield(large, 0));
         fair.set_cap(8);
         assert_eq!(fair.surplus(large), (0, 0), "there is room for everybody again");
+    }
+
+    /// One permit too few for four floors of one: nobody's floor is worth nothing, and the fourth is not left out.
+    #[test]
+    fn floors_that_just_do_not_fit_still_come_before_everybody_else() {
+        let mut fair = with_cap(3);
+        let entitled = [(); 4].map(|()| fair.add(Budget { floor: 1, ..EQUAL }));
+        let greedy = fair.add(EQUAL);
+        fair.count(greedy, None, BUSY);
+        fair.want(greedy, 9, true);
+        fair.count(entitled[0], None, BUSY);
+        fair.count(entitled[1], None, BUSY);
+        assert!(!fair.must_yield(entitled[0], 0), "to somebody who is above its floor");
+        fair.want(entitled[2], 1, true);
+        assert_eq!(fair.next(), Some(entitled[2]));
+        assert!(fair.owes_floor(0) && fair.must_yield(greedy, 0));
+        fair.count(greedy, BUSY, None);
+        fair.count(entitled[2], None, BUSY);
+        fair.want(entitled[2], 0, false);
+        fair.want(entitled[3], 1, true);
+        assert!(!fair.must_yield(entitled[0], 0), "as long as nobody is a quantum behind");
+        fair.pass(Millis(QUANTUM + 1), true);
+        assert!(fair.must_yield(entitled[0], 0), "the one that is left out has its turn");
     }
 }

@@ -49,6 +49,8 @@ use crate::{
 const LEAST_IDLE: u64 = 5;
 /// A connection that has been closing for this long has lost its way: nobody counts on its permit. Milliseconds.
 const CLOSES_WITHIN: u64 = 1_000;
+/// A dial that takes longer than this keeps nobody else from finding out whether the server is back. Milliseconds.
+const LOOKS_WITHIN: u64 = 1_000;
 /// PostgreSQL is asked this often what room it has, while connections are used: milliseconds.
 const ROOM_AGE: u64 = 5_000;
 
@@ -65,6 +67,8 @@ struct Slot {
     checked: Millis,
     /// Since when nobody uses it; a check in between does not count.
     unused: Millis,
+    /// Its login came to nothing.
+    failed: bool,
 }
 
 #[derive(Debug)]
@@ -78,6 +82,10 @@ struct PoolState {
     backoff: Backoff,
     /// Why, while it is failing.
     trouble: DialFailure,
+    /// Logins that came to nothing, and PostgreSQL has not closed its end yet.
+    hanging: u32,
+    /// When it last found nobody, in the order of all who did; 0 if it was let in since.
+    missed: u64,
     /// Set by a successful login, cleared when credentials failed: may we dial without a client waiting?
     may_prewarm: bool,
     gate: Gate,
@@ -90,6 +98,17 @@ impl PoolState {
         self.counts.sum() - self.counts.of(SlotState::Closing) - self.counts.of(SlotState::Lingering)
     }
 
+    /// How many of its dials may be under way after one failed: one finds out for all; none while as many hang as may be
+    /// dialled at once, since each of them costs the server a connection.
+    fn tries(&self, dials: u32) -> u32 {
+        u32::from(self.hanging < dials)
+    }
+
+    /// Somebody waits, and it is not this pool's own trouble that keeps it waiting.
+    fn waits(&self) -> bool {
+        !self.queue.is_empty() && self.gate == Gate::Open && !self.backoff.is_failing()
+    }
+
     /// How many more connections this pool could use right now, whatever its tenant may have.
     /// `dials`: how many of its dials may be under way at once.
     fn wants(&self, now: Millis, dials: u32) -> u32 {
@@ -98,8 +117,7 @@ impl PoolState {
         }
         let waiting = u32::try_from(self.queue.len()).unwrap_or(u32::MAX);
         let coming = self.counts.of(SlotState::Connecting);
-        // After a failure one finds out for all.
-        let dials = if self.backoff.is_failing() { 1 } else { dials };
+        let dials = if self.backoff.is_failing() { self.tries(dials) } else { dials };
         let room = self.limits.size.saturating_sub(self.size()).min(dials.saturating_sub(coming));
         waiting.saturating_sub(coming).min(room)
     }
@@ -141,6 +159,11 @@ pub struct Core {
     next_pool: u32,
     /// Grows with every dial; spreads lifetimes without randomness.
     dials: u64,
+    last_dial: Millis,
+    /// The latest that it was told.
+    now: Millis,
+    /// Grows with every dial that found nobody.
+    misses: u64,
     /// When PostgreSQL is to be asked again what room it has; not before it was asked once.
     room_due: Option<Millis>,
 }
@@ -165,6 +188,9 @@ impl Core {
             next_waiter: 0,
             next_pool: 0,
             dials: 0,
+            last_dial: Millis(0),
+            now: Millis(0),
+            misses: 0,
             room_due: None,
         };
         core.apply_cap();
@@ -175,6 +201,7 @@ impl Core {
 
     /// The tenant of this name, with this budget from now on; it is forgotten with its last pool.
     pub fn tenant(&mut self, name: &TenantId, budget: Budget, now: Millis) -> TenantKey {
+        let now = self.pass(now);
         if let Some(key) = self.names.get(name).copied() {
             self.fair.set_budget(key, budget);
             self.refresh(key, now);
@@ -205,6 +232,8 @@ impl Core {
             counts: Counts::default(),
             backoff: Backoff::default(),
             trouble: DialFailure::Later,
+            hanging: 0,
+            missed: 0,
             may_prewarm,
             gate,
             retired: false,
@@ -221,7 +250,7 @@ impl Core {
 
     /// Counts from the next event or tick on.
     pub fn set_limits(&mut self, limits: ServerLimits, now: Millis) {
-        self.pass(now);
+        let now = self.pass(now);
         self.limits = limits;
         self.cap.change(limits.cap, limits.reserve);
         self.apply_cap();
@@ -257,6 +286,7 @@ impl Core {
     }
 
     pub fn set_pool_limits(&mut self, id: PoolId, limits: PoolLimits, now: Millis) {
+        let now = self.pass(now);
         if let Some(pool) = self.pools.get_mut(&id) {
             pool.limits = limits;
             let tenant = pool.tenant;
@@ -266,6 +296,7 @@ impl Core {
 
     /// Opens or closes the pool to those who ask; who waits is served, held on or refused.
     pub fn set_gate(&mut self, id: PoolId, gate: Gate, now: Millis, actions: &mut Actions) {
+        let now = self.pass(now);
         let Some(pool) = self.pools.get_mut(&id).filter(|pool| pool.gate != gate) else { return };
         pool.gate = gate;
         let tenant = pool.tenant;
@@ -276,7 +307,6 @@ impl Core {
         if gate != Gate::Open {
             self.reconnect(id, now, actions);
         }
-        self.pass(now);
         self.refresh(tenant, now);
         self.grow(now, actions);
     }
@@ -295,7 +325,7 @@ impl Core {
 
     /// Closes what the pool has as it comes to rest, idle connections at once, and dials afresh from now on.
     pub fn reconnect(&mut self, id: PoolId, now: Millis, actions: &mut Actions) {
-        self.pass(now);
+        let now = self.pass(now);
         let Some(pool) = self.pools.get_mut(&id) else { return };
         let tenant = pool.tenant;
         pool.generation = pool.generation.wrapping_add(1);
@@ -337,11 +367,15 @@ impl Core {
         }
     }
 
-    /// A client proved a secret that can log in to the server: the pool may dial without waiting for another.
+    /// A client proved a secret that was not known before: the pool may dial without waiting for another, and at once, if
+    /// it was the old one that was refused. A pause of any other cause stays.
     pub fn credentials_known(&mut self, id: PoolId, now: Millis) {
+        let now = self.pass(now);
         if let Some(pool) = self.pools.get_mut(&id) {
             pool.may_prewarm = true;
-            pool.backoff = Backoff::default();
+            if pool.trouble == DialFailure::Refused {
+                pool.backoff = Backoff::default();
+            }
             let tenant = pool.tenant;
             self.refresh(tenant, now);
         }
@@ -433,26 +467,31 @@ impl Core {
 
     // Inside.
 
-    /// Time passes for the fair share: was somebody kept waiting by the cap up to now?
-    fn pass(&mut self, now: Millis) {
+    /// Time passes for the fair share: was somebody kept waiting by the cap up to now? Gives the time that counts: who asks
+    /// may have read the clock before somebody else who came first, and here it never goes back.
+    fn pass(&mut self, now: Millis) -> Millis {
+        let now = now.max(self.now);
+        self.now = now;
         let contended = self.is_contended();
         let elapsed = self.fair.pass(now, contended);
         if contended {
             self.waste.contended += elapsed;
             self.waste.idle += elapsed * u64::from(self.totals.of(SlotState::Idle));
         }
+        now
     }
 
     /// Tells the fair share what the tenant's pools could use.
     fn refresh(&mut self, tenant: TenantKey, now: Millis) {
-        let (mut wants, mut connecting) = (0u32, 0u32);
+        let (mut wants, mut connecting, mut waits) = (0u32, 0u32, false);
         for (_, pool) in self.pools_of(tenant) {
             wants = wants.saturating_add(pool.wants(now, self.dials_of_one()));
             connecting = connecting.saturating_add(pool.counts.of(SlotState::Connecting));
+            waits |= pool.waits();
         }
         let wants = wants.min(self.dials_of_one().saturating_sub(connecting));
         let ceiling = self.fair.budget(tenant).map_or(0, |budget| budget.ceiling);
-        self.fair.want(tenant, wants.min(ceiling.saturating_sub(self.fair.held(tenant))));
+        self.fair.want(tenant, wants.min(ceiling.saturating_sub(self.fair.held(tenant))), waits);
     }
 
     /// The one place where a slot changes state.
@@ -490,8 +529,7 @@ impl Core {
 
     /// Lowered: more is held than may be, and not enough of it is closing.
     fn is_above_cap(&self) -> bool {
-        let leaving = self.totals.of(SlotState::Closing) + self.totals.of(SlotState::Lingering);
-        self.ledger.held().saturating_sub(leaving) > self.ledger.cap()
+        self.ledger.held().saturating_sub(self.totals.of(SlotState::Closing)) > self.ledger.cap()
     }
 
     fn is_above_ceiling(&self, tenant: TenantKey) -> bool {

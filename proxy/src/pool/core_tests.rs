@@ -261,9 +261,14 @@ enum Event {
     DialFailed(u8, u8),
     Closed(u8),
     Leave(u8),
-    Checked(u8),
+    Checked(u8, u8),
+    Reset(u8),
+    AwaitCancel(u8),
+    Cancelled(u8),
     Tick(u16),
     Cap(u8),
+    Budget(u8, u8, u8),
+    Gate(u8, u8),
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -275,9 +280,14 @@ fn event() -> impl Strategy<Value = Event> {
         2 => (any::<u8>(), any::<u8>()).prop_map(|(a, b)| Event::DialFailed(a, b)),
         6 => any::<u8>().prop_map(Event::Closed),
         2 => any::<u8>().prop_map(Event::Leave),
-        3 => any::<u8>().prop_map(Event::Checked),
+        3 => (any::<u8>(), 0u8..12).prop_map(|(n, connections)| Event::Checked(n, connections)),
+        1 => any::<u8>().prop_map(Event::Reset),
+        1 => any::<u8>().prop_map(Event::AwaitCancel),
+        2 => any::<u8>().prop_map(Event::Cancelled),
         4 => (0u16..2_000).prop_map(Event::Tick),
         1 => (0u8..5).prop_map(Event::Cap),
+        1 => (any::<u8>(), 0u8..4, 0u8..5).prop_map(|(n, floor, ceiling)| Event::Budget(n, floor, ceiling)),
+        1 => (any::<u8>(), 0u8..5).prop_map(|(n, gate)| Event::Gate(n, gate)),
     ]
 }
 
@@ -286,6 +296,7 @@ fn event() -> impl Strategy<Value = Event> {
 struct World {
     dialing: Vec<SlotId>,
     lent: Vec<SlotId>,
+    cancelling: Vec<SlotId>,
     checking: Vec<SlotId>,
     closing: Vec<SlotId>,
     waiting: BTreeMap<WaiterId, PoolId>,
@@ -346,9 +357,28 @@ proptest! {
                     let rested = core.release(slot, now, &mut actions);
                     world.rested(slot, rested);
                 },
-                Event::Checked(n) => if let Some(slot) = pick(&mut world.checking, n) {
-                    let rested = core.release(slot, now, &mut actions);
+                Event::Checked(n, connections) => if let Some(slot) = pick(&mut world.checking, n) {
+                    let room = Room { slots: 8, connections: u32::from(connections) };
+                    let rested = core.checked(slot, Some(room), now, &mut actions);
                     world.rested(slot, rested);
+                },
+                Event::Reset(n) => if let Some(slot) = pick(&mut world.lent, n) {
+                    if core.slots[slot.0].state == SlotState::Active {
+                        core.change(slot, SlotEvent::Reset, now, &mut actions);
+                    }
+                    world.lent.push(slot);
+                },
+                Event::AwaitCancel(n) => if let Some(slot) = pick(&mut world.lent, n) {
+                    if core.slots[slot.0].state == SlotState::Active {
+                        core.change(slot, SlotEvent::AwaitCancel, now, &mut actions);
+                        world.cancelling.push(slot);
+                    } else {
+                        world.lent.push(slot);
+                    }
+                },
+                Event::Cancelled(n) => if let Some(slot) = pick(&mut world.cancelling, n) {
+                    core.change(slot, SlotEvent::Reset, now, &mut actions);
+                    world.lent.push(slot);
                 },
                 Event::Break(n) => if let Some(slot) = pick(&mut world.lent, n) {
                     core.change(slot, SlotEvent::Close, now, &mut actions);
@@ -378,6 +408,14 @@ proptest! {
                     core.set_limits(server_limits(u32::from(cap)), now);
                     most = core.permits().0.max(u32::from(cap));
                 }
+                Event::Budget(n, floor, ceiling) => {
+                    let name = TenantId::parse(&format!("t{}", usize::from(n) % pools.len())).unwrap();
+                    core.set_budget(&name, Budget { floor: u32::from(floor), ceiling: u32::from(ceiling), ..ALL }, now);
+                }
+                Event::Gate(n, gate) => {
+                    let gate = [Gate::Open, Gate::Open, Gate::Open, Gate::Held, Gate::Shut][usize::from(gate)];
+                    core.set_gate(pools[usize::from(n) % pools.len()], gate, now, &mut actions);
+                }
             }
             world.act(&actions);
             let (held, cap) = core.permits();
@@ -391,7 +429,9 @@ proptest! {
             }
             prop_assert_eq!(held, counts.iter().sum::<u32>(), "a permit for each slot");
             prop_assert_eq!(counts[SlotState::Connecting.index()] as usize, world.dialing.len());
-            prop_assert_eq!(counts[SlotState::Active.index()] as usize, world.lent.len());
+            let lent = counts[SlotState::Active.index()] + counts[SlotState::Resetting.index()];
+            prop_assert_eq!(lent as usize, world.lent.len());
+            prop_assert_eq!(counts[SlotState::CancelPending.index()] as usize, world.cancelling.len());
             let leaving = counts[SlotState::Closing.index()] + counts[SlotState::Lingering.index()];
             prop_assert_eq!(leaving as usize, world.closing.len());
             prop_assert_eq!(counts[SlotState::Checking.index()] as usize, world.checking.len());
@@ -692,4 +732,157 @@ fn a_new_pool_that_is_shut_moves_nobody_elses_connections() {
     // Whatever the core decided is in the actions, not lost: the idle connection is closed for the one who waits.
     core.nudge(Millis(2 + LEAST_IDLE), &mut actions);
     assert_eq!(actions.as_slice(), [Action::Close { slot }]);
+}
+
+#[test]
+fn a_tenant_whose_login_looks_like_a_server_that_is_down_leaves_others_their_turn() {
+    let mut core = core(10);
+    let broken = [add_pool(&mut core, POOL), add_pool(&mut core, POOL)];
+    let healthy = add_pool(&mut core, POOL);
+    let mut actions = Actions::new();
+    for pool in broken {
+        core.checkout(pool, Millis(0), &mut actions);
+        core.checkout(pool, Millis(0), &mut actions);
+    }
+    core.checkout(healthy, Millis(0), &mut actions);
+    let mut served = false;
+    for now in (0..1_000).step_by(100) {
+        for action in std::mem::take(&mut actions) {
+            let Action::Dial { slot, pool } = action else { continue };
+            if pool == healthy {
+                served |= matches!(core.dialed(slot, None, Millis(now), &mut actions), Rested::Hand(_));
+            } else {
+                fail(&mut core, slot, DialFailure::ServerDown, now, &mut actions);
+            }
+        }
+        core.tick(Millis(now + 100), &mut actions);
+    }
+    assert!(served, "{:?}", core.explain(healthy, None, Millis(1_000)));
+}
+
+#[test]
+fn a_dial_that_hangs_while_the_server_seems_down_leaves_others_their_turn() {
+    let mut core = core(10);
+    let patient = PoolLimits { query_wait_timeout: u64::MAX, ..POOL };
+    let (stuck, healthy) = (add_pool(&mut core, patient), add_pool(&mut core, patient));
+    let mut actions = Actions::new();
+    core.checkout(stuck, Millis(0), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    fail(&mut core, slot, DialFailure::ServerDown, 1, &mut Actions::new());
+    actions.clear();
+    core.tick(Millis(100), &mut actions);
+    assert_eq!(dials(&actions).len(), 1, "and this one hangs");
+    actions.clear();
+    core.checkout(healthy, Millis(200), &mut actions);
+    assert!(actions.is_empty(), "one finds out for all");
+    core.tick(Millis(100 + LOOKS_WITHIN), &mut actions);
+    assert!(matches!(actions[..], [Action::Dial { pool, .. }] if pool == healthy), "{actions:?}");
+}
+
+#[test]
+fn logins_that_hang_do_not_pile_up() {
+    let mut core = core(10);
+    let pool = add_pool(&mut core, PoolLimits { size: 10, max_waiters: 9, query_wait_timeout: u64::MAX, ..POOL });
+    let mut actions = Actions::new();
+    for _ in 0..5 {
+        core.checkout(pool, Millis(0), &mut actions);
+    }
+    let mut hanging = Vec::new();
+    for now in (0..120_000).step_by(100) {
+        for slot in dials(&actions) {
+            core.dial_failed(slot, DialFailure::Later, Millis(now), &mut Actions::new());
+            hanging.push(slot);
+        }
+        actions.clear();
+        core.tick(Millis(now), &mut actions);
+        assert!(core.permits().0 <= core.dials_of_one(), "{:?} at {now}", core.permits());
+    }
+    core.closed(hanging[0], Millis(120_000), &mut actions);
+    assert_eq!(dials(&actions).len(), 1, "one is over, one more is tried");
+}
+
+#[test]
+fn new_credentials_end_only_the_pause_of_a_login_that_was_refused() {
+    for (failure, dials_again) in [(DialFailure::Refused, 1), (DialFailure::Later, 0), (DialFailure::TenantFull, 0)] {
+        let mut core = core(10);
+        let pool = add_pool(&mut core, POOL);
+        let mut actions = Actions::new();
+        core.checkout(pool, Millis(0), &mut actions);
+        let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+        fail(&mut core, slot, failure, 1, &mut Actions::new());
+        core.credentials_known(pool, Millis(2));
+        actions.clear();
+        core.checkout(pool, Millis(3), &mut actions);
+        assert_eq!(dials(&actions).len(), dials_again, "{failure:?}");
+    }
+}
+
+#[test]
+fn a_cap_that_yielded_to_others_is_tried_again_also_while_everything_is_lent() {
+    let mut core = Core::new(ServerLimits { cap: None, reserve: 2, ..server_limits(0) });
+    let pool = add_pool(&mut core, PoolLimits { query_wait_timeout: u64::MAX, size: 9, ..POOL });
+    let mut actions = Actions::new();
+    core.checkout(pool, Millis(0), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    let room = |connections| Some(Room { slots: 10, connections });
+    assert!(matches!(core.dialed(slot, room(10), Millis(1), &mut actions), Rested::Hand(_)));
+    assert_eq!(core.permits(), (1, 1), "nine are others'");
+    actions.clear();
+    core.checkout(pool, Millis(2), &mut actions);
+    core.tick(Millis(ROOM_AGE * 2), &mut actions);
+    assert!(actions.is_empty(), "what is known is not old");
+    core.tick(Millis(ROOM_AGE * 2 + 1), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    assert!(matches!(core.dialed(slot, room(2), Millis(ROOM_AGE * 2 + 2), &mut actions), Rested::Hand(_)));
+    assert_eq!(core.permits(), (2, 8), "the others have left");
+}
+
+#[test]
+fn connections_that_do_not_close_count_when_the_cap_is_lowered() {
+    let mut core = core(4);
+    let pool = add_pool(&mut core, PoolLimits { size: 4, ..POOL });
+    let slots = [0; 4].map(|_| open(&mut core, pool, 0));
+    let mut actions = Actions::new();
+    core.release(slots[0], Millis(1), &mut actions);
+    core.release(slots[1], Millis(1), &mut actions);
+    core.change(slots[2], SlotEvent::Close, Millis(1), &mut actions);
+    core.change(slots[3], SlotEvent::Close, Millis(1), &mut actions);
+    core.tick(Millis(1 + CLOSES_WITHIN), &mut actions);
+    assert!(actions.is_empty(), "{actions:?}");
+    core.set_limits(server_limits(2), Millis(1_100));
+    core.tick(Millis(1_200), &mut actions);
+    assert_eq!(actions.as_slice(), [slots[0], slots[1]].map(|slot| Action::Close { slot }));
+}
+
+#[test]
+fn a_fresh_connection_that_did_not_tell_what_room_there_is_serves_first() {
+    let mut core = Core::new(ServerLimits { cap: None, reserve: 2, ..server_limits(0) });
+    let pool = add_pool(&mut core, POOL);
+    let mut actions = Actions::new();
+    core.checkout(pool, Millis(0), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    core.dialed(slot, Some(Room { slots: 10, connections: 1 }), Millis(1), &mut actions);
+    actions.clear();
+    core.checkout(pool, Millis(2), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    let late = Millis(2 + ROOM_AGE * 2);
+    assert!(matches!(core.dialed(slot, None, late, &mut actions), Rested::Hand(_)));
+    assert_eq!(core.release(slot, late, &mut actions), Rested::Check);
+}
+
+#[test]
+fn time_does_not_go_back() {
+    let mut core = core(1);
+    let (failed, other) = (add_pool(&mut core, POOL), add_pool(&mut core, POOL));
+    let mut actions = Actions::new();
+    core.checkout(failed, Millis(0), &mut actions);
+    let [slot] = dials(&actions)[..] else { panic!("{actions:?}") };
+    fail(&mut core, slot, DialFailure::Later, 50, &mut Actions::new());
+    let slot = open(&mut core, other, 60);
+    core.tick(Millis(100), &mut Actions::new());
+    actions.clear();
+    // Its session read the clock before that tick, and comes after it: the pause stays over.
+    core.change(slot, SlotEvent::Close, Millis(99), &mut actions);
+    core.closed(slot, Millis(99), &mut actions);
+    assert!(matches!(actions[..], [Action::Dial { pool, .. }] if pool == failed), "{actions:?}");
 }

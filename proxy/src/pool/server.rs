@@ -509,8 +509,7 @@ impl Server {
     fn spawn_dial(&self, slot: SlotId, pool: Arc<Pool>) {
         let server = self.me();
         self.spawn(async move {
-            // A panic or a cancelled task must not keep the slot for ever.
-            let mut guard = DialGuard { server: Arc::clone(&server), slot: Some(slot), failed: false };
+            let mut guard = PermitGuard::new(&server, slot, Held::ByDial);
             let (endpoint, (login, turn)) = (server.endpoint(), pool.login());
             let limit = pool.settings().pool.server_connect_timeout;
             let dialed = connect::connect_within(limit, &endpoint, &login, slot).await;
@@ -521,7 +520,7 @@ impl Server {
                     server.dialed(&pool, Box::new(conn), room);
                 }
                 Err(NoLogin { error, half_open }) => {
-                    guard.failed = true;
+                    guard.held = Held::ToItsEnd;
                     server.report_failure(&pool, slot, turn, &error);
                     if let Some(stream) = half_open {
                         upkeep::end(stream).await;
@@ -612,8 +611,8 @@ impl Server {
         let server = self.me();
         let slot = conn.slot;
         self.spawn(async move {
+            let _guard = PermitGuard::new(&server, slot, Held::ToItsEnd);
             upkeep::close(conn, &server.endpoint()).await;
-            server.closed(slot);
         });
     }
 
@@ -628,11 +627,13 @@ impl Server {
     fn spawn_check(&self, mut conn: Box<ServerConn>) {
         let server = self.me();
         self.spawn(async move {
+            let mut guard = PermitGuard::new(&server, conn.slot, Held::ByCheck);
             let absorbed = async {
                 upkeep::absorb(&mut conn).await.map_err(|_| upkeep::Unusable)?;
                 upkeep::ask_for_room(&mut conn).await
             };
             let answer = tokio::time::timeout(CHECK_LIMIT, absorbed).await;
+            guard.slot = None;
             server.after_check(conn, answer.unwrap_or(Err(upkeep::Unusable)));
         });
     }
@@ -641,7 +642,9 @@ impl Server {
     fn hear_out(&self, mut conn: Box<ServerConn>, pool: Arc<Pool>) {
         let server = self.me();
         self.spawn(async move {
+            let mut guard = PermitGuard::new(&server, conn.slot, Held::ByCheck);
             let heard = tokio::time::timeout(CHECK_LIMIT, upkeep::absorb(&mut conn)).await;
+            guard.slot = None;
             if let Ok(Err(Some(words))) = &heard {
                 tracing::info!(server = %server.name.load(), tenant = %pool.tenant(), reason = %words, "PostgreSQL ended an idle connection");
             }
@@ -695,21 +698,40 @@ enum Later {
     Check(Box<ServerConn>),
 }
 
-/// A dial that ends without a connection gives its permit back, however it ends.
-struct DialGuard {
-    server: Arc<Server>,
-    slot: Option<SlotId>,
-    failed: bool,
+/// What a task holds a permit for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Held {
+    /// A dial: it failed, if nothing else is said.
+    ByDial,
+    /// A sign of life: there was none, if nothing else is said.
+    ByCheck,
+    /// Its end, which the core knows of.
+    ToItsEnd,
 }
 
-impl Drop for DialGuard {
+/// A task that does not pass its connection on gives the permit back, however it ends: a panic or a cancelled task must
+/// not keep the slot for ever.
+struct PermitGuard {
+    server: Arc<Server>,
+    slot: Option<SlotId>,
+    held: Held,
+}
+
+impl PermitGuard {
+    fn new(server: &Arc<Server>, slot: SlotId, held: Held) -> Self {
+        Self { server: Arc::clone(server), slot: Some(slot), held }
+    }
+}
+
+impl Drop for PermitGuard {
     fn drop(&mut self) {
-        if let Some(slot) = self.slot.take() {
-            if !self.failed {
-                self.server.dial_failed(slot, DialFailure::Later);
-            }
-            self.server.closed(slot);
+        let Some(slot) = self.slot.take() else { return };
+        match self.held {
+            Held::ByDial => self.server.dial_failed(slot, DialFailure::Later),
+            Held::ByCheck => self.server.change(slot, SlotEvent::Close, Millis::now()),
+            Held::ToItsEnd => {}
         }
+        self.server.closed(slot);
     }
 }
 

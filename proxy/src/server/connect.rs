@@ -82,6 +82,9 @@ pub enum ConnectError {
     Protocol(&'static str),
     #[error("expected database {expected:?} and got {found:?}")]
     WrongPlace { expected: String, found: String },
+    /// The server had let us in.
+    #[error("the server ended the session right after the login: {0}")]
+    Ended(#[source] Box<ConnectError>),
     #[error("the login took longer than server_connect_timeout")]
     Timeout {
         /// The server had taken the connection.
@@ -99,8 +102,8 @@ impl ConnectError {
                 DialFailure::Later
             }
             Self::Unreachable(_) | Self::Closed => DialFailure::ServerDown,
-            // It was reached: one database may be locked, and the others not.
-            Self::Timeout { reached: true } => DialFailure::Later,
+            // It was reached: one database may be locked, and the others not; or somebody terminates this role's sessions.
+            Self::Timeout { reached: true } | Self::Ended(_) => DialFailure::Later,
             Self::Timeout { reached: false } => DialFailure::ServerDown,
             Self::Refused(body) => match Fields::new(body).code() {
                 // Starting up, shutting down, in recovery: later, for everybody.
@@ -140,6 +143,17 @@ impl ConnectError {
     #[must_use]
     pub fn is_wrong_password(&self) -> bool {
         matches!(self, Self::Refused(body) if Fields::new(body).code() == Some(sqlstate::INVALID_PASSWORD))
+    }
+
+    /// The same after PostgreSQL let us in: an end without a reason of the whole server's is this session's own.
+    fn after_login(self) -> Self {
+        let is_own = match &self {
+            Self::Closed => true,
+            Self::Unreachable(e) => !is_out_of_descriptors(e),
+            Self::Refused(body) => Fields::new(body).code() == Some("57P01"),
+            _ => false,
+        };
+        if is_own { Self::Ended(Box::new(self)) } else { self }
     }
 }
 
@@ -209,8 +223,8 @@ async fn log_in(link: &mut Link, login: &Login) -> Result<LoggedIn, ConnectError
     startup::write_startup(&mut link.output, 0, &[("user", &login.role), ("database", &login.database)]);
     link.send().await?;
     authenticate(link, login).await?;
-    let (key, baseline) = greet(link).await?;
-    let room = prove_place(link, login).await?;
+    let (key, baseline) = greet(link).await.map_err(ConnectError::after_login)?;
+    let room = prove_place(link, login).await.map_err(ConnectError::after_login)?;
     if !link.input.is_empty() {
         return Err(ConnectError::Protocol("more than it was asked for"));
     }
@@ -452,7 +466,9 @@ async fn greet(link: &mut Link) -> Result<(CancelKey, Vec<(String, String)>), Co
 }
 
 /// What room the server has for connections. Everybody may ask this; `reserved_connections` is there since PostgreSQL 16.
-/// A process without a database (the checkpointer) is no connection. No operator: a tenant's own could stand in its way.
+/// A process without a database (the checkpointer) is no connection. Autovacuum and parallel workers have one and count too,
+/// though they take none of these slots: what kind a process is, is not shown to everybody, and a cap that is a few too low
+/// for five seconds does no harm. No operator: a tenant's own could stand in its way.
 macro_rules! room_columns {
     () => {
         "pg_catalog.current_setting('max_connections'), \
@@ -496,4 +512,28 @@ pub fn room(row: &[Option<&[u8]>]) -> Option<Room> {
     let number = |n: usize| std::str::from_utf8((*row.get(n)?)?).ok()?.parse::<u32>().ok();
     let reserved = number(1)?.saturating_add(number(2).unwrap_or(0));
     Some(Room { slots: number(0)?.saturating_sub(reserved), connections: number(3)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_after_the_login_says_nothing_of_the_whole_server() {
+        let refused = |code: &str| {
+            let mut body = BytesMut::new();
+            for (field, value) in [('S', "FATAL"), ('C', code), ('M', "m")] {
+                body.extend_from_slice(format!("{field}{value}\0").as_bytes());
+            }
+            body.extend_from_slice(b"\0");
+            ConnectError::Refused(body.freeze())
+        };
+        let reset = || ConnectError::Unreachable(io::ErrorKind::ConnectionReset.into());
+        for own in [refused("57P01"), ConnectError::Closed, reset()] {
+            assert_eq!(own.failure(), DialFailure::ServerDown);
+            assert_eq!(own.after_login().failure(), DialFailure::Later);
+        }
+        assert_eq!(refused("57P03").after_login().failure(), DialFailure::ServerDown);
+        assert_eq!(refused("3D000").after_login().failure(), DialFailure::Refused);
+    }
 }

@@ -1,6 +1,6 @@
 //! What is done to a server connection between sessions: reset, check, close. Each has a deadline, the caller's or its own.
 
-use std::time::Duration;
+use std::{io, time::Duration};
 
 use bytes::BytesMut;
 use tenantry_wire::{
@@ -9,7 +9,7 @@ use tenantry_wire::{
     message,
     tag::{backend, status},
 };
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use super::{
     conn::ServerConn,
@@ -165,7 +165,8 @@ pub async fn close(mut conn: Box<ServerConn>, endpoint: &Endpoint) {
         // Nobody takes our bytes: what it still runs must be told by another way.
         let _ = tokio::time::timeout(CLOSE_PATIENCE, connect::cancel(endpoint, &conn.key)).await;
     }
-    if tokio::time::timeout(CLOSE_PATIENCE, end_of(&mut conn.stream)).await.is_ok() {
+    if let Ok(end) = tokio::time::timeout(CLOSE_PATIENCE, end_of(&mut conn.stream)).await {
+        end.tell();
         return;
     }
     // Terminate is only read between queries: cancel the one that runs.
@@ -180,12 +181,78 @@ pub async fn end(mut stream: Stream) {
 }
 
 async fn wait_for_end(stream: &mut Stream) {
-    if tokio::time::timeout(CLOSE_LIMIT, end_of(stream)).await.is_err() {
-        tracing::warn!("the server did not close its end in time; giving the connection up");
+    match tokio::time::timeout(CLOSE_LIMIT, end_of(stream)).await {
+        Ok(end) => end.tell(),
+        Err(_) => tracing::warn!("the server did not close its end in time; giving the connection up"),
     }
 }
 
-async fn end_of(stream: &mut Stream) {
+/// How a connection ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The other side closed it: PostgreSQL counts it no more.
+    Closed,
+    /// Nothing comes through any more. There is nothing left to wait for, and PostgreSQL may count it until it finds out
+    /// by itself (its `tcp_keepalives_idle`): until then it is one of the others' that the cap yields to.
+    Lost(io::ErrorKind),
+}
+
+impl End {
+    fn of(error: &io::Error) -> Self {
+        use io::ErrorKind as E;
+        match error.kind() {
+            // The last is how TLS says that the other side just closed.
+            E::ConnectionReset | E::BrokenPipe | E::NotConnected | E::UnexpectedEof => Self::Closed,
+            kind => Self::Lost(kind),
+        }
+    }
+
+    fn tell(self) {
+        if let Self::Lost(kind) = self {
+            tracing::warn!(reason = %kind, "the link to the server broke; PostgreSQL may count the connection for longer \
+                than Tenantry does: set tcp_keepalives_idle there");
+        }
+    }
+}
+
+async fn end_of(stream: &mut (impl AsyncRead + Unpin)) -> End {
     let mut sink = vec![0u8; 16 * 1024];
-    while matches!(stream.read(&mut sink).await, Ok(n) if n > 0) {}
+    loop {
+        match stream.read(&mut sink).await {
+            Ok(0) => return End::Closed,
+            Ok(_) => {}
+            Err(error) => return End::of(&error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Says one thing, then breaks in this way.
+    struct Breaks(io::ErrorKind, bool);
+
+    impl AsyncRead for Breaks {
+        fn poll_read(
+            mut self: std::pin::Pin<&mut Self>,
+            _: &mut std::task::Context<'_>,
+            buffer: &mut tokio::io::ReadBuf<'_>,
+        ) -> std::task::Poll<io::Result<()>> {
+            if std::mem::replace(&mut self.1, true) {
+                return std::task::Poll::Ready(Err(self.0.into()));
+            }
+            buffer.put_slice(b"N");
+            std::task::Poll::Ready(Ok(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_broken_link_is_not_an_end_that_postgresql_knows_of() {
+        assert_eq!(end_of(&mut &b"last words"[..]).await, End::Closed);
+        assert_eq!(end_of(&mut Breaks(io::ErrorKind::ConnectionReset, false)).await, End::Closed);
+        for kind in [io::ErrorKind::TimedOut, io::ErrorKind::HostUnreachable] {
+            assert_eq!(end_of(&mut Breaks(kind, false)).await, End::Lost(kind));
+        }
+    }
 }

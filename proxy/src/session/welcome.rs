@@ -65,13 +65,7 @@ pub(super) async fn welcome(
     admitted: Admitted,
     client: ClientGuard,
 ) -> Result<Ready, Refused> {
-<<<<<<< HEAD
     let Admitted { seat: Seat { pool, guard: tenant_guard }, learned } = admitted;
-=======
-    let Admitted { tenant, role, learned } = admitted;
-    let tenant_guard = tenant.admit().ok_or_else(|| errors::too_many_of_tenant(&tenant))?;
-    let pool = tenant.pool(&role);
->>>>>>> wt-outer
     if let Some(credentials) = learned {
         pool.learn_credentials(credentials);
     }

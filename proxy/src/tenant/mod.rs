@@ -308,8 +308,7 @@ impl Tenant {
         if pools.retired {
             return Err(NoSeat::Retired);
         }
-        let guard =
-            self.admit().ok_or_else(|| NoSeat::Refused(errors::too_many_clients("tenant's max_client_conn")))?;
+        let guard = self.admit().ok_or_else(|| NoSeat::Refused(errors::too_many_of_tenant(self)))?;
         Ok(Seat { pool: self.pool(&mut pools.by_role, role), guard })
     }
 

@@ -69,6 +69,12 @@ impl Api {
         api
     }
 
+    /// The same at another process.
+    #[must_use]
+    pub fn at(&self, proxy: &Proxy) -> Self {
+        Self { base: proxy.admin(), ..self.clone() }
+    }
+
     #[must_use]
     pub fn with_token(&self, token: &str) -> Self {
         Self { token: token.to_owned(), ..self.clone() }

@@ -6,7 +6,7 @@ use super::*;
 impl Core {
     /// A session wants a connection of this pool.
     pub fn checkout(&mut self, id: PoolId, now: Millis, actions: &mut Actions) -> Checkout {
-        self.pass(now);
+        let now = self.pass(now);
         let Some(pool) = self.pools.get_mut(&id) else { return Checkout::Refused(Refusal::LoginRefused) };
         if pool.gate == Gate::Shut {
             return Checkout::Refused(Refusal::Shut);
@@ -31,7 +31,7 @@ impl Core {
 
     /// A connection came to rest in good order: after a transaction, a reset or a check.
     pub fn release(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) -> Rested {
-        self.pass(now);
+        let now = self.pass(now);
         let rested = self.rest(slot, now);
         // Freed, or idle while somebody waits: perhaps not for long.
         if rested == Rested::Close || (rested == Rested::Idle && self.fair.is_wanted()) {
@@ -42,7 +42,7 @@ impl Core {
 
     /// A connection changes state without coming to rest: `Reset`, `AwaitCancel`, `Close`.
     pub fn change(&mut self, slot: SlotId, event: SlotEvent, now: Millis, actions: &mut Actions) {
-        self.pass(now);
+        let now = self.pass(now);
         self.shift(slot, event, now);
         if event == SlotEvent::Close {
             if let Some(tenant) = self.pool_of(slot).map(|pool| pool.tenant) {
@@ -54,7 +54,7 @@ impl Core {
 
     /// A dial succeeded, and PostgreSQL told what room it has.
     pub fn dialed(&mut self, slot: SlotId, room: Option<Room>, now: Millis, actions: &mut Actions) -> Rested {
-        self.pass(now);
+        let now = self.pass(now);
         if let Some(room) = room {
             self.observe(room, now);
         }
@@ -64,6 +64,7 @@ impl Core {
         if let Some(pool) = self.pool_of(slot) {
             pool.backoff = Backoff::default();
             pool.may_prewarm = true;
+            pool.missed = 0;
         }
         let rested = self.rest(slot, now);
         if let Some(tenant) = self.pool_of(slot).map(|pool| pool.tenant) {
@@ -76,8 +77,8 @@ impl Core {
 
     /// A connection that was asked for a sign of life gave one, and told what room there is.
     pub fn checked(&mut self, slot: SlotId, room: Option<Room>, now: Millis, actions: &mut Actions) -> Rested {
+        let now = self.pass(now);
         if let Some(room) = room {
-            self.pass(now);
             self.observe(room, now);
         }
         self.release(slot, now, actions)
@@ -85,11 +86,18 @@ impl Core {
 
     /// A dial failed; `closed` follows, as soon as PostgreSQL has closed its end.
     pub fn dial_failed(&mut self, slot: SlotId, failure: DialFailure, now: Millis, actions: &mut Actions) {
-        self.pass(now);
+        let now = self.pass(now);
         let base = self.limits.login_retry;
         let longest = base.saturating_mul(4);
         match failure {
-            DialFailure::ServerDown => self.down.fail(base, longest, now),
+            DialFailure::ServerDown => {
+                self.down.fail(base, longest, now);
+                self.misses += 1;
+                let misses = self.misses;
+                if let Some(pool) = self.pool_of(slot) {
+                    pool.missed = misses;
+                }
+            }
             DialFailure::ServerFull => {
                 self.down = Backoff::default();
                 self.cap.refused(self.ledger.held().saturating_sub(self.totals.of(SlotState::Connecting)), now);
@@ -110,6 +118,12 @@ impl Core {
             let refusal = Refusal::LoginRefused;
             actions.extend(pool.queue.drain().map(|waiter| Action::Refuse { waiter, refusal }));
         }
+        if let Some(slot) = self.slots.get_mut(slot.0) {
+            slot.failed = true;
+        }
+        if let Some(pool) = self.pool_of(slot) {
+            pool.hanging += 1;
+        }
         self.shift(slot, SlotEvent::Close, now);
         if let Some(tenant) = self.pool_of(slot).map(|pool| pool.tenant) {
             self.refresh(tenant, now);
@@ -119,11 +133,13 @@ impl Core {
 
     /// PostgreSQL closed its end: the permit is free.
     pub fn closed(&mut self, slot: SlotId, now: Millis, actions: &mut Actions) {
-        self.pass(now);
+        let now = self.pass(now);
         let Some(gone) = self.slots.try_remove(slot.0) else { return };
         self.recount(gone.pool, Some(gone.state), None);
         self.ledger.give_back();
-        if let Some(tenant) = self.pools.get(&gone.pool).map(|pool| pool.tenant) {
+        if let Some(pool) = self.pools.get_mut(&gone.pool) {
+            pool.hanging -= u32::from(gone.failed);
+            let tenant = pool.tenant;
             self.refresh(tenant, now);
         }
         self.forget_if_empty(gone.pool);
@@ -132,7 +148,7 @@ impl Core {
 
     /// A waiter went away by itself; false if it had left the queue already (a connection or a refusal is on its way).
     pub fn leave_queue(&mut self, id: PoolId, waiter: WaiterId, now: Millis) -> bool {
-        self.pass(now);
+        let now = self.pass(now);
         let Some(pool) = self.pools.get_mut(&id) else { return false };
         let (left, tenant) = (pool.queue.leave(waiter), pool.tenant);
         if left {
@@ -143,8 +159,9 @@ impl Core {
 
     /// Time passed: refusals, ends of life, checks, minimum sizes, retries. About ten times a second.
     pub fn tick(&mut self, now: Millis, actions: &mut Actions) {
-        self.pass(now);
+        let now = self.pass(now);
         self.cap.tick(now);
+        self.doubt_old_news(now);
         self.apply_cap();
         self.expire_waiters(now, actions);
         self.retire_idle(now, actions);
@@ -155,7 +172,7 @@ impl Core {
 
     /// The part of `tick` that must not be late while somebody waits for somebody else's permit.
     pub fn nudge(&mut self, now: Millis, actions: &mut Actions) {
-        self.pass(now);
+        let now = self.pass(now);
         self.fair.charge_all();
         self.free_siblings(now, actions);
         self.grow(now, actions);
@@ -190,7 +207,7 @@ impl Core {
             self.refresh(tenant, now);
             return Rested::Close;
         }
-        if !was_checked && self.room_due.is_some_and(|due| now >= due) {
+        if !was_checked && !is_fresh && self.room_due.is_some_and(|due| now >= due) {
             self.room_due = Some(Millis(now.0.saturating_add(ROOM_AGE)));
             self.shift(id, SlotEvent::Check, now);
             return Rested::Check;
@@ -209,6 +226,16 @@ impl Core {
         }
         self.shift(id, SlotEvent::Rest, now);
         Rested::Idle
+    }
+
+    /// Everything is lent for long, so that nobody could ask what room there is, and somebody waits: perhaps one of the
+    /// others that the cap yields to has left. One more dial finds out.
+    fn doubt_old_news(&mut self, now: Millis) {
+        let is_old = self.room_due.is_some_and(|due| now.0 >= due.0.saturating_add(ROOM_AGE));
+        if is_old && self.is_contended() {
+            self.cap.presume_room(self.ledger.held());
+            self.room_due = Some(now);
+        }
     }
 
     fn give_up_on_closing(&mut self, now: Millis) {

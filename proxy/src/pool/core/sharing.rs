@@ -15,7 +15,7 @@ impl Core {
         }
         // More than can be dialled at once would only lie closed.
         let closing = self.totals.of(SlotState::Closing);
-        closing + self.totals.of(SlotState::Connecting) < self.connecting_limit()
+        closing + self.totals.of(SlotState::Connecting) < self.connecting_limit(now)
             && self.fair.must_yield(tenant, closing)
     }
 
@@ -72,8 +72,8 @@ impl Core {
         if self.is_above_cap() {
             self.make_room(now, actions);
         }
-        while let Some(tenant) = self.fair.next() {
-            if self.totals.of(SlotState::Connecting) >= self.connecting_limit()
+        while self.fair.is_wanted() {
+            if self.totals.of(SlotState::Connecting) >= self.connecting_limit(now)
                 || self.down.is_pausing(now)
                 || self.cap.is_pausing(now)
             {
@@ -83,6 +83,7 @@ impl Core {
                 self.make_room(now, actions);
                 return;
             }
+            let Some(tenant) = self.next(now) else { return };
             let Some(pool) = self.oldest_waiting(tenant, now) else {
                 debug_assert!(false, "a tenant wants what none of its pools wants");
                 self.refresh(tenant, now);
@@ -93,11 +94,28 @@ impl Core {
         }
     }
 
-    /// The pool of a tenant whose first waiter has waited longest, among those that could use a connection.
+    /// Who dials next. While the server seems to be down each finds out in turn: it may be down for one of them only.
+    fn next(&self, now: Millis) -> Option<TenantKey> {
+        if !self.down.is_failing() {
+            return self.fair.next();
+        }
+        let missed = |tenant: &TenantKey| self.wanting(*tenant, now).map(|(_, pool)| pool.missed).min();
+        self.fair.wanting().min_by_key(missed)
+    }
+
+    /// The pool of a tenant whose first waiter has waited longest, among those that could use a connection; while the
+    /// server seems to be down, of those that found out longest ago.
     fn oldest_waiting(&self, tenant: TenantKey, now: Millis) -> Option<PoolId> {
-        let wanting = self.pools_of(tenant).filter(|(_, pool)| pool.wants(now, self.dials_of_one()) > 0);
-        let first = wanting.filter_map(|(id, pool)| pool.queue.oldest().map(|(waiter, since)| (since, waiter, id)));
-        first.min().map(|(_, _, id)| id)
+        let missed = |pool: &PoolState| if self.down.is_failing() { pool.missed } else { 0 };
+        let first = self
+            .wanting(tenant, now)
+            .filter_map(|(id, pool)| pool.queue.oldest().map(|(waiter, since)| (missed(pool), since, waiter, id)));
+        first.min().map(|(_, _, _, id)| id)
+    }
+
+    /// The pools of a tenant that could use a connection.
+    fn wanting(&self, tenant: TenantKey, now: Millis) -> impl Iterator<Item = (PoolId, &PoolState)> {
+        self.pools_of(tenant).filter(move |(_, pool)| pool.wants(now, self.dials_of_one()) > 0)
     }
 
     /// Not all of them: a login that hangs must not stop everybody's.
@@ -105,9 +123,15 @@ impl Core {
         self.limits.max_connecting.saturating_sub(1).max(1)
     }
 
-    /// While the server is down one dial at a time finds out whether it is back.
-    fn connecting_limit(&self) -> u32 {
-        if self.down.is_failing() { 1 } else { self.limits.max_connecting }
+    /// While the server is down one dial at a time finds out whether it is back; another, if that takes long.
+    fn connecting_limit(&self, now: Millis) -> u32 {
+        if !self.down.is_failing() {
+            self.limits.max_connecting
+        } else if now.0.saturating_sub(self.last_dial.0) < LOOKS_WITHIN {
+            1
+        } else {
+            self.limits.max_connecting.min(self.totals.of(SlotState::Connecting) + 1)
+        }
     }
 
     fn dial(&mut self, pool_id: PoolId, now: Millis, actions: &mut Actions) {
@@ -116,6 +140,7 @@ impl Core {
             return;
         }
         self.dials += 1;
+        self.last_dial = now;
         // Up to a fifth of the lifetime earlier, spread evenly over successive dials: no herd when they end.
         let spread = pool.limits.lifetime / 5;
         let early = if spread == 0 { 0 } else { self.dials.wrapping_mul(0x9E37_79B9_7F4A_7C15) % spread };
@@ -127,6 +152,7 @@ impl Core {
             generation: pool.generation,
             checked: now,
             unused: now,
+            failed: false,
         };
         let slot = SlotId(self.slots.insert(slot));
         self.recount(pool_id, None, Some(SlotState::Connecting));
@@ -136,7 +162,7 @@ impl Core {
     /// Closes idle connections for those who wait, or because the cap was lowered: those first whom it costs least.
     fn make_room(&mut self, now: Millis, actions: &mut Actions) {
         // More than can be dialled at once would only lie closed.
-        let room = self.connecting_limit().saturating_sub(self.totals.of(SlotState::Connecting));
+        let room = self.connecting_limit(now).saturating_sub(self.totals.of(SlotState::Connecting));
         let mut closing = self.totals.of(SlotState::Closing);
         let wanted = self.fair.wanted(room).min(room);
         let owes_floor = self.fair.owes_floor(closing);
@@ -218,8 +244,11 @@ impl Core {
     }
 
     pub(super) fn prewarm(&mut self, now: Millis, actions: &mut Actions) {
-        let short =
-            |pool: &PoolState| pool.may_prewarm && pool.gate == Gate::Open && pool.size() < pool.limits.min_size;
+        let dials = self.dials_of_one();
+        let short = |pool: &PoolState| {
+            let may = pool.may_prewarm && pool.gate == Gate::Open && pool.tries(dials) > 0;
+            may && pool.size() < pool.limits.min_size
+        };
         let ids: Vec<_> = self.pools.iter().filter(|(_, pool)| short(pool)).map(|(id, _)| *id).collect();
         for id in ids {
             while let Some(pool) = self.pools.get(&id)
@@ -228,7 +257,7 @@ impl Core {
                 && !pool.backoff.is_pausing(now)
                 && !self.down.is_pausing(now)
                 && !self.cap.is_pausing(now)
-                && self.totals.of(SlotState::Connecting) < self.connecting_limit()
+                && self.totals.of(SlotState::Connecting) < self.connecting_limit(now)
                 && !self.ledger.is_full()
             {
                 let tenant = pool.tenant;
