@@ -127,6 +127,29 @@ async fn pause_and_resume_under_load_answer_nobody_with_an_error() {
 }
 
 #[tokio::test]
+async fn what_is_done_to_a_tenant_never_hits_one_of_the_file_that_has_its_name_by_now() {
+    let (proxy, api) = control_proxy().await;
+    api.create("twin").await;
+    // From here on the file's counts, and the catalog's is not served.
+    let other = cluster().tenant("twin").await;
+    let file =
+        proxy.settings().role("twin", &other.role, Some(&other.password)).set("tenants.twin.database", &*other.name);
+    proxy.reload(&file.text());
+    let theirs = Tenant { name: "twin".into(), ..other.clone() };
+    let mut client = eventually("the file's tenant is served", async || {
+        let mut client = proxy.connect(&theirs).try_login().await.ok()?;
+        (client.value("SELECT current_database()").await == other.name).then_some(client)
+    })
+    .await;
+    client.run("BEGIN").await;
+    let drained = api.post("/v1/tenants/twin/drain", json!({ "deadline_ms": 0 })).await;
+    assert!(drained.status < 300, "{}", drained.body);
+    api.no_open_job().await;
+    client.run("COMMIT").await;
+    assert_eq!(client.value("SELECT 1").await, "1", "its session lives on");
+}
+
+#[tokio::test]
 async fn who_waits_too_long_in_a_pause_is_told_so_and_stays() {
     tenantry_testkit::control::control_role(cluster()).await;
     let builder = tenantry_testkit::ProxyBuilder::new(cluster()).set("pool.query_wait_timeout", "200ms");

@@ -55,12 +55,13 @@ impl View for Directory {
 pub trait Plane: View {
     /// Serves these settings from now on, whole or not at all.
     fn apply(&self, settings: Settings) -> Result<(), String>;
-    /// What a tenant's clients do; `None`: no such tenant.
-    fn activity(&self, tenant: &str) -> Option<Activity>;
+    /// What a tenant's clients do; `None`: no such tenant. One of the catalog is meant by its number: the settings file may
+    /// have another of that name, and then serves that.
+    fn activity(&self, tenant: &str, number: Option<i64>) -> Option<Activity>;
     /// Cancels what runs; how many statements.
-    fn cancel_running(&self, tenant: &str) -> usize;
+    fn cancel_running(&self, tenant: &str, number: Option<i64>) -> usize;
     /// Ends sessions, those in a transaction too if `at_once`; how many.
-    fn end_sessions(&self, tenant: &str, at_once: bool) -> usize;
+    fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize;
     /// Why each of its roles would wait, or waits.
     fn explain(&self, tenant: &str) -> Vec<(String, Explanation)>;
     /// Where clients reach it.
@@ -101,16 +102,16 @@ impl Plane for Directory {
         self.reload(settings).map_err(|error| error.to_string())
     }
 
-    fn activity(&self, tenant: &str) -> Option<Activity> {
-        Directory::activity(self, tenant)
+    fn activity(&self, tenant: &str, number: Option<i64>) -> Option<Activity> {
+        Directory::activity(self, tenant, number)
     }
 
-    fn cancel_running(&self, tenant: &str) -> usize {
-        Directory::cancel_running(self, tenant)
+    fn cancel_running(&self, tenant: &str, number: Option<i64>) -> usize {
+        Directory::cancel_running(self, tenant, number)
     }
 
-    fn end_sessions(&self, tenant: &str, at_once: bool) -> usize {
-        Directory::end_sessions(self, tenant, at_once)
+    fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize {
+        Directory::end_sessions(self, tenant, number, at_once)
     }
 
     fn explain(&self, tenant: &str) -> Vec<(String, Explanation)> {

@@ -243,24 +243,25 @@ impl Directory {
         }
     }
 
-    // For the control plane. A tenant is asked for by its name or by an alias.
+    // For the control plane. A tenant of the catalog is asked for by its number, since one of the settings file may have its
+    // name; any other by its name or by an alias.
 
     /// What a tenant's clients and its connections do; `None`: no such tenant.
     #[must_use]
-    pub fn activity(&self, tenant: &str) -> Option<Activity> {
-        Some(self.find(tenant)?.activity())
+    pub fn activity(&self, tenant: &str, number: Option<i64>) -> Option<Activity> {
+        Some(self.find_one(tenant, number)?.activity())
     }
 
     /// Cancels what the tenant's sessions run, as their clients could; how many statements.
-    pub fn cancel_running(&self, tenant: &str) -> usize {
-        let Some(tenant) = self.find(tenant) else { return 0 };
+    pub fn cancel_running(&self, tenant: &str, number: Option<i64>) -> usize {
+        let Some(tenant) = self.find_one(tenant, number) else { return 0 };
         let place = tenant.place();
         self.registry.cancel_those(|at| at.is_of(&place.tenant, place.number))
     }
 
     /// Ends the tenant's sessions with 57P01: after their transactions, or at once. How many.
-    pub fn end_sessions(&self, tenant: &str, at_once: bool) -> usize {
-        let Some(tenant) = self.find(tenant) else { return 0 };
+    pub fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize {
+        let Some(tenant) = self.find_one(tenant, number) else { return 0 };
         let place = tenant.place();
         let reason = if at_once { EndReason::DrainedNow } else { EndReason::Drained };
         self.registry.end_those(|at| at.is_of(&place.tenant, place.number), reason)
@@ -292,6 +293,15 @@ impl Directory {
     #[must_use]
     pub fn slots(&self, server: &str) -> Option<u32> {
         self.routes.load().servers.get(server)?.slots()
+    }
+
+    fn find_one(&self, tenant: &str, number: Option<i64>) -> Option<Arc<Tenant>> {
+        let Some(number) = number else { return self.find(tenant) };
+        let is_meant = |tenant: &&Arc<Tenant>| tenant.settings.standing.number == Some(number);
+        let routes = self.routes.load();
+        // Mostly it has that name.
+        let by_name = routes.tenants.get(tenant).filter(is_meant);
+        by_name.or_else(|| routes.tenants.values().find(is_meant)).cloned()
     }
 
     fn find(&self, tenant: &str) -> Option<Arc<Tenant>> {

@@ -135,8 +135,8 @@ fn address(plane: &ControlPlane) -> Address {
     )
 }
 
-fn live(plane: &ControlPlane, name: &str) -> Option<Live> {
-    let activity = plane.data.activity(name)?;
+fn live(plane: &ControlPlane, name: &str, number: Option<i64>) -> Option<Live> {
+    let activity = plane.data.activity(name, number)?;
     Some(Live {
         clients: activity.clients,
         waiting: activity.waiting,
@@ -148,7 +148,7 @@ fn live(plane: &ControlPlane, name: &str) -> Option<Live> {
 
 fn view(plane: &ControlPlane, entry: &Entry) -> TenantView {
     // A suspended tenant wakes by itself.
-    let mut view = TenantView::of(entry, address(plane), live(plane, &entry.name));
+    let mut view = TenantView::of(entry, address(plane), live(plane, &entry.name, Some(entry.number)));
     if entry.state == TenantState::Suspended && view.live.as_ref().is_some_and(|live| live.connections > 0) {
         view.state = TenantState::Active.to_string();
     }

@@ -65,7 +65,7 @@ pub async fn list(
     let of_file = file
         .tenants
         .iter()
-        .map(|(id, t)| TenantView::of_file(id.as_str(), t, address(&plane), live(&plane, id.as_str())));
+        .map(|(id, t)| TenantView::of_file(id.as_str(), t, address(&plane), live(&plane, id.as_str(), None)));
     all.retain(|view| !file.tenants.contains_key(view.name.as_str()));
     all.extend(of_file);
     all.sort_by(|a, b| a.name.cmp(&b.name));
@@ -93,7 +93,9 @@ pub async fn show(State(plane): Plane, Path(name): Path<String>) -> Answer<Respo
         return Ok(tagged(entry.version, Json(view(&plane, entry))));
     }
     match plane.file().tenants.get(name.as_str()) {
-        Some(tenant) => Ok(tagged(0, Json(TenantView::of_file(&name, tenant, address(&plane), live(&plane, &name))))),
+        Some(tenant) => {
+            Ok(tagged(0, Json(TenantView::of_file(&name, tenant, address(&plane), live(&plane, &name, None)))))
+        }
         None => find(&plane, &name).map(|entry| tagged(entry.version, Json(view(&plane, &entry)))),
     }
 }
@@ -383,7 +385,7 @@ macro_rules! state_operation {
             })
             .await?;
             if matches!(entry.state, TenantState::Paused | TenantState::Suspended) {
-                released(&plane, &entry.name, conditions.wait).await;
+                released(&plane, &entry, conditions.wait).await;
             }
             Ok(tagged(entry.version, Json(view(&plane, &entry))))
         }
@@ -498,9 +500,10 @@ async fn await_job(plane: &ControlPlane, job: i64, wait: Duration) -> Answer<Job
     }
 }
 
-async fn released(plane: &ControlPlane, name: &str, wait: Duration) {
+async fn released(plane: &ControlPlane, entry: &Entry, wait: Duration) {
     let released = async {
-        while plane.data.activity(name).is_some_and(|activity| activity.connections > 0) {
+        let activity = || plane.data.activity(&entry.name, Some(entry.number));
+        while activity().is_some_and(|activity| activity.connections > 0) {
             tokio::time::sleep(LOOK / 10).await;
         }
     };

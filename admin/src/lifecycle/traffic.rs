@@ -22,10 +22,10 @@ const AFTER_CANCEL: Duration = Duration::from_secs(5);
 const CLOSING: Duration = Duration::from_secs(15);
 
 /// Until it holds of the tenant's activity, or the time is over; what it was last.
-async fn until(site: &Site, name: &str, limit: Duration, holds: impl Fn(&Activity) -> bool) -> Result<(), Activity> {
+async fn until(site: &Site, entry: &Entry, limit: Duration, holds: impl Fn(&Activity) -> bool) -> Result<(), Activity> {
     let deadline = Instant::now() + limit;
     loop {
-        let Some(activity) = site.plane.data.activity(name) else { return Ok(()) };
+        let Some(activity) = site.plane.data.activity(&entry.name, Some(entry.number)) else { return Ok(()) };
         if holds(&activity) {
             return Ok(());
         }
@@ -39,7 +39,7 @@ async fn until(site: &Site, name: &str, limit: Duration, holds: impl Fn(&Activit
 pub async fn await_quiet(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
     let Work::Rename { wait, .. } = &job.work else { return Ok(()) };
     let limit = Duration::from_millis(*wait);
-    until(site, &entry.name, limit, |activity| activity.connections == 0).await.map_err(|left| {
+    until(site, entry, limit, |activity| activity.connections == 0).await.map_err(|left| {
         StepError::Refused(format!(
             "{} of its server connections were still in use after {}, {} of them kept by session state; let the \
              transactions end, or allow a longer wait",
@@ -64,13 +64,13 @@ pub async fn await_transactions(site: &Site, job: &JobRow, entry: &Entry, result
         _ => 0,
     };
     let idle = |activity: &Activity| activity.active == 0;
-    let began = site.plane.data.activity(&entry.name).map_or(0, |activity| activity.active);
+    let began = site.plane.data.activity(&entry.name, Some(entry.number)).map_or(0, |activity| activity.active);
     let (mut cancelled, mut cut) = (0, 0);
-    if until(site, &entry.name, Duration::from_millis(limit), idle).await.is_err() {
-        cancelled = site.plane.data.cancel_running(&entry.name);
-        if until(site, &entry.name, AFTER_CANCEL.min(Duration::from_millis(limit.max(1_000))), idle).await.is_err() {
-            cut = site.plane.data.end_sessions(&entry.name, true);
-            if let Err(left) = until(site, &entry.name, CLOSING, idle).await {
+    if until(site, entry, Duration::from_millis(limit), idle).await.is_err() {
+        cancelled = site.plane.data.cancel_running(&entry.name, Some(entry.number));
+        if until(site, entry, AFTER_CANCEL.min(Duration::from_millis(limit.max(1_000))), idle).await.is_err() {
+            cut = site.plane.data.end_sessions(&entry.name, Some(entry.number), true);
+            if let Err(left) = until(site, entry, CLOSING, idle).await {
                 return Err(StepError::Refused(format!("{} transactions could not be ended", left.active)));
             }
         }
@@ -85,7 +85,7 @@ pub async fn drained(site: &Site, entry: &Entry) -> Result<(), StepError> {
         _ => shift(e, TenantEvent::Emptied, TenantState::Drained),
     })
     .await?;
-    until(site, &entry.name, CLOSING, |activity| activity.connections == 0)
+    until(site, entry, CLOSING, |activity| activity.connections == 0)
         .await
         .map_err(|left| StepError::Refused(format!("PostgreSQL did not close {} connections", left.connections)))
 }
