@@ -12,6 +12,9 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// From dial to the end of the login.
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// A peer that says nothing at all, not even that it got our bytes, is gone after about half a minute.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(10), Duration::from_secs(5), 4);
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 /// In PostgreSQL: no statement of ours waits long for others, nor keeps them waiting.
 const OPTIONS: &str = "-c lock_timeout=5s -c statement_timeout=10s";
 
@@ -39,6 +42,9 @@ pub fn config(server: &Server, control: &Control, database: &str) -> Result<(Con
     let mut config = Config::new();
     config.host(&server.host).port(server.port).user(&control.role).dbname(database);
     config.connect_timeout(CONNECT_LIMIT).application_name("tenantry").options(OPTIONS);
+    let (idle, interval, probes) = KEEPALIVE;
+    config.keepalives_idle(idle).keepalives_interval(interval).keepalives_retries(probes);
+    config.tcp_user_timeout(UNACKNOWLEDGED);
     config.ssl_mode(match server.tls.mode {
         ServerTlsMode::Disable => SslMode::Disable,
         ServerTlsMode::Prefer => SslMode::Prefer,

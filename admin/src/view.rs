@@ -43,7 +43,7 @@ pub trait Plane: View {
     fn activity(&self, tenant: &str) -> Option<Activity>;
     /// Cancels what runs; how many statements.
     fn cancel_running(&self, tenant: &str) -> usize;
-    /// Ends sessions, those in a transaction too if `at_once`; how many.
+    /// Ends sessions, those in a transaction too if `at_once`; how many are in one.
     fn end_sessions(&self, tenant: &str, at_once: bool) -> usize;
     /// Why each of its roles would wait, or waits.
     fn explain(&self, tenant: &str) -> Vec<(String, Explanation)>;

@@ -37,7 +37,7 @@ async fn until(site: &Site, name: &str, limit: Duration, holds: impl Fn(&Activit
 }
 
 pub async fn await_quiet(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
-    let Work::Rename { wait, .. } = &job.work else { return Ok(()) };
+    let (Work::Rename { wait, .. } | Work::Separate { wait, .. }) = &job.work else { return Ok(()) };
     let limit = Duration::from_millis(*wait);
     until(site, &entry.name, limit, |activity| activity.connections == 0).await.map_err(|left| {
         StepError::Refused(format!(
@@ -64,19 +64,42 @@ pub async fn await_transactions(site: &Site, job: &JobRow, entry: &Entry, result
         _ => 0,
     };
     let idle = |activity: &Activity| activity.active == 0;
-    let began = site.plane.data.activity(&entry.name).map_or(0, |activity| activity.active);
-    let (mut cancelled, mut cut) = (0, 0);
-    if until(site, &entry.name, Duration::from_millis(limit), idle).await.is_err() {
-        cancelled = site.plane.data.cancel_running(&entry.name);
-        if until(site, &entry.name, AFTER_CANCEL.min(Duration::from_millis(limit.max(1_000))), idle).await.is_err() {
-            cut = site.plane.data.end_sessions(&entry.name, true);
-            if let Err(left) = until(site, &entry.name, CLOSING, idle).await {
-                return Err(StepError::Refused(format!("{} transactions could not be ended", left.active)));
-            }
-        }
+    // A step that is done again adds to what it did before.
+    if result["drain"].is_null() {
+        let began = site.plane.data.activity(&entry.name).map_or(0, |activity| activity.active);
+        result["drain"] = json!({ "under_way": began, "cancelled": 0, "cut": 0 });
+        site.note(job, result).await?;
     }
-    result["drain"] = json!({ "under_way": began, "cancelled": cancelled, "cut": cut });
-    Ok(())
+    if until(site, &entry.name, Duration::from_millis(limit), idle).await.is_ok() {
+        return Ok(());
+    }
+    add(result, "cancelled", site.plane.data.cancel_running(&entry.name));
+    site.note(job, result).await?;
+    if until(site, &entry.name, AFTER_CANCEL.min(Duration::from_millis(limit.max(1_000))), idle).await.is_ok() {
+        return Ok(());
+    }
+    add(result, "cut", site.plane.data.end_sessions(&entry.name, true));
+    site.note(job, result).await?;
+    until(site, &entry.name, CLOSING, idle)
+        .await
+        .map_err(|left| StepError::Refused(format!("{} transactions could not be ended", left.active)))
+}
+
+fn add(result: &mut Value, key: &str, n: usize) {
+    let before = result["drain"][key].as_u64().unwrap_or(0);
+    result["drain"][key] = json!(before + u64::try_from(n).unwrap_or(0));
+}
+
+/// As it was before transactions were stopped; whatever else it is by now stays.
+pub async fn reopen(site: &Site, entry: &Entry, result: &Value) -> Result<(), StepError> {
+    let before = result["before"].as_str().and_then(TenantState::parse).unwrap_or(TenantState::Active);
+    site.change(entry.number, |e| {
+        if matches!(e.state, TenantState::Draining | TenantState::Drained) {
+            e.state = before;
+        }
+        Ok(())
+    })
+    .await
 }
 
 pub async fn drained(site: &Site, entry: &Entry) -> Result<(), StepError> {
