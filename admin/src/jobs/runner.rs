@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
@@ -36,8 +36,8 @@ const LOOK_FOR_CANCEL: Duration = Duration::from_millis(250);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// Until a step that could not reach PostgreSQL is tried again: doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
-/// Tries of one step that keeps clients waiting, or that somebody is in the way of, while there is a way back: some 20 seconds.
-const TRIES: u32 = 8;
+/// How long one step is tried again that keeps clients waiting, or that somebody is in the way of, while there is a way back.
+const PATIENCE: Duration = Duration::from_secs(15);
 
 /// Runs jobs until `stop`.
 pub async fn run(plane: Arc<ControlPlane>, stop: CancellationToken) {
@@ -114,25 +114,33 @@ async fn take(lead: Arc<Lead>, id: i64) {
     lead.busy.lock().remove(&id);
 }
 
-/// How often one step was tried, and how long until the next time.
+/// One step that is tried again and again.
 struct Tries {
-    n: u32,
+    /// When it first failed.
+    first: Option<Instant>,
     pause: Duration,
 }
 
 impl Tries {
-    const FIRST: Self = Self { n: 0, pause: RETRY.0 };
+    fn new() -> Self {
+        Self { first: None, pause: RETRY.0 }
+    }
 
     fn again(&mut self) -> Duration {
+        self.first.get_or_insert_with(Instant::now);
         let pause = self.pause;
-        (self.n, self.pause) = (self.n + 1, (pause * 2).min(RETRY.1));
+        self.pause = (pause * 2).min(RETRY.1);
         pause
+    }
+
+    fn is_enough(&self) -> bool {
+        self.first.is_some_and(|first| first.elapsed() >= PATIENCE)
     }
 }
 
 /// One job, from where its journal stands to its end.
 async fn walk(lead: &Lead, id: i64) {
-    let (mut site, mut tries, mut slot) = (site(lead), Tries::FIRST, None);
+    let (mut site, mut tries, mut slot) = (site(lead), Tries::new(), None);
     // The list that it was found in may be older than its end.
     let mut fresh = lead.plane.catalog.job(id).await;
     while let Ok(Some(job)) = &fresh
@@ -144,10 +152,10 @@ async fn walk(lead: &Lead, id: i64) {
         } else if slot.is_none() {
             slot = slot_of(lead).await;
         }
-        let done = lead.plane.fuse.watch(&was, advance(lead, &mut site, &mut job, tries.n)).await;
+        let done = lead.plane.fuse.watch(&was, advance(lead, &mut site, &mut job, tries.is_enough())).await;
         match done {
             Ok(true) => {
-                tries = Tries::FIRST;
+                tries = Tries::new();
                 fresh = Ok(Some(job));
             }
             // Somebody else knows better.
@@ -180,14 +188,14 @@ fn step_of(job: &JobRow) -> Option<Step> {
 }
 
 /// One step, and its line in the journal; false if the journal is not where we thought. An error is one that may pass.
-async fn advance(lead: &Lead, site: &mut Site, job: &mut JobRow, tries: u32) -> Result<bool, StepError> {
+async fn advance(lead: &Lead, site: &mut Site, job: &mut JobRow, is_enough: bool) -> Result<bool, StepError> {
     let mut next = job.clone();
     let told = match job.state {
         JobState::Queued => {
             next.state = shift(job.state, JobEvent::Start);
             "started".to_owned()
         }
-        JobState::Running => forward(lead, site, job, &mut next, tries).await?,
+        JobState::Running => forward(lead, site, job, &mut next, is_enough).await?,
         JobState::Undoing => back(lead, site, job, &mut next).await?,
         JobState::Succeeded | JobState::Failed | JobState::Cancelled => return Ok(true),
     };
@@ -222,7 +230,7 @@ async fn forward(
     site: &mut Site,
     job: &JobRow,
     next: &mut JobRow,
-    tries: u32,
+    is_enough: bool,
 ) -> Result<String, StepError> {
     let plan = job.work.plan();
     if lead.plane.catalog.is_cancelled(job.id).await?
@@ -253,7 +261,7 @@ async fn forward(
             Ok(format!("{} done", step.word()))
         }
         // Past the point of no return there is only trying again.
-        Err(error) if !gives_up(job, &error, tries) => Err(error),
+        Err(error) if !gives_up(job, &error, is_enough) => Err(error),
         Err(error) => match turn(job, next, error.to_string()) {
             Some(told) => Ok(format!("{} gave up: {told}", step.word())),
             None => Err(error),
@@ -262,11 +270,11 @@ async fn forward(
 }
 
 /// Whether the job turns back for this.
-fn gives_up(job: &JobRow, error: &StepError, tries: u32) -> bool {
+fn gives_up(job: &JobRow, error: &StepError, is_enough: bool) -> bool {
     match error {
         StepError::Refused(_) => true,
-        StepError::InUse(_) => tries + 1 >= TRIES,
-        StepError::Away(_) => job.work.keeps_clients(job.step) && tries + 1 >= TRIES,
+        StepError::InUse(_) => is_enough,
+        StepError::Away(_) => job.work.keeps_clients(job.step) && is_enough,
     }
 }
 

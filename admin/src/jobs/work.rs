@@ -324,7 +324,7 @@ impl Work {
                 (S::LiftFence, S::FenceForDump),
                 (S::Reopen, S::StopTransactions),
                 (S::DropHalfMade, S::Prove),
-                (S::ForgetDump, S::Dump),
+                (S::ForgetDump, S::FindPrograms),
             ],
             Self::Restore { .. } => &[(S::DropHalfMade, S::MakeDatabase)],
             Self::Rotate { .. } | Self::Retire { .. } => &[],
@@ -593,8 +593,8 @@ mod tests {
     fn only_what_may_have_been_done_is_undone() {
         let archive = Work::Archive { deadline: 0 };
         let at = |step| archive.plan().iter().position(|s| *s == step).unwrap();
-        assert_eq!(archive.way_back(at(Step::FindPrograms)), Some(vec![]));
-        assert_eq!(archive.way_back(at(Step::Drained)), Some(vec![Step::Reopen]));
+        assert_eq!(archive.way_back(at(Step::FindPrograms)), Some(vec![Step::ForgetDump]));
+        assert_eq!(archive.way_back(at(Step::Drained)), Some(vec![Step::Reopen, Step::ForgetDump]));
         let from_dump = vec![Step::LiftFence, Step::Reopen, Step::ForgetDump];
         assert_eq!(archive.way_back(at(Step::Dump)), Some(from_dump));
         assert_eq!(archive.way_back(at(Step::MarkArchived)), None);

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Sessions around Tenantry are ended so many times, so far apart, before a step gives up.
-const TRIES: u32 = 100;
+const TRIES: u32 = 300;
 const BETWEEN: Duration = Duration::from_millis(50);
 /// PostgreSQL 16 asks for more words in a GRANT of a role.
 const PG16: i32 = 160_000;
