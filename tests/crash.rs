@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tenantry_testkit::{
     Api, Proxy, ProxyBuilder, Tenant, cluster,
     control::{control_builder, control_proxy, control_role, tenant_of},
+    eventually,
     postgres::bin_dir,
 };
 
@@ -81,7 +82,12 @@ impl Mortal {
     /// Starts it again; the last job, once it is over.
     async fn last_job(&self) -> Value {
         self.rise(self.n + 1).await;
-        let last = self.api.get("/v1/jobs?limit=1").await.body["items"][0].clone();
+        // The first request may meet the connection of the process that died.
+        let last = eventually("it answers again", async || {
+            let jobs = self.api.try_send("GET", "/v1/jobs?limit=1", None, &[]).await?;
+            (jobs.status == 200).then(|| jobs.body["items"][0].clone())
+        })
+        .await;
         for _ in 0..WAITS {
             // The stream ends with the job.
             let path = format!("/v1/jobs/{}/events", last["id"]);

@@ -372,6 +372,8 @@ async fn at_step(api: &Api, job: i64, step: u64) {
 
 /// How a job ended.
 async fn end_of(api: &Api, job: i64) -> serde_json::Value {
+    // The stream ends with the job.
+    api.get(&format!("/v1/jobs/{job}/events")).await;
     eventually("the job is over", async || {
         let job = api.get(&format!("/v1/jobs/{job}")).await.body;
         matches!(job["state"].as_str(), Some("succeeded" | "failed" | "cancelled")).then_some(job)
@@ -637,7 +639,7 @@ async fn a_tenant_gets_a_role_of_its_own_and_the_shared_one_works_on_until_it_is
     let mut new = proxy.connect(&own).login().await;
     assert_eq!(new.value("SELECT count(*) FROM s.t").await, "1");
     new.run("ALTER TABLE s.t ADD x int").await;
-    let databases = "SELECT string_agg(datname || '=' || pg_get_userbyid(datdba), ' ' ORDER BY 1) FROM pg_database \
+    let databases = "SELECT string_agg(datname || '=' || pg_get_userbyid(datdba), ' ' ORDER BY datname) FROM pg_database \
                      WHERE datname IN ('first', 'apart')";
     assert_eq!(cluster().sql(databases).await.as_deref(), Some("apart=apart first=first"));
     assert_eq!(proxy.connect(&first).login().await.value("SELECT current_database()").await, "first");
