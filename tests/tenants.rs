@@ -527,6 +527,24 @@ async fn a_job_that_is_over_is_not_walked_again() {
     assert!(jobs.iter().all(|job| job["state"] == "succeeded"), "{jobs:?}");
 }
 
+/// As if another process had the jobs meanwhile, and this one had not noticed.
+#[tokio::test]
+async fn who_runs_the_jobs_no_more_writes_nothing_and_a_job_goes_on_with_whoever_does() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("led").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("BEGIN").await;
+    let job = begin(&api, "/v1/tenants/led/drain", json!({ "deadline_ms": 3_600_000 })).await;
+    at_step(&api, job, 2).await;
+    cluster().sql_in("tenantry_control", "UPDATE tenantry.meta SET leader = leader + 1").await;
+    client.run("COMMIT").await;
+    let ended = end_of(&api, job).await;
+    assert_eq!(ended["state"], "succeeded", "{ended}");
+    assert_eq!(api.get("/v1/tenants/led").await.body["state"], "drained");
+    let leaders = "SELECT leader >= 3 FROM tenantry.meta";
+    assert_eq!(cluster().sql_in("tenantry_control", leaders).await.as_deref(), Some("t"), "it took them over anew");
+}
+
 #[tokio::test]
 async fn a_job_of_a_newer_version_is_left_alone_and_holds_up_nobody() {
     let (_proxy, api) = control_proxy().await;
@@ -541,6 +559,7 @@ async fn a_job_of_a_newer_version_is_left_alone_and_holds_up_nobody() {
 #[tokio::test]
 async fn a_worker_of_autovacuum_is_in_nobodys_way() {
     let (proxy, api) = control_proxy().await;
+    cluster().sql("ALTER SYSTEM SET autovacuum = on").await;
     cluster().sql("ALTER SYSTEM SET autovacuum_naptime = '1s'").await;
     cluster().sql("SELECT pg_reload_conf()").await;
     let tenant = api.create("vacuumed").await;

@@ -250,6 +250,11 @@ impl Catalog {
         Ok(self.client().await?.query_one(sql::LEAD, &[]).await?.try_get(0)?)
     }
 
+    /// Of whoever took them over last.
+    pub async fn leader(&self) -> Result<i64, CatalogError> {
+        Ok(self.client().await?.query_one(sql::LEADER_NOW, &[]).await?.try_get(0)?)
+    }
+
     /// Living tenants, besides this one, that have a role on a server.
     pub async fn others_with_role(&self, of: i64, server: &str, role: &str) -> Result<Vec<i64>, CatalogError> {
         let rows = self.client().await?.query(sql::OTHERS_WITH_ROLE, &[&of, &server, &role]).await?;

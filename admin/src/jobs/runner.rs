@@ -79,6 +79,9 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
     loop {
         let sign = timeout(SIGN_OF_LIFE, lock.simple_query("")).await;
         sign.map_err(|_| StepError::Away("the connection with the lock gives no sign of life".to_owned()))??;
+        if plane.catalog.leader().await? != number {
+            return Err(StepError::Away("another process runs the jobs".to_owned()));
+        }
         let (jobs, unreadable) = plane.catalog.open_jobs().await?;
         for (job, error) in unreadable.into_iter().filter(|(job, _)| told.insert(*job)) {
             tracing::error!(job, %error, "a job cannot be read, and is left alone");
@@ -158,8 +161,8 @@ async fn walk(lead: &Lead, id: i64) {
                 tries = Tries::new();
                 fresh = Ok(Some(job));
             }
-            // Somebody else knows better.
-            Ok(false) => fresh = lead.plane.catalog.job(id).await,
+            // Somebody else knows better; if the job is still ours to do, the next look finds it where it is.
+            Ok(false) => return,
             Err(error) => {
                 tracing::warn!(job = id, tenant = %job.name, %error, "a job waits; tried again");
                 let _ = lead.plane.catalog.progress(id, &format!("waits: {error}")).await;

@@ -21,6 +21,7 @@ pub const REVISION: &str = "SELECT revision FROM tenantry.meta";
 pub const BUMP: &str = "UPDATE tenantry.meta SET revision = revision + 1 RETURNING leader";
 /// From now on the jobs are ours: the number that the journal asks for.
 pub const LEAD: &str = "UPDATE tenantry.meta SET leader = leader + 1 RETURNING leader";
+pub const LEADER_NOW: &str = "SELECT leader FROM tenantry.meta";
 /// Kept until the transaction is over: nobody takes the jobs over in its middle.
 pub const LEADER: &str = "SELECT leader FROM tenantry.meta FOR SHARE";
 /// No statement of a change waits long for another.
