@@ -295,6 +295,22 @@ pub enum Tenant {
         #[command(flatten)]
         api: Api,
     },
+    /// From the role that it shares with other tenants to one of its own. The old one works on until `--finish`.
+    Separate {
+        name: String,
+        /// What the new role is called; without it like the tenant.
+        #[arg(long)]
+        role: Option<String>,
+        /// The old role gets in no more: when every client has the new login.
+        #[arg(long, conflicts_with_all = ["role", "env"])]
+        finish: bool,
+        #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "env")]
+        env: Option<EnvFormat>,
+        #[command(flatten)]
+        how: How,
+        #[command(flatten)]
+        api: Api,
+    },
     /// The DATABASE_* variables of a tenant. Nobody keeps the password: give it in DATABASE_PASSWORD, or `rotate`.
     Env {
         name: String,
@@ -415,6 +431,10 @@ pub struct Serve {
     #[cfg(debug_assertions)]
     #[arg(long, value_name = "N", hide = true)]
     pub die_at: Option<u64>,
+    /// Only effects of jobs of this kind that begin from now on count, or (`back`) those of the way back.
+    #[cfg(debug_assertions)]
+    #[arg(long, value_name = "KIND", hide = true)]
+    pub die_in: Option<String>,
 }
 
 #[derive(Debug, Args)]

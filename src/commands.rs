@@ -102,6 +102,9 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
         T::Rotate { name, role, env, how, api } => {
             verb(&api, &name, "rotate", &json!({ "role": role }), &how, env).await
         }
+        T::Separate { name, role, finish, env, how, api } => {
+            verb(&api, &name, "separate", &json!({ "role": role, "finish": finish }), &how, env).await
+        }
         T::Pause { name, api } => at_once(&api, &name, "pause").await,
         T::Resume { name, api } => at_once(&api, &name, "resume").await,
         T::Suspend { name, api } => at_once(&api, &name, "suspend").await,

@@ -158,7 +158,7 @@ impl Running {
 
 #[cfg(debug_assertions)]
 fn fuse(args: &cli::Serve) -> Fuse {
-    Fuse::of(args.die_at)
+    Fuse::of(args.die_at, args.die_in.clone())
 }
 
 #[cfg(not(debug_assertions))]

@@ -7,8 +7,8 @@ use std::sync::{
 
 use serde_json::json;
 use tenantry_testkit::{
-    Answer, Client, Connect, Proxy, Tenant, cluster,
-    control::{control_proxy, tenant_of},
+    Answer, Api, Client, Connect, Mode, Proxy, ProxyBuilder, Relay, Tenant, cluster,
+    control::{control_builder, control_proxy, control_role, tenant_of},
     eventually, say,
 };
 use tokio::task::JoinSet;
@@ -206,6 +206,10 @@ async fn drain_cancels_and_cuts_what_does_not_end_and_says_how_much() {
     let tenant = api.create("drained").await;
     let mut sleeper = proxy.connect(&tenant).login().await;
     let mut dawdler = proxy.connect(&tenant).login().await;
+    let mut idle = Vec::new();
+    for _ in 0..5 {
+        idle.push(proxy.connect(&tenant).login().await);
+    }
     dawdler.run("CREATE TABLE t (n int)").await;
     dawdler.run("BEGIN").await;
     dawdler.run("INSERT INTO t VALUES (1)").await;
@@ -217,7 +221,7 @@ async fn drain_cancels_and_cuts_what_does_not_end_and_says_how_much() {
     .await;
     let drained = api.post("/v1/tenants/drained/drain", json!({ "deadline_ms": 1 })).await;
     assert_eq!(drained.body["job"]["result"]["drain"]["cancelled"], 1, "{}", drained.body);
-    assert!(drained.body["job"]["result"]["drain"]["cut"].as_u64().unwrap_or(0) >= 1, "{}", drained.body);
+    assert_eq!(drained.body["job"]["result"]["drain"]["cut"], 1, "idle clients are not cut: {}", drained.body);
     assert_eq!(code(&sleeper.until_ready().await), "57014");
     assert_eq!(code(&dawdler.until_end().await), "57P01");
     assert_eq!(cluster().sql_in("drained", "SELECT count(*) FROM t").await.as_deref(), Some("0"), "rolled back");
@@ -361,4 +365,333 @@ async fn a_new_password_replaces_the_old_one() {
     assert_ne!(new.password, old.password);
     assert_eq!(proxy.connect(&new).login().await.value("SELECT 1").await, "1");
     assert_eq!(code(&refused(proxy.connect(&old)).await), "28P01");
+}
+
+/// A database and role that were there before, adopted.
+async fn adopted(api: &Api, hint: &str) -> Tenant {
+    let old = cluster().tenant(hint).await;
+    cluster().sql(&format!("GRANT {} TO tenantry_control WITH ADMIN OPTION", old.role)).await;
+    let verifier = cluster().sql(&format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{}'", old.role)).await;
+    let adopted = api.post(&format!("/v1/tenants/{}/adopt", old.name), json!({ "verifier": verifier })).await;
+    assert_eq!(adopted.status, 201, "{}", adopted.body);
+    old
+}
+
+/// Begins a job without waiting for it; its number.
+async fn begin(api: &Api, path: &str, body: serde_json::Value) -> i64 {
+    let begun = api.send("POST", path, Some(&body), &[("Prefer", "respond-async")]).await;
+    assert_eq!(begun.status, 202, "{}", begun.body);
+    begun.body["job"]["id"].as_i64().expect("a number")
+}
+
+/// A job, once its step of that number is under way.
+async fn at_step(api: &Api, job: i64, step: u64) {
+    eventually("the step is under way", async || {
+        let job = api.get(&format!("/v1/jobs/{job}")).await.body;
+        (job["state"] == "running" && job["step"].as_u64() >= Some(step)).then_some(())
+    })
+    .await;
+}
+
+/// How a job ended.
+async fn end_of(api: &Api, job: i64) -> serde_json::Value {
+    // The stream ends with the job.
+    api.get(&format!("/v1/jobs/{job}/events")).await;
+    eventually("the job is over", async || {
+        let job = api.get(&format!("/v1/jobs/{job}")).await.body;
+        matches!(job["state"].as_str(), Some("succeeded" | "failed" | "cancelled")).then_some(job)
+    })
+    .await
+}
+
+#[tokio::test]
+async fn what_the_control_role_may_not_change_is_refused_before_anybody_waits() {
+    let (proxy, api) = control_proxy().await;
+    let old = adopted(&api, "legacy").await;
+    cluster().sql(&format!("REVOKE {} FROM tenantry_control", old.role)).await;
+    let mut client = proxy.connect(&old).login().await;
+    for (verb, body) in [("rename", json!({ "to": "modern" })), ("archive", json!({})), ("separate", json!({}))] {
+        let refused = api.post(&format!("/v1/tenants/{}/{verb}", old.name), body).await;
+        assert_eq!(refused.status, 409, "{verb}: {}", refused.body);
+        assert!(refused.body["detail"].as_str().is_some_and(|why| why.contains("not a member")), "{}", refused.body);
+        assert_eq!(client.value("SELECT 1").await, "1", "{verb}");
+    }
+    assert_eq!(api.get(&format!("/v1/tenants/{}", old.name)).await.body["state"], "active");
+}
+
+#[tokio::test]
+async fn an_archive_that_could_not_be_stored_is_refused_before_anybody_waits() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("kept").await;
+    std::fs::write(proxy.dir().join("file"), "no directory").expect("write");
+    let archives = proxy.dir().join("file").join("archives");
+    proxy.reload(&proxy.settings().set("admin.archives", archives.display().to_string()).text());
+    proxy.restart(&[]).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("SELECT 1").await;
+    let refused = api.post("/v1/tenants/kept/archive", json!({})).await;
+    assert_eq!((refused.status, refused.body["type"].as_str()), (409, Some("urn:tenantry:problem:job-failed")));
+    assert_eq!(client.value("SELECT 1").await, "1", "{}", refused.body);
+    assert_eq!(api.get("/v1/tenants/kept").await.body["state"], "active");
+}
+
+#[tokio::test]
+async fn a_name_that_a_rename_is_to_give_is_taken_from_its_first_moment() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("before").await;
+    let other = cluster().tenant("other").await;
+    cluster().sql(&format!("GRANT {} TO tenantry_control WITH ADMIN OPTION", other.role)).await;
+    let verifier = cluster().sql(&format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{}'", other.role)).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("BEGIN").await;
+    let job = begin(&api, "/v1/tenants/before/rename", json!({ "to": "after", "wait_ms": 60_000 })).await;
+    at_step(&api, job, 2).await;
+    let adopt = json!({ "database": other.name, "verifier": verifier });
+    assert_eq!(api.post("/v1/tenants/after/adopt", adopt.clone()).await.status, 409, "as a name");
+    assert_eq!(api.post("/v1/tenants", json!({ "name": "after" })).await.status, 409, "as a new tenant");
+    api.create("third").await;
+    assert_eq!(api.post("/v1/tenants/third/rename", json!({ "to": "after" })).await.status, 409, "by another rename");
+    client.run("COMMIT").await;
+    assert_eq!(end_of(&api, job).await["state"], "succeeded");
+    assert_eq!(client.value("SELECT current_database()").await, "after");
+    assert_eq!(api.post("/v1/tenants/before/adopt", adopt).await.status, 409, "the old name leads to it still");
+}
+
+#[tokio::test]
+async fn a_cancel_ends_what_waits_at_once_and_everything_is_as_before() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("busy").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("BEGIN").await;
+    for (verb, body, step) in [
+        ("rename", json!({ "to": "calm", "wait_ms": 600_000 }), 2),
+        ("drain", json!({ "deadline_ms": 3_600_000 }), 2),
+        ("archive", json!({ "deadline_ms": 3_600_000 }), 3),
+    ] {
+        let job = begin(&api, &format!("/v1/tenants/busy/{verb}"), body).await;
+        at_step(&api, job, step).await;
+        assert_eq!(api.post(&format!("/v1/jobs/{job}/cancel"), json!({})).await.status, 202);
+        // Far sooner than what it waits for.
+        assert_eq!(end_of(&api, job).await["state"], "cancelled", "{verb}");
+        assert_eq!(client.value("SELECT current_database()").await, "busy", "{verb}: the transaction goes on");
+        assert_eq!(api.post(&format!("/v1/jobs/{job}/cancel"), json!({})).await.status, 409, "{verb}: it is over");
+        assert_eq!(api.get("/v1/tenants/busy").await.body["state"], "active");
+    }
+    client.run("COMMIT").await;
+    assert_eq!(client.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_paused_tenant_is_paused_after_a_drain_that_was_cancelled() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("paused").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("BEGIN").await;
+    let pause = api.send("POST", "/v1/tenants/paused/pause", None, &[("Prefer", "respond-async")]).await;
+    assert_eq!(pause.status, 200, "{}", pause.body);
+    let job = begin(&api, "/v1/tenants/paused/drain", json!({ "deadline_ms": 3_600_000 })).await;
+    at_step(&api, job, 2).await;
+    assert_eq!(api.post(&format!("/v1/jobs/{job}/cancel"), json!({})).await.status, 202);
+    assert_eq!(end_of(&api, job).await["state"], "cancelled");
+    assert_eq!(api.get("/v1/tenants/paused").await.body["state"], "paused");
+}
+
+#[tokio::test]
+async fn jobs_that_wait_for_a_server_hold_up_no_other() {
+    let cluster = cluster();
+    control_role(cluster).await;
+    let relay = Relay::start(cluster.address()).await;
+    let control =
+        [("role", "tenantry_control"), ("database", "tenantry_control"), ("password", "secret-of-the-control-role")];
+    let control = toml::Table::from_iter(control.map(|(key, value)| (key.to_owned(), toml::Value::from(value))));
+    let proxy = control_builder(ProxyBuilder::new(cluster))
+        .set("servers.far.host", relay.address().ip().to_string())
+        .set("servers.far.port", i64::from(relay.address().port()))
+        .set("servers.far.control", control)
+        .start()
+        .await;
+    let api = Api::new(&proxy, "admin").await;
+    relay.mode(Mode::Refuse);
+    let mut far = Vec::new();
+    for n in 0..6 {
+        let name = format!("far_{n}");
+        let job = begin(&api, "/v1/tenants", json!({ "name": name, "server": "far" })).await;
+        far.push((name, job));
+    }
+    let near = api.post("/v1/tenants", json!({ "name": "near", "server": "main" })).await;
+    assert_eq!(near.status, 201, "{}", near.body);
+    relay.mode(Mode::Pass);
+    for (name, job) in far {
+        assert_eq!(end_of(&api, job).await["state"], "succeeded", "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_is_over_is_not_walked_again() {
+    let (_proxy, api) = control_proxy().await;
+    let names = ["one", "two", "three", "four"];
+    for name in names {
+        api.create(name).await;
+    }
+    let mut all = JoinSet::new();
+    for name in names {
+        let api = api.clone();
+        all.spawn(async move {
+            for _ in 0..15 {
+                let drained = api.post(&format!("/v1/tenants/{name}/drain"), json!({})).await;
+                assert_eq!(drained.body["tenant"]["state"], "drained", "{}", drained.body);
+                let resumed = api.post(&format!("/v1/tenants/{name}/resume"), json!({})).await;
+                assert_eq!(resumed.body["state"], "active", "{}", resumed.body);
+            }
+        });
+    }
+    all.join_all().await;
+    let jobs = api.get("/v1/jobs?limit=500").await.body["items"].as_array().cloned().unwrap_or_default();
+    assert!(jobs.iter().all(|job| job["state"] == "succeeded"), "{jobs:?}");
+}
+
+/// As if another process had the jobs meanwhile, and this one had not noticed.
+#[tokio::test]
+async fn who_runs_the_jobs_no_more_writes_nothing_and_a_job_goes_on_with_whoever_does() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("led").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("BEGIN").await;
+    let job = begin(&api, "/v1/tenants/led/drain", json!({ "deadline_ms": 3_600_000 })).await;
+    at_step(&api, job, 2).await;
+    cluster().sql_in("tenantry_control", "UPDATE tenantry.meta SET leader = leader + 1").await;
+    client.run("COMMIT").await;
+    let ended = end_of(&api, job).await;
+    assert_eq!(ended["state"], "succeeded", "{ended}");
+    assert_eq!(api.get("/v1/tenants/led").await.body["state"], "drained");
+    let leaders = "SELECT leader >= 3 FROM tenantry.meta";
+    assert_eq!(cluster().sql_in("tenantry_control", leaders).await.as_deref(), Some("t"), "it took them over anew");
+}
+
+#[tokio::test]
+async fn a_job_of_a_newer_version_is_left_alone_and_holds_up_nobody() {
+    let (_proxy, api) = control_proxy().await;
+    api.create("first").await;
+    let newer = "INSERT INTO tenantry.jobs (tenant, name, work, actor) SELECT number, name, '{\"kind\": \"teleport\"}', 'x' \
+                 FROM tenantry.tenants";
+    cluster().sql_in("tenantry_control", newer).await;
+    api.create("second").await;
+    assert_eq!(api.get("/v1/jobs").await.status, 200);
+}
+
+#[tokio::test]
+async fn a_worker_of_autovacuum_is_in_nobodys_way() {
+    let (proxy, api) = control_proxy().await;
+    cluster().sql("ALTER SYSTEM SET autovacuum = on").await;
+    cluster().sql("ALTER SYSTEM SET autovacuum_naptime = '1s'").await;
+    cluster().sql("SELECT pg_reload_conf()").await;
+    let tenant = api.create("vacuumed").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int) WITH (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1, autovacuum_vacuum_threshold = 1)").await;
+    client.run("INSERT INTO t SELECT generate_series(1, 100000)").await;
+    client.run("UPDATE t SET n = n + 1").await;
+    eventually("autovacuum is at work", async || {
+        let workers =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = 'vacuumed' AND backend_type = 'autovacuum worker'";
+        (cluster().sql(workers).await.as_deref() == Some("1")).then_some(())
+    })
+    .await;
+    let renamed = api.post("/v1/tenants/vacuumed/rename", json!({ "to": "clean" })).await;
+    assert_eq!(renamed.status, 200, "{}", renamed.body);
+    assert_eq!(client.value("SELECT count(*) FROM t").await, "100000");
+}
+
+#[tokio::test]
+async fn a_rename_that_something_in_the_database_keeps_from_happening_turns_back() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("prepared").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int)").await;
+    client.run("BEGIN").await;
+    client.run("INSERT INTO t VALUES (1)").await;
+    client.run("PREPARE TRANSACTION 'kept'").await;
+    let job = begin(&api, "/v1/tenants/prepared/rename", json!({ "to": "renamed" })).await;
+    let answer = client.query("SELECT current_database()").await;
+    assert!(answer.faults().is_empty(), "it waits, and goes on: {:?}", answer.faults());
+    assert_eq!(end_of(&api, job).await["state"], "failed");
+    assert_eq!(client.value("SELECT current_database()").await, "prepared");
+    client.run("COMMIT PREPARED 'kept'").await;
+}
+
+#[tokio::test]
+async fn deleting_an_archived_tenant_leaves_alone_what_has_its_databases_name_now() {
+    let (_proxy, api) = control_proxy().await;
+    api.create("shop").await;
+    assert_eq!(api.post("/v1/tenants/shop/archive", json!({})).await.status, 200);
+    cluster().sql("CREATE DATABASE shop OWNER shop").await;
+    let body = json!({ "confirm": "shop" });
+    let gone = api.send("DELETE", "/v1/tenants/shop", Some(&body), &[("If-Match", "*")]).await;
+    assert_eq!(gone.status, 200, "{}", gone.body);
+    let left = "SELECT count(*) FROM pg_database WHERE datname = 'shop'";
+    assert_eq!(cluster().sql(left).await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn a_shared_role_is_dropped_by_the_last_tenant_that_has_it() {
+    let (proxy, api) = control_proxy().await;
+    let first = api.create("first").await;
+    for name in ["second", "third"] {
+        let made = api.post("/v1/tenants", json!({ "name": name, "shared_role": "first" })).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+    }
+    let second = Tenant { name: "second".to_owned(), ..first.clone() };
+    proxy.connect(&second).login().await.run("CREATE TABLE t AS SELECT 1 AS n").await;
+    assert_eq!(api.post("/v1/tenants/second/archive", json!({})).await.status, 200);
+    let delete = async |name: &str| {
+        let body = json!({ "confirm": name, "without_archive": true });
+        let gone = api.send("DELETE", &format!("/v1/tenants/{name}"), Some(&body), &[("If-Match", "*")]).await;
+        assert_eq!(gone.status, 200, "{}", gone.body);
+    };
+    let there = async || cluster().sql("SELECT count(*) FROM pg_roles WHERE rolname = 'first'").await;
+    delete("first").await;
+    delete("third").await;
+    assert_eq!(there().await.as_deref(), Some("1"), "the archived one needs it");
+    assert_eq!(api.post("/v1/tenants/second/restore", json!({})).await.status, 200);
+    let rotated = api.post("/v1/tenants/second/rotate", json!({})).await;
+    assert_eq!(rotated.status, 200, "the role is its own now: {}", rotated.body);
+    delete("second").await;
+    assert_eq!(there().await.as_deref(), Some("0"));
+}
+
+#[tokio::test]
+async fn a_tenant_gets_a_role_of_its_own_and_the_shared_one_works_on_until_it_is_finished() {
+    let (proxy, api) = control_proxy().await;
+    let first = api.create("first").await;
+    let made = api.post("/v1/tenants", json!({ "name": "apart", "shared_role": "first" })).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    let shared = Tenant { name: "apart".to_owned(), ..first.clone() };
+    let mut client = proxy.connect(&shared).login().await;
+    client.run("CREATE SCHEMA s").await;
+    client.run("CREATE TABLE s.t (n serial PRIMARY KEY)").await;
+    let finish = api.post("/v1/tenants/apart/separate", json!({ "finish": true })).await;
+    assert_eq!(finish.status, 409, "there is nothing to finish: {}", finish.body);
+
+    let separated = api.post("/v1/tenants/apart/separate", json!({})).await;
+    assert_eq!(separated.status, 200, "{}", separated.body);
+    assert_eq!(separated.body["tenant"]["roles"], json!(["apart", "first"]));
+    let own = tenant_of(&separated.body);
+    assert_eq!((own.name.as_str(), own.role.as_str()), ("apart", "apart"));
+    client.run("INSERT INTO s.t DEFAULT VALUES").await;
+    client.run("CREATE TABLE s.late (n int)").await;
+    let mut new = proxy.connect(&own).login().await;
+    assert_eq!(new.value("SELECT count(*) FROM s.t").await, "1");
+    new.run("ALTER TABLE s.t ADD x int").await;
+    let databases = "SELECT string_agg(datname || '=' || pg_get_userbyid(datdba), ' ' ORDER BY datname) FROM pg_database \
+                     WHERE datname IN ('first', 'apart')";
+    assert_eq!(cluster().sql(databases).await.as_deref(), Some("apart=apart first=first"));
+    assert_eq!(proxy.connect(&first).login().await.value("SELECT current_database()").await, "first");
+
+    let finished = api.post("/v1/tenants/apart/separate", json!({ "finish": true })).await;
+    assert_eq!(finished.status, 200, "{}", finished.body);
+    assert_eq!(finished.body["tenant"]["roles"], json!(["apart"]));
+    assert_eq!(code(&refused(proxy.connect(&shared)).await), "28P01");
+    let around = Connect::new(cluster().direct(&first).endpoint, &first, "apart");
+    assert_eq!(code(&refused(around).await), "42501", "not even around Tenantry");
+    assert_eq!(new.value("SELECT count(*) FROM s.late").await, "0", "what the old role made meanwhile is its own");
+    assert_eq!(proxy.connect(&first).login().await.value("SELECT current_database()").await, "first");
 }

@@ -109,8 +109,8 @@ impl Fleet {
             }
             let Some(entry) = known.tenants.iter().find(|entry| entry.number == *number) else { continue };
             let count = match order {
-                Order::Cancel => data.cancel_running(&entry.name),
-                Order::End => data.end_sessions(&entry.name, true),
+                Order::Cancel => data.cancel_running(&entry.name, Some(*number)),
+                Order::End => data.end_sessions(&entry.name, Some(*number), true),
             };
             let count = u32::try_from(count).unwrap_or(u32::MAX);
             let mut done = self.done.lock();
@@ -125,7 +125,8 @@ impl Fleet {
 
     /// What this process sees of a tenant.
     fn told(&self, entry: &Entry, data: &dyn Plane) -> Told {
-        let Activity { active, connections, pinned, .. } = data.activity(&entry.name).unwrap_or_default();
+        let Activity { active, connections, pinned, .. } =
+            data.activity(&entry.name, Some(entry.number)).unwrap_or_default();
         let (cancelled, cut) = self.done.lock().get(&entry.number).copied().unwrap_or_default();
         Told { active, connections, pinned, cancelled, cut }
     }

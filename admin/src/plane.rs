@@ -206,9 +206,9 @@ impl ControlPlane {
         Ok(())
     }
 
-    /// What a tenant's clients do, in all processes that serve what is known here.
-    pub async fn everywhere(&self, entry: &Entry) -> Result<Everywhere, CatalogError> {
-        self.fleet.everywhere(&self.catalog, entry, self.known().revision, self.data.as_ref()).await
+    /// What a tenant's clients do, in all processes that serve this revision.
+    pub async fn everywhere(&self, entry: &Entry, revision: i64) -> Result<Everywhere, CatalogError> {
+        self.fleet.everywhere(&self.catalog, entry, revision, self.data.as_ref()).await
     }
 
     /// Follows what other processes change and tells them of this one, until `stop`.
@@ -291,15 +291,15 @@ mod tests {
             Ok(())
         }
 
-        fn activity(&self, _: &str) -> Option<Activity> {
+        fn activity(&self, _: &str, _: Option<i64>) -> Option<Activity> {
             None
         }
 
-        fn cancel_running(&self, _: &str) -> usize {
+        fn cancel_running(&self, _: &str, _: Option<i64>) -> usize {
             0
         }
 
-        fn end_sessions(&self, _: &str, _: bool) -> usize {
+        fn end_sessions(&self, _: &str, _: Option<i64>, _: bool) -> usize {
             0
         }
 

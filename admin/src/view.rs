@@ -60,7 +60,7 @@ pub trait Plane: View {
     fn activity(&self, tenant: &str, number: Option<i64>) -> Option<Activity>;
     /// Cancels what runs; how many statements.
     fn cancel_running(&self, tenant: &str, number: Option<i64>) -> usize;
-    /// Ends sessions, those in a transaction too if `at_once`; how many.
+    /// Ends sessions, those in a transaction too if `at_once`; how many are in one.
     fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize;
     /// Why each of its roles would wait, or waits.
     fn explain(&self, tenant: &str) -> Vec<(String, Explanation)>;

@@ -259,7 +259,7 @@ impl Directory {
         self.registry.cancel_those(|at| at.is_of(&place.tenant, place.number))
     }
 
-    /// Ends the tenant's sessions with 57P01: after their transactions, or at once. How many.
+    /// Ends the tenant's sessions with 57P01: after their transactions, or at once. How many of them are in one.
     pub fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize {
         let Some(tenant) = self.find_one(tenant, number) else { return 0 };
         let place = tenant.place();

@@ -45,6 +45,7 @@ pub const OPERATIONS: &[(&str, &str, Access)] = &[
     ("POST", "/v1/tenants/{tenant}/archive", Access::Operator),
     ("POST", "/v1/tenants/{tenant}/restore", Access::Operator),
     ("POST", "/v1/tenants/{tenant}/rotate", Access::Operator),
+    ("POST", "/v1/tenants/{tenant}/separate", Access::Operator),
     ("GET", "/v1/jobs", Access::Viewer),
     ("GET", "/v1/jobs/{job}", Access::Viewer),
     ("GET", "/v1/jobs/{job}/events", Access::Viewer),

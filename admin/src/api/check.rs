@@ -31,6 +31,19 @@ const SETTINGS: [&str; 12] = [
     "random_page_cost",
 ];
 
+/// What a role that is made may be called.
+pub fn role_name(name: &str) -> Answer<()> {
+    let is_shaped = name.len() <= MAX_NAME
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    if is_shaped && !name.starts_with("pg_") && !name.starts_with("rds") {
+        return Ok(());
+    }
+    Err(Problem::invalid(format!(
+        "role: must be 1 to {MAX_NAME} of a-z, 0-9 and _, start with a letter, and not with pg_ or rds"
+    )))
+}
+
 /// A name that a new tenant, or a renamed one, may have; `of`: the tenant that is renamed.
 pub fn new_name(name: &str, file: &Settings, known: &Known, of: Option<i64>) -> Answer<()> {
     let is_shaped = name.len() <= MAX_NAME

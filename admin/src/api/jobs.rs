@@ -20,6 +20,7 @@ use super::{
     tenants::{MAX_AFTER, audited, page},
     types::{JobEvent, JobQuery, JobView, Nothing, Page},
 };
+use crate::jobs::work::JobState;
 
 const LOOK: Duration = Duration::from_millis(200);
 
@@ -129,7 +130,13 @@ pub async fn cancel(
         if plane.catalog.cancel_job(id).await? {
             Ok(())
         } else {
-            Err(Problem::wrong_state(format!("the job is {}", row.state.as_str())))
+            let state = plane.catalog.job(id).await?.map_or(row.state, |row| row.state);
+            Err(Problem::wrong_state(match state {
+                JobState::Queued | JobState::Running => {
+                    "there is only the way forward from where the job is".to_owned()
+                }
+                state => format!("the job is {}", state.as_str()),
+            }))
         }
     })
     .await?;

@@ -74,6 +74,7 @@ fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
         .routes(routes!(tenants::archive))
         .routes(routes!(tenants::restore))
         .routes(routes!(tenants::rotate))
+        .routes(routes!(tenants::separate))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::events))

@@ -24,7 +24,7 @@ use super::{
     tagged,
     types::{
         Adopt, Begun, Create, Credentials, Deadline, Delete, DryRun, JobView, Nothing, Page, PageQuery, Rename,
-        Restore, Rotate, TenantView, Update,
+        Restore, Rotate, Separate, TenantView, Update,
     },
     view,
 };
@@ -358,6 +358,34 @@ job_operation!(
     }
 );
 
+job_operation!(
+    /// Gives a tenant that shares a role with others one of its own, which owns its database from then on. The shared role goes
+    /// on working, as a member of the new one, until `finish`.
+    separate, "/v1/tenants/{tenant}/separate", "separate_tenant", Option<Separate>, MaybeBody<Separate>, [Active, Paused, Suspended], |plane, entry, wish| {
+        let is_shared = |role: &str| entry.roles.iter().any(|row| row.name == role && !row.ours);
+        let shared = || entry.roles.iter().map(|row| row.name.clone()).filter(|role| is_shared(role) && *role != entry.owner_role);
+        if wish.finish {
+            match shared().collect::<Vec<_>>() {
+                roles if roles.is_empty() || is_shared(&entry.owner_role) => {
+                    Err(Problem::wrong_state("it has no role of its own beside a shared one; separate it first"))
+                }
+                roles => Ok((Work::Retire { roles }, None)),
+            }
+        } else if !is_shared(&entry.owner_role) {
+            Err(Problem::wrong_state("its database is not owned by a role that it shares"))
+        } else {
+            let role = wish.role.clone().unwrap_or_else(|| entry.name.clone());
+            check::role_name(&role)?;
+            let password = password();
+            let verifier = verifier(&password, plane.file().auth.scram_iterations.get()).await?;
+            let credentials = credentials(&plane, &entry.name, &role, &password);
+            let role = RoleRow { name: role, verifier: Some(verifier), ours: true };
+            let work = Work::Separate { role, old: entry.owner_role.clone(), wait: wish.wait_ms.min(600_000) };
+            Ok((work, Some(credentials)))
+        }
+    }
+);
+
 macro_rules! state_operation {
     ($(#[$doc:meta])* $name:ident, $path:literal, $id:literal, $event:ident, $there:ident) => {
         $(#[$doc])*
@@ -582,7 +610,7 @@ fn same_version(conditions: &Conditions, entry: &Entry) -> Answer<()> {
 }
 
 fn taken(error: CatalogError) -> Problem {
-    if error.is_duplicate("tenants_name") || error.is_duplicate("tenants_database") {
+    if error.is_taken() {
         Problem::exists("another tenant has that name or database")
     } else if error.is_duplicate("idempotency_pkey") {
         Problem::busy("a request with the same Idempotency-Key is under way")

@@ -301,6 +301,29 @@ pub struct Rotate {
     pub role: Option<String>,
 }
 
+/// From a shared role to one of the tenant's own.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Separate {
+    /// What the new role is called; null: like the tenant.
+    #[serde(default)]
+    #[schema(max_length = 63)]
+    pub role: Option<String>,
+    /// It has its own role; the shared ones get in no more.
+    #[serde(default)]
+    pub finish: bool,
+    /// How long transactions under way may take to finish; past it nothing is changed.
+    #[serde(default = "Separate::wait")]
+    #[schema(minimum = 0, maximum = 600_000, default = 30_000)]
+    pub wait_ms: u64,
+}
+
+impl Separate {
+    fn wait() -> u64 {
+        30_000
+    }
+}
+
 /// Nothing to say.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -335,7 +358,7 @@ pub struct Begun {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobView {
     pub id: i64,
-    /// create, rename, drain, archive, restore, delete or rotate.
+    /// create, rename, drain, archive, restore, delete, rotate, separate or retire.
     pub kind: String,
     /// The tenant's name when it was begun.
     pub tenant: String,

@@ -40,6 +40,9 @@ pub enum CatalogError {
     Refused(tokio_postgres::Error),
     #[error("the catalog is of version {0}, and this Tenantry knows only {known}: use a newer one", known = sql::VERSIONS.len())]
     TooNew(i32),
+    /// Another tenant has the name, or will have it.
+    #[error("{0} is another tenant's name, or is about to be")]
+    Taken(String),
     #[error("the catalog holds something unreadable: {0}")]
     Garbage(String),
     /// There is none, though there was one.
@@ -88,6 +91,13 @@ impl From<PoolError> for CatalogError {
 }
 
 impl CatalogError {
+    /// Another tenant has that name, or database, or is about to.
+    #[must_use]
+    pub fn is_taken(&self) -> bool {
+        matches!(self, Self::Taken(_))
+            || ["tenants_name", "tenants_database", "names_pkey"].iter().any(|index| self.is_duplicate(index))
+    }
+
     /// Of that unique index.
     #[must_use]
     pub fn is_duplicate(&self, index: &str) -> bool {

@@ -81,6 +81,16 @@ pub struct ArchiveRow {
     pub created_at: OffsetDateTime,
 }
 
+/// What a line in the journal came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Journalled {
+    Done,
+    /// Somebody cancelled it before there was no way back any more; nothing is written.
+    Cancelled,
+    /// The job is not where it was known to be, or others run the jobs now; nothing is written.
+    Stale,
+}
+
 /// What a change to a tenant came to.
 #[derive(Debug)]
 pub enum Changed<E> {
@@ -125,6 +135,7 @@ impl Catalog {
             )
             .await?;
         let number: i64 = row.try_get(0)?;
+        change.execute(sql::WRITE_NAMES, &[&number]).await?;
         let job = match work {
             Some(work) => Some(insert_job(&change, number, name, work, asker, key).await?),
             None => None,
@@ -139,9 +150,22 @@ impl Catalog {
         number: i64,
         edit: impl FnOnce(&mut Entry) -> Result<(), E> + Send,
     ) -> Result<Changed<E>, CatalogError> {
+        self.change_tenant_as(None, number, edit).await
+    }
+
+    /// The same, as a step of a job: only while `leader` runs the jobs.
+    pub async fn change_tenant_as<E>(
+        &self,
+        leader: Option<i64>,
+        number: i64,
+        edit: impl FnOnce(&mut Entry) -> Result<(), E> + Send,
+    ) -> Result<Changed<E>, CatalogError> {
         let mut client = self.client().await?;
         let change = client.transaction().await?;
-        change.query_one(sql::BUMP, &[]).await?;
+        let leads: i64 = change.query_one(sql::BUMP, &[]).await?.try_get(0)?;
+        if leader.is_some_and(|leader| leader != leads) {
+            return Err(CatalogError::Away("another process runs the jobs now".to_owned()));
+        }
         let Some(row) = change.query_opt(sql::TENANT, &[&number]).await? else { return Ok(Changed::Gone) };
         let before = Box::new(entry(&row)?);
         let mut after = before.clone();
@@ -163,6 +187,7 @@ impl Catalog {
                 &Json(roles),
             ];
             change.execute(sql::UPDATE_TENANT, &parameters).await?;
+            write_names(&change, number, false).await?;
             after.version += 1;
             change.commit().await?;
         }
@@ -183,6 +208,7 @@ impl Catalog {
     ) -> Result<i64, CatalogError> {
         let mut client = self.client().await?;
         let change = client.transaction().await?;
+        change.query_one(sql::BUMP, &[]).await?;
         let id = insert_job(&change, tenant, name, work, asker, key).await?;
         change.commit().await?;
         Ok(id)
@@ -198,13 +224,41 @@ impl Catalog {
         self.client().await?.query_opt(sql::JOB, &[&id]).await?.as_ref().map(job).transpose()
     }
 
-    /// Newest first, those before `before`.
+    /// Newest first, those before `before`; one that this version cannot read is left out, and told.
     pub async fn jobs(&self, before: i64, limit: i64, tenant: Option<&str>) -> Result<Vec<JobRow>, CatalogError> {
-        self.client().await?.query(sql::JOBS, &[&before, &limit, &tenant]).await?.iter().map(job).collect()
+        let rows = self.client().await?.query(sql::JOBS, &[&before, &limit, &tenant]).await?;
+        Ok(rows
+            .iter()
+            .filter_map(|row| job(row).inspect_err(|error| tracing::error!(%error, "a job cannot be read")).ok())
+            .collect())
     }
 
-    pub async fn open_jobs(&self) -> Result<Vec<JobRow>, CatalogError> {
-        self.client().await?.query(sql::OPEN_JOBS, &[]).await?.iter().map(job).collect()
+    /// Jobs that are not over; and those that this version cannot read, with why.
+    pub async fn open_jobs(&self) -> Result<(Vec<JobRow>, Vec<(i64, CatalogError)>), CatalogError> {
+        let (mut jobs, mut unreadable) = (Vec::new(), Vec::new());
+        for row in self.client().await?.query(sql::OPEN_JOBS, &[]).await? {
+            match job(&row) {
+                Ok(job) => jobs.push(job),
+                Err(error) => unreadable.push((row.try_get(0)?, error)),
+            }
+        }
+        Ok((jobs, unreadable))
+    }
+
+    /// Takes the jobs over: the number that the journal wants to see.
+    pub async fn lead(&self) -> Result<i64, CatalogError> {
+        Ok(self.client().await?.query_one(sql::LEAD, &[]).await?.try_get(0)?)
+    }
+
+    /// Of whoever took them over last.
+    pub async fn leader(&self) -> Result<i64, CatalogError> {
+        Ok(self.client().await?.query_one(sql::LEADER_NOW, &[]).await?.try_get(0)?)
+    }
+
+    /// Living tenants, besides this one, that have a role on a server.
+    pub async fn others_with_role(&self, of: i64, server: &str, role: &str) -> Result<Vec<i64>, CatalogError> {
+        let rows = self.client().await?.query(sql::OTHERS_WITH_ROLE, &[&of, &server, &role]).await?;
+        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
     }
 
     /// The job that a tenant is busy with.
@@ -213,14 +267,48 @@ impl Catalog {
         Ok(row.map(|row| row.try_get(0)).transpose()?)
     }
 
-    /// Where a job stands now, and what there is to tell of it: one transaction.
-    pub async fn journal(&self, job: &JobRow, told: &str) -> Result<(), CatalogError> {
+    /// Where a job stands now, and what there is to tell of it: one transaction, and only from where `was` left it.
+    /// `unless_cancelled`: from here on there is no way back.
+    pub async fn journal(
+        &self,
+        leader: i64,
+        was: &JobRow,
+        next: &JobRow,
+        told: &str,
+        unless_cancelled: bool,
+    ) -> Result<Journalled, CatalogError> {
         let mut client = self.client().await?;
         let change = client.transaction().await?;
-        let step = i32::try_from(job.step).unwrap_or(i32::MAX);
-        change.execute(sql::JOURNAL, &[&job.id, &job.state.as_str(), &step, &job.result, &job.error]).await?;
-        change.execute(sql::INSERT_EVENT, &[&job.id, &told]).await?;
+        if change.query_one(sql::LEADER, &[]).await?.try_get::<_, i64>(0)? != leader {
+            return Ok(Journalled::Stale);
+        }
+        let step = |job: &JobRow| i32::try_from(job.step).unwrap_or(i32::MAX);
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 8] = [
+            &next.id,
+            &next.state.as_str(),
+            &step(next),
+            &next.result,
+            &next.error,
+            &was.state.as_str(),
+            &step(was),
+            &unless_cancelled,
+        ];
+        if change.execute(sql::JOURNAL, &parameters).await? == 0 {
+            let cancelled: bool = change.query_one(sql::IS_CANCELLED, &[&next.id]).await?.try_get(0)?;
+            return Ok(if unless_cancelled && cancelled { Journalled::Cancelled } else { Journalled::Stale });
+        }
+        if next.state.is_over() && matches!(next.work, Work::Rename { .. }) {
+            write_names(&change, next.tenant, true).await?;
+        }
+        change.execute(sql::INSERT_EVENT, &[&next.id, &told]).await?;
         change.commit().await?;
+        Ok(Journalled::Done)
+    }
+
+    /// What a step wants to find again if it is done once more.
+    pub async fn note(&self, job: &JobRow, result: &Value) -> Result<(), CatalogError> {
+        let step = i32::try_from(job.step).unwrap_or(i32::MAX);
+        self.client().await?.execute(sql::NOTE, &[&job.id, result, &job.state.as_str(), &step]).await?;
         Ok(())
     }
 
@@ -229,9 +317,19 @@ impl Catalog {
         Ok(())
     }
 
-    /// False if it is past that.
-    pub async fn cancel_job(&self, job: i64) -> Result<bool, CatalogError> {
-        Ok(self.client().await?.query_opt(sql::CANCEL_JOB, &[&job]).await?.is_some())
+    /// False if it is over, or past the point from which there is no way back.
+    pub async fn cancel_job(&self, id: i64) -> Result<bool, CatalogError> {
+        let mut client = self.client().await?;
+        let change = client.transaction().await?;
+        let Some(row) = change.query_opt(sql::JOB_TO_CANCEL, &[&id]).await? else { return Ok(false) };
+        let found = job(&row)?;
+        let open = matches!(found.state, JobState::Queued | JobState::Running);
+        if !open || found.work.way_back(found.step).is_none() {
+            return Ok(false);
+        }
+        change.execute(sql::CANCEL_JOB, &[&id]).await?;
+        change.commit().await?;
+        Ok(true)
     }
 
     pub async fn is_cancelled(&self, job: i64) -> Result<bool, CatalogError> {
@@ -336,6 +434,26 @@ impl Catalog {
     }
 }
 
+/// The names of a tenant, as its row says now.
+async fn write_names(change: &Transaction<'_>, tenant: i64, also_reserved: bool) -> Result<(), CatalogError> {
+    change.execute(sql::FORGET_NAMES, &[&tenant, &also_reserved]).await?;
+    change.execute(sql::WRITE_NAMES, &[&tenant]).await?;
+    Ok(())
+}
+
+/// Nobody else gets the names that a job is to give the tenant.
+async fn reserve_names(change: &Transaction<'_>, tenant: i64, work: &Work) -> Result<(), CatalogError> {
+    let Work::Rename { to, rename_database, .. } = work else { return Ok(()) };
+    let server: String = change.query_one(sql::SERVER_OF, &[&tenant]).await?.try_get(0)?;
+    let database = rename_database.then(|| format!("@{server}"));
+    for space in [String::new()].into_iter().chain(database) {
+        if change.query_opt(sql::RESERVE_NAME, &[&space, to, &tenant]).await?.is_none() {
+            return Err(CatalogError::Taken(to.clone()));
+        }
+    }
+    Ok(())
+}
+
 async fn insert_job(
     change: &Transaction<'_>,
     tenant: i64,
@@ -346,6 +464,7 @@ async fn insert_job(
 ) -> Result<i64, CatalogError> {
     let row = change.query_one(sql::INSERT_JOB, &[&tenant, &name, &Json(work), &asker.actor]).await?;
     let id: i64 = row.try_get(0)?;
+    reserve_names(change, tenant, work).await?;
     if let Some((key, hash)) = key {
         change.execute(sql::FORGET_IDEMPOTENT, &[]).await?;
         change.execute(sql::INSERT_IDEMPOTENT, &[&asker.actor, &key, &hash, &id]).await?;

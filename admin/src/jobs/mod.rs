@@ -2,7 +2,9 @@
 //! the catalog, and whoever walks it (`runner`).
 //!
 //! What always holds: a step is idempotent, so that it may be done again after a crash at any instant; it is written down as
-//! done only after it was; a job ends with everything done or everything undone; one job at a time for a tenant.
+//! done only after it was, by the process that runs the jobs and from where the journal stood; before its step of no return a
+//! job may turn back, which undoes what may have been done and nothing else, past it there is only the way forward; one job
+//! at a time for a tenant.
 
 pub mod runner;
 pub mod work;

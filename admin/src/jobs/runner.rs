@@ -1,31 +1,43 @@
 //! Walks the journal: takes open jobs, does their steps, turns back where a step gives up.
 //!
-//! What always holds: one process at a time runs jobs (an advisory lock on a connection of its own; when it is lost, all
-//! work stops at once and whoever has it next goes on); a step that cannot reach PostgreSQL is tried again, for as long as
-//! it takes; one that is refused turns the job back.
+//! What always holds: one process at a time runs jobs (an advisory lock on a connection of its own; when it is lost, or gives
+//! no sign of life, all work stops and whoever has it next goes on, under a number of its own without which nothing is
+//! written); a job that waits holds up no other; a step that cannot reach PostgreSQL is tried again, for as long as it takes
+//! unless that keeps clients waiting; one that is refused turns the job back, while there is a way back.
 
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures_util::FutureExt;
 use parking_lot::Mutex;
-use tokio::task::JoinSet;
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
 use super::work::{JobEvent, JobState, Step};
 use crate::{
-    catalog::store::JobRow,
+    catalog::store::{JobRow, Journalled},
     control,
     lifecycle::{self, Site, StepError},
     plane::ControlPlane,
     sql::catalog as sql,
 };
 
-/// Jobs at work at once, over all servers.
+/// Jobs at work at once, over all servers; those that only wait do not count.
 const AT_ONCE: usize = 4;
 /// Jobs of other processes' API, and those left by a crash, are looked for this often; our own are told at once.
 const LOOK: Duration = Duration::from_secs(1);
+/// A step that may be interrupted looks for a cancel this often.
+const LOOK_FOR_CANCEL: Duration = Duration::from_millis(250);
+/// The connection with the lock has to answer within this.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// Until a step that could not reach PostgreSQL is tried again: doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How long one step is tried again that keeps clients waiting, or that somebody is in the way of, while there is a way back.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs jobs until `stop`.
 pub async fn run(plane: Arc<ControlPlane>, stop: CancellationToken) {
@@ -43,32 +55,39 @@ pub async fn run(plane: Arc<ControlPlane>, stop: CancellationToken) {
     }
 }
 
+/// What all jobs share that this process runs while it has the lock.
+struct Lead {
+    plane: Arc<ControlPlane>,
+    /// The number under which it runs them.
+    number: i64,
+    slots: Arc<Semaphore>,
+    /// Jobs that have a task.
+    busy: Mutex<BTreeSet<i64>>,
+}
+
 /// Runs jobs while we hold the lock.
 async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
-    let settings = plane.file();
-    let (server, control) = plane.control_of(&settings)?;
-    let lock = control::connect(server, control).await?;
-    if !lock.query_one(sql::LOCK_JOBS, &[]).await?.try_get::<_, bool>(0)? {
-        return Ok(());
-    }
-    let busy: Arc<Mutex<BTreeSet<i64>>> = Arc::default();
+    let Some(lock) = lock(plane).await? else { return Ok(()) };
+    let number = plane.catalog.lead().await?;
+    // Names and marks of what is made hold the catalog's name.
+    plane.refresh().await?;
+    let slots = Arc::new(Semaphore::new(AT_ONCE));
+    let lead = Arc::new(Lead { plane: Arc::clone(plane), number, slots, busy: Mutex::default() });
+    let mut told = BTreeSet::new();
     // Dropped on the way out: what runs stops at its next await.
     let mut running = JoinSet::new();
     loop {
-        // Also tells whether the lock is still ours.
-        lock.simple_query("").await?;
-        for job in plane.catalog.open_jobs().await? {
-            if running.len() < AT_ONCE && busy.lock().insert(job.id) {
-                let (plane, busy, id) = (Arc::clone(plane), Arc::clone(&busy), job.id);
-                running.spawn(async move {
-                    let walked = std::panic::AssertUnwindSafe(walk(&plane, job)).catch_unwind().await;
-                    if walked.is_err() {
-                        tracing::error!(job = id, "a step panicked; the job is tried again");
-                        tokio::time::sleep(RETRY.1).await;
-                    }
-                    busy.lock().remove(&id);
-                });
-            }
+        let sign = timeout(SIGN_OF_LIFE, lock.simple_query("")).await;
+        sign.map_err(|_| StepError::Away("the connection with the lock gives no sign of life".to_owned()))??;
+        if plane.catalog.leader().await? != number {
+            return Err(StepError::Away("another process runs the jobs".to_owned()));
+        }
+        let (jobs, unreadable) = plane.catalog.open_jobs().await?;
+        for (job, error) in unreadable.into_iter().filter(|(job, _)| told.insert(*job)) {
+            tracing::error!(job, %error, "a job cannot be read, and is left alone");
+        }
+        for job in jobs.into_iter().filter(|job| lead.busy.lock().insert(job.id)) {
+            running.spawn(take(Arc::clone(&lead), job.id));
         }
         tokio::select! {
             () = plane.new_job.notified() => {}
@@ -78,66 +97,165 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
     }
 }
 
+/// The connection with the lock, if nobody else has it.
+async fn lock(plane: &ControlPlane) -> Result<Option<Client>, StepError> {
+    let settings = plane.file();
+    let (server, control) = plane.control_of(&settings)?;
+    let client = control::connect(server, control).await?;
+    let is_ours: bool = client.query_one(sql::LOCK_JOBS, &[]).await?.try_get(0)?;
+    if is_ours {
+        client.batch_execute(sql::NOTICE_DEATH).await?;
+    }
+    Ok(is_ours.then_some(client))
+}
+
+async fn take(lead: Arc<Lead>, id: i64) {
+    if std::panic::AssertUnwindSafe(walk(&lead, id)).catch_unwind().await.is_err() {
+        tracing::error!(job = id, "a step panicked; the job is tried again");
+        tokio::time::sleep(RETRY.1).await;
+    }
+    lead.busy.lock().remove(&id);
+}
+
+/// One step that is tried again and again.
+struct Tries {
+    /// When it first failed.
+    first: Option<Instant>,
+    pause: Duration,
+}
+
+impl Tries {
+    fn new() -> Self {
+        Self { first: None, pause: RETRY.0 }
+    }
+
+    fn again(&mut self) -> Duration {
+        self.first.get_or_insert_with(Instant::now);
+        let pause = self.pause;
+        self.pause = (pause * 2).min(RETRY.1);
+        pause
+    }
+
+    fn is_enough(&self) -> bool {
+        self.first.is_some_and(|first| first.elapsed() >= PATIENCE)
+    }
+}
+
 /// One job, from where its journal stands to its end.
-async fn walk(plane: &Arc<ControlPlane>, mut job: JobRow) {
-    let mut site = Site::new(Arc::clone(plane));
-    let mut pause = RETRY.0;
-    while !job.state.is_over() {
-        match advance(plane, &mut site, &mut job).await {
-            Ok(()) => pause = RETRY.0,
+async fn walk(lead: &Lead, id: i64) {
+    let (mut site, mut tries, mut slot) = (site(lead), Tries::new(), None);
+    // The list that it was found in may be older than its end.
+    let mut fresh = lead.plane.catalog.job(id).await;
+    while let Ok(Some(job)) = &fresh
+        && !job.state.is_over()
+    {
+        let (was, mut job) = (job.clone(), job.clone());
+        if step_of(&job).is_some_and(Step::only_waits) {
+            (site, slot) = (self::site(lead), None);
+        } else if slot.is_none() {
+            slot = slot_of(lead).await;
+        }
+        let done = lead.plane.fuse.watch(&was, advance(lead, &mut site, &mut job, tries.is_enough())).await;
+        match done {
+            Ok(true) => {
+                tries = Tries::new();
+                fresh = Ok(Some(job));
+            }
+            // Somebody else knows better; if the job is still ours to do, the next look finds it where it is.
+            Ok(false) => return,
             Err(error) => {
-                tracing::warn!(job = job.id, tenant = %job.name, %error, "a job waits; tried again");
-                let _ = plane.catalog.progress(job.id, &format!("waits: {error}")).await;
-                site = Site::new(Arc::clone(plane));
-                tokio::time::sleep(pause).await;
-                pause = (pause * 2).min(RETRY.1);
+                tracing::warn!(job = id, tenant = %job.name, %error, "a job waits; tried again");
+                let _ = lead.plane.catalog.progress(id, &format!("waits: {error}")).await;
+                (site, slot) = (self::site(lead), None);
+                tokio::time::sleep(tries.again()).await;
                 // The journal may have what we did not hear of.
-                if let Ok(Some(fresh)) = plane.catalog.job(job.id).await {
-                    job = fresh;
-                }
+                fresh = lead.plane.catalog.job(id).await;
             }
         }
     }
-    plane.job_over.notify_waiters();
+    // Whoever is not here any more finds it again with the next look.
+    lead.plane.job_over.notify_waiters();
 }
 
-/// One step, and its line in the journal. An error is one that may pass.
-async fn advance(plane: &Arc<ControlPlane>, site: &mut Site, job: &mut JobRow) -> Result<(), StepError> {
+fn site(lead: &Lead) -> Site {
+    Site::new(Arc::clone(&lead.plane), lead.number)
+}
+
+async fn slot_of(lead: &Lead) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(&lead.slots).acquire_owned().await.ok()
+}
+
+/// The step of the way there that comes next.
+fn step_of(job: &JobRow) -> Option<Step> {
+    (job.state == JobState::Running).then(|| job.work.plan().get(job.step).copied()).flatten()
+}
+
+/// One step, and its line in the journal; false if the journal is not where we thought. An error is one that may pass.
+async fn advance(lead: &Lead, site: &mut Site, job: &mut JobRow, is_enough: bool) -> Result<bool, StepError> {
     let mut next = job.clone();
     let told = match job.state {
         JobState::Queued => {
             next.state = shift(job.state, JobEvent::Start);
             "started".to_owned()
         }
-        JobState::Running => forward(plane, site, job, &mut next).await?,
-        JobState::Undoing => back(plane, site, job, &mut next).await?,
-        JobState::Succeeded | JobState::Failed | JobState::Cancelled => return Ok(()),
+        JobState::Running => forward(lead, site, job, &mut next, is_enough).await?,
+        JobState::Undoing => back(lead, site, job, &mut next).await?,
+        JobState::Succeeded | JobState::Failed | JobState::Cancelled => return Ok(true),
     };
+    let plane = &lead.plane;
     plane.fuse.burn();
-    plane.catalog.journal(&next, &told).await?;
+    let told = match plane.catalog.journal(lead.number, job, &next, &told, is_last_chance(job, &next)).await? {
+        Journalled::Done => told,
+        Journalled::Stale => return Ok(false),
+        Journalled::Cancelled => {
+            let Some(told) = turn(job, &mut next, CANCELLED.to_owned()) else { return Ok(false) };
+            if plane.catalog.journal(lead.number, job, &next, &told, false).await? != Journalled::Done {
+                return Ok(false);
+            }
+            told
+        }
+    };
     tracing::info!(job = job.id, kind = job.work.kind(), tenant = %job.name, "{told}");
     *job = next;
-    Ok(())
+    Ok(true)
+}
+
+const CANCELLED: &str = "cancelled on request";
+
+/// There is a way back from where it was, and none from where it will be.
+fn is_last_chance(job: &JobRow, next: &JobRow) -> bool {
+    let returns = |job: &JobRow| job.state == JobState::Running && job.work.way_back(job.step).is_some();
+    returns(job) && !returns(next) && next.state != JobState::Undoing
 }
 
 async fn forward(
-    plane: &Arc<ControlPlane>,
+    lead: &Lead,
     site: &mut Site,
     job: &JobRow,
     next: &mut JobRow,
+    is_enough: bool,
 ) -> Result<String, StepError> {
     let plan = job.work.plan();
-    if plane.catalog.is_cancelled(job.id).await?
-        && let Some(told) = turn(job, next, "cancelled on request".to_owned())
+    if lead.plane.catalog.is_cancelled(job.id).await?
+        && let Some(told) = turn(job, next, CANCELLED.to_owned())
     {
-        next.cancel = true;
         return Ok(told);
     }
     let Some(step) = plan.get(job.step).copied() else {
         next.state = shift(job.state, JobEvent::Finish);
         return Ok("done".to_owned());
     };
-    match lifecycle::perform(site, job, step, &mut next.result).await {
+    let outcome = tokio::select! {
+        outcome = lifecycle::perform(site, job, step, &mut next.result) => outcome,
+        () = cancelled(lead, job, step) => {
+            // What the step noted meanwhile is part of the way back.
+            if let Some(fresh) = lead.plane.catalog.job(job.id).await? {
+                next.result = fresh.result;
+            }
+            return turn(job, next, CANCELLED.to_owned()).ok_or_else(|| StepError::Away("it cannot turn back".to_owned()));
+        }
+    };
+    match outcome {
         Ok(()) => {
             next.step = job.step + 1;
             if next.step == plan.len() {
@@ -145,47 +263,59 @@ async fn forward(
             }
             Ok(format!("{} done", step.word()))
         }
-        Err(StepError::Refused(why)) => match turn(job, next, why.clone()) {
+        // Past the point of no return there is only trying again.
+        Err(error) if !gives_up(job, &error, is_enough) => Err(error),
+        Err(error) => match turn(job, next, error.to_string()) {
             Some(told) => Ok(format!("{} gave up: {told}", step.word())),
-            // Past the point of no return there is only trying again.
-            None => Err(StepError::Away(why)),
+            None => Err(error),
         },
-        Err(error) => Err(error),
+    }
+}
+
+/// Whether the job turns back for this.
+fn gives_up(job: &JobRow, error: &StepError, is_enough: bool) -> bool {
+    match error {
+        StepError::Refused(_) => true,
+        StepError::InUse(_) => is_enough,
+        StepError::Away(_) => job.work.keeps_clients(job.step) && is_enough,
+    }
+}
+
+/// Comes to an end when the job is cancelled in the middle of a step that may be interrupted.
+async fn cancelled(lead: &Lead, job: &JobRow, step: Step) {
+    if !step.is_interruptible() {
+        return std::future::pending().await;
+    }
+    loop {
+        tokio::time::sleep(LOOK_FOR_CANCEL).await;
+        if matches!(lead.plane.catalog.is_cancelled(job.id).await, Ok(true)) {
+            return;
+        }
     }
 }
 
 /// On the way back from here, if there is one.
 fn turn(job: &JobRow, next: &mut JobRow, why: String) -> Option<String> {
     job.work.way_back(job.step)?;
-    next.state = shift(job.state, JobEvent::Turn);
+    next.state = JobState::Undoing;
     next.result["turned_at"] = job.step.into();
     next.step = 0;
     next.error = Some(why.clone());
     Some(why)
 }
 
-async fn back(
-    plane: &Arc<ControlPlane>,
-    site: &mut Site,
-    job: &JobRow,
-    next: &mut JobRow,
-) -> Result<String, StepError> {
+async fn back(lead: &Lead, site: &mut Site, job: &JobRow, next: &mut JobRow) -> Result<String, StepError> {
     let turned_at = job.result["turned_at"].as_u64().and_then(|at| usize::try_from(at).ok()).unwrap_or(0);
     let way: Vec<Step> = job.work.way_back(turned_at).unwrap_or_default();
     let Some(step) = way.get(job.step).copied() else {
-        let event = if plane.catalog.is_cancelled(job.id).await? { JobEvent::Cancel } else { JobEvent::Fail };
+        let event = if lead.plane.catalog.is_cancelled(job.id).await? { JobEvent::Cancel } else { JobEvent::Fail };
         next.state = shift(job.state, event);
         return Ok("undone".to_owned());
     };
-    match lifecycle::perform(site, job, step, &mut next.result).await {
-        Ok(()) => {
-            next.step = job.step + 1;
-            Ok(format!("{} done", step.word()))
-        }
-        // There is no way back from the way back.
-        Err(StepError::Refused(why)) => Err(StepError::Away(why)),
-        Err(error) => Err(error),
-    }
+    // There is no way back from the way back: whatever it is, it is tried again.
+    lifecycle::perform(site, job, step, &mut next.result).await?;
+    next.step = job.step + 1;
+    Ok(format!("{} done", step.word()))
 }
 
 fn shift(state: JobState, event: JobEvent) -> JobState {

@@ -119,12 +119,25 @@ pub enum Work {
         role: String,
         verifier: crate::catalog::model::Verifier,
     },
+    /// From the role that it shares with others to one of its own, which owns everything from then on; the old one goes on working.
+    Separate {
+        role: RoleRow,
+        old: String,
+        /// Milliseconds for transactions to finish.
+        wait: u64,
+    },
+    /// Roles that were shared get in no more.
+    Retire {
+        roles: Vec<String>,
+    },
 }
 
 /// An idempotent unit of a job, by its word in the journal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Step {
+    /// Whether all that comes can be done, before anybody is kept waiting; and how things stand, for the way back.
+    Check,
     /// The login role, with its verifier.
     MakeRole,
     /// The database, under a temporary name.
@@ -179,6 +192,14 @@ pub enum Step {
     Load,
     /// The new verifier, in PostgreSQL and for clients.
     SetVerifier,
+    /// All that the shared role has in the tenant's database, and the database, is the new role's.
+    HandOver,
+    /// The catalog has the new role as the owner.
+    TakeRole,
+    /// Clients of the old role are let in no more.
+    RemoveRole,
+    /// What the old role made meanwhile is the owner's, and it has no rights there any more.
+    Reclaim,
     /// What was half made is dropped.
     DropHalfMade,
     /// What was stored without a proof is removed.
@@ -187,8 +208,14 @@ pub enum Step {
     DropNewRole,
     /// The tenant was never there.
     Forget,
-    /// Transactions are let in again.
+    /// Transactions are let in again, if they were before.
     Reopen,
+    /// Those who might connect may do so again.
+    LiftFence,
+    /// The database has its old name again.
+    NameBack,
+    /// Everything is the shared role's again.
+    HandBack,
 }
 
 impl Step {
@@ -211,6 +238,8 @@ impl Work {
             Self::Restore { .. } => "restore",
             Self::Delete { .. } => "delete",
             Self::Rotate { .. } => "rotate",
+            Self::Separate { .. } => "separate",
+            Self::Retire { .. } => "retire",
         }
     }
 
@@ -232,11 +261,12 @@ impl Work {
                 S::Open,
             ],
             Self::Rename { rename_database: true, .. } => {
-                vec![S::Hold, S::AwaitQuiet, S::Fence, S::RenameDatabase, S::Reroute, S::Unfence, S::Release]
+                vec![S::Check, S::Hold, S::AwaitQuiet, S::Fence, S::RenameDatabase, S::Reroute, S::Unfence, S::Release]
             }
-            Self::Rename { rename_database: false, .. } => vec![S::Reroute],
-            Self::Drain { .. } => vec![S::StopTransactions, S::AwaitTransactions, S::Drained],
+            Self::Rename { rename_database: false, .. } => vec![S::Check, S::Reroute],
+            Self::Drain { .. } => vec![S::Check, S::StopTransactions, S::AwaitTransactions, S::Drained],
             Self::Archive { .. } => vec![
+                S::Check,
                 S::FindPrograms,
                 S::StopTransactions,
                 S::AwaitTransactions,
@@ -250,33 +280,90 @@ impl Work {
             Self::Restore { .. } => {
                 vec![S::MakeDatabase, S::CloseToPublic, S::Load, S::SetDefaults, S::Publish, S::Open]
             }
-            Self::Delete { .. } => {
-                vec![S::StopTransactions, S::AwaitTransactions, S::Drained, S::Tombstone, S::DropDatabase, S::DropRoles]
+            Self::Delete { .. } => vec![
+                S::Check,
+                S::StopTransactions,
+                S::AwaitTransactions,
+                S::Drained,
+                S::Tombstone,
+                S::DropDatabase,
+                S::DropRoles,
+            ],
+            Self::Rotate { .. } => vec![S::Check, S::SetVerifier],
+            Self::Separate { .. } => {
+                vec![S::Check, S::MakeRole, S::Hold, S::AwaitQuiet, S::HandOver, S::TakeRole, S::Release]
             }
-            Self::Rotate { .. } => vec![S::SetVerifier],
+            Self::Retire { .. } => vec![S::Check, S::RemoveRole, S::Reclaim],
         }
     }
 
-    /// The way back from this step of `plan`; `None`: there is only the way forward.
+    /// The step whose effect cannot be taken back.
+    fn of_no_return(&self) -> Option<Step> {
+        match self {
+            Self::Create { .. } | Self::Restore { .. } => Some(Step::Open),
+            Self::Rename { .. } => Some(Step::Reroute),
+            Self::Drain { .. } => None,
+            Self::Archive { .. } => Some(Step::MarkArchived),
+            Self::Delete { .. } => Some(Step::Tombstone),
+            Self::Rotate { .. } => Some(Step::SetVerifier),
+            Self::Separate { .. } => Some(Step::TakeRole),
+            Self::Retire { .. } => Some(Step::RemoveRole),
+        }
+    }
+
+    /// The way back, clients first: what is undone, and the step that may have left it there.
+    fn undo(&self) -> &'static [(Step, Step)] {
+        use Step as S;
+        match self {
+            Self::Create { .. } => {
+                &[(S::DropHalfMade, S::MakeDatabase), (S::DropNewRole, S::MakeRole), (S::Forget, S::MakeRole)]
+            }
+            Self::Rename { .. } => &[(S::NameBack, S::RenameDatabase), (S::Unfence, S::Fence), (S::Release, S::Hold)],
+            Self::Drain { .. } | Self::Delete { .. } => &[(S::Reopen, S::StopTransactions)],
+            Self::Archive { .. } => &[
+                (S::LiftFence, S::FenceForDump),
+                (S::Reopen, S::StopTransactions),
+                (S::DropHalfMade, S::Prove),
+                (S::ForgetDump, S::FindPrograms),
+            ],
+            Self::Restore { .. } => &[(S::DropHalfMade, S::MakeDatabase)],
+            Self::Rotate { .. } | Self::Retire { .. } => &[],
+            Self::Separate { .. } => {
+                &[(S::HandBack, S::HandOver), (S::Release, S::Hold), (S::DropNewRole, S::MakeRole)]
+            }
+        }
+    }
+
+    /// The way back from this step of `plan`, which may have had its effect or not; `None`: there is only the way forward.
     #[must_use]
     pub fn way_back(&self, from: usize) -> Option<Vec<Step>> {
-        use Step as S;
         let plan = self.plan();
-        let is_before = |step: Step| plan.iter().position(|s| *s == step).is_none_or(|at| from <= at);
-        match self {
-            Self::Create { .. } => is_before(S::Open).then(|| vec![S::DropHalfMade, S::DropNewRole, S::Forget]),
-            Self::Rename { rename_database: true, .. } => {
-                is_before(S::RenameDatabase).then(|| vec![S::Unfence, S::Release])
-            }
-            Self::Rename { .. } | Self::Rotate { .. } => Some(Vec::new()),
-            Self::Drain { .. } => is_before(S::Drained).then(|| vec![S::Reopen]),
-            Self::Archive { .. } if from == 0 => Some(Vec::new()),
-            Self::Archive { .. } => {
-                is_before(S::MarkArchived).then(|| vec![S::DropHalfMade, S::ForgetDump, S::CloseToPublic, S::Reopen])
-            }
-            Self::Restore { .. } => is_before(S::Open).then(|| vec![S::DropHalfMade]),
-            Self::Delete { .. } => is_before(S::Tombstone).then(|| vec![S::Reopen]),
+        let may_be_done = |step: Step| plan.iter().position(|s| *s == step).is_some_and(|at| at <= from);
+        if self.of_no_return().is_some_and(may_be_done) {
+            return None;
         }
+        Some(self.undo().iter().filter(|(_, done)| may_be_done(*done)).map(|(undo, _)| *undo).collect())
+    }
+
+    /// While this step of `plan` runs or is tried again, clients wait or are refused: not for ever.
+    #[must_use]
+    pub fn keeps_clients(&self, step: usize) -> bool {
+        let plan = self.plan();
+        plan.iter().position(|s| matches!(s, Step::Hold | Step::StopTransactions)).is_some_and(|at| at <= step)
+    }
+}
+
+impl Step {
+    /// Takes long, and may be dropped in its middle: its way back undoes whatever is there.
+    #[must_use]
+    pub fn is_interruptible(self) -> bool {
+        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions | Self::Dump | Self::Prove | Self::Load)
+    }
+
+    /// Waits for clients, and needs nothing for that.
+    #[must_use]
+    pub fn only_waits(self) -> bool {
+        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions)
     }
 }
 
@@ -300,14 +387,216 @@ mod tests {
         );
     }
 
+    fn every_work() -> Vec<Work> {
+        let role = RoleRow { name: "new".into(), verifier: None, ours: true };
+        let archive = Stored { id: 1, path: String::new(), sha256: String::new() };
+        let rename = |rename_database| Work::Rename { from: "a".into(), to: "b".into(), rename_database, wait: 0 };
+        vec![
+            Work::Create { role: role.clone(), archive: None },
+            Work::Create { role: role.clone(), archive: Some(archive.clone()) },
+            rename(true),
+            rename(false),
+            Work::Drain { deadline: 0 },
+            Work::Archive { deadline: 0 },
+            Work::Restore { archive },
+            Work::Delete { deadline: 0 },
+            Work::Rotate { role: "a".into(), verifier: crate::catalog::model::Verifier(String::new()) },
+            Work::Separate { role, old: "all".into(), wait: 0 },
+            Work::Retire { roles: vec!["all".into()] },
+        ]
+    }
+
+    /// As much of the world as the steps change.
+    #[derive(Debug, Clone, PartialEq, Eq)]
+    struct World {
+        state: &'static str,
+        held: bool,
+        name: &'static str,
+        /// Name of the tenant's database, and whether sessions are let in.
+        database: Option<(&'static str, bool)>,
+        /// Whether others than Tenantry may connect.
+        is_public: bool,
+        half_made: bool,
+        new_role: bool,
+        file: bool,
+        is_registered: bool,
+        owner: &'static str,
+        owner_in_postgres: &'static str,
+        may_log_in: bool,
+        old_rights: bool,
+        verifier: (u8, u8),
+    }
+
+    impl World {
+        fn before(work: &Work, state: &'static str) -> Self {
+            let is_there = !matches!(work, Work::Create { .. }) && state != "archived";
+            Self {
+                state,
+                held: false,
+                name: "a",
+                database: is_there.then_some(("a", true)),
+                is_public: true,
+                half_made: false,
+                new_role: false,
+                file: false,
+                is_registered: false,
+                owner: "all",
+                owner_in_postgres: "all",
+                may_log_in: true,
+                old_rights: true,
+                verifier: (0, 0),
+            }
+        }
+
+        /// What `lifecycle` does; an error is one that never passes.
+        fn perform(&mut self, step: Step, work: &Work, before: &Self) -> Result<(), &'static str> {
+            use Step as S;
+            match step {
+                S::Check | S::FindPrograms | S::AwaitQuiet | S::AwaitTransactions => {}
+                S::SetDefaults | S::AddExtensions | S::CloseToPublic | S::Load => {
+                    if !self.half_made && self.database.is_none() {
+                        return Err("no database to work on");
+                    }
+                }
+                S::MakeRole => self.new_role = true,
+                S::MakeDatabase => self.half_made = true,
+                S::Publish => {
+                    if std::mem::take(&mut self.half_made) {
+                        self.database = Some(("a", true));
+                    }
+                }
+                S::Open => self.state = "active",
+                S::Hold => self.held = true,
+                S::Release => self.held = false,
+                S::Fence => self.database = self.database.map(|(name, _)| (name, false)),
+                S::Unfence => {
+                    // Asked for by the name that the catalog has.
+                    if self.database.is_some_and(|(name, _)| name == self.name) {
+                        self.database = Some((self.name, true));
+                    }
+                }
+                S::RenameDatabase => self.database = self.database.map(|(_, open)| ("b", open)),
+                S::NameBack => self.database = self.database.map(|(_, open)| ("a", open)),
+                S::Reroute => self.name = "b",
+                S::StopTransactions => {
+                    if !matches!(self.state, "drained" | "archived") {
+                        self.state = "draining";
+                    }
+                }
+                S::Drained => {
+                    if self.state != "archived" {
+                        self.state = "drained";
+                    }
+                }
+                S::Reopen => {
+                    if matches!(self.state, "draining" | "drained") {
+                        self.state = before.state;
+                    }
+                }
+                S::FenceForDump => self.is_public = false,
+                S::LiftFence => self.is_public = true,
+                S::Dump => self.file = true,
+                S::ForgetDump => self.file = false,
+                S::Prove => self.half_made = false,
+                S::MarkArchived => (self.is_registered, self.state) = (true, "archived"),
+                S::Tombstone => self.state = "dropped",
+                S::DropDatabase => self.database = None,
+                S::DropRoles => self.may_log_in = false,
+                S::SetVerifier => self.verifier = (1, 1),
+                S::DropHalfMade => {
+                    self.half_made = false;
+                    if matches!(work, Work::Create { .. } | Work::Restore { .. }) && self.state != "active" {
+                        self.database = None;
+                    }
+                }
+                S::DropNewRole => self.new_role = false,
+                S::Forget => self.state = "dropped",
+                S::HandOver => self.owner_in_postgres = "new",
+                S::HandBack => self.owner_in_postgres = "all",
+                S::TakeRole => self.owner = "new",
+                S::RemoveRole => self.may_log_in = false,
+                S::Reclaim => self.old_rights = false,
+            }
+            Ok(())
+        }
+    }
+
+    /// A crash at every step, before or after its effect; then a cancel, or not; then the rest of the way.
     #[test]
-    fn what_was_published_or_dropped_has_no_way_back() {
+    fn wherever_a_job_turns_it_ends_done_or_undone() {
+        let mut ends = 0;
+        for work in every_work() {
+            let states: &[&str] = match work {
+                Work::Create { .. } => &["creating"],
+                Work::Restore { .. } => &["archived"],
+                Work::Drain { .. } => &["active", "paused", "suspended"],
+                Work::Archive { .. } => &["active", "paused", "suspended", "drained"],
+                Work::Delete { .. } => &["active", "paused", "drained", "archived"],
+                _ => &["active", "paused"],
+            };
+            for state in states {
+                let before = World::before(&work, state);
+                let plan = work.plan();
+                let mut done = before.clone();
+                plan.iter().for_each(|step| done.perform(*step, &work, &before).unwrap());
+                for (at, is_done) in (0..plan.len()).flat_map(|at| [(at, false), (at, true)]) {
+                    let mut world = before.clone();
+                    plan[..at].iter().for_each(|step| world.perform(*step, &work, &before).unwrap());
+                    if is_done {
+                        world.perform(plan[at], &work, &before).unwrap();
+                    }
+                    // A cancel turns it back where it can; else it goes on.
+                    match work.way_back(at) {
+                        Some(way) => {
+                            way.iter().for_each(|step| world.perform(*step, &work, &before).unwrap());
+                            let mut undone = before.clone();
+                            if matches!(work, Work::Create { .. }) {
+                                undone.state = "dropped";
+                            }
+                            assert_eq!(world, undone, "{work:?} from {state}, turned at {:?} ({is_done})", plan[at]);
+                        }
+                        None => {
+                            plan[at..].iter().for_each(|step| world.perform(*step, &work, &before).unwrap());
+                            assert_eq!(world, done, "{work:?} from {state}, at {:?} ({is_done})", plan[at]);
+                        }
+                    }
+                    ends += 1;
+                }
+            }
+        }
+        assert!(ends > 200, "{ends}");
+    }
+
+    #[test]
+    fn clients_are_let_in_before_anything_that_may_take_long() {
+        for work in every_work() {
+            for at in 0..work.plan().len() {
+                let way = work.way_back(at).unwrap_or_default();
+                let place = |wanted: &[Step]| way.iter().position(|step| wanted.contains(step));
+                let clients = place(&[Step::Release, Step::Reopen]);
+                let slow = place(&[Step::DropHalfMade, Step::ForgetDump, Step::DropNewRole]);
+                assert!(clients.is_none() || slow.is_none() || clients < slow, "{work:?} at {at}: {way:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn there_is_always_a_way_back_before_anything_was_done_and_none_after_the_last_step_that_was_published() {
+        for work in every_work() {
+            assert!(work.way_back(0).is_some(), "{work:?}");
+            let last = work.way_back(work.plan().len() - 1);
+            assert_eq!(last.is_some(), matches!(work, Work::Drain { .. }), "{work:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_have_been_done_is_undone() {
         let archive = Work::Archive { deadline: 0 };
         let at = |step| archive.plan().iter().position(|s| *s == step).unwrap();
-        assert!(archive.way_back(at(Step::Prove)).is_some() && archive.way_back(at(Step::MarkArchived)).is_some());
-        assert!(archive.way_back(at(Step::DropDatabase)).is_none());
-        let rename = Work::Rename { from: "a".into(), to: "b".into(), rename_database: true, wait: 0 };
-        assert_eq!(rename.way_back(2), Some(vec![Step::Unfence, Step::Release]));
-        assert!(rename.way_back(4).is_none());
+        assert_eq!(archive.way_back(at(Step::FindPrograms)), Some(vec![Step::ForgetDump]));
+        assert_eq!(archive.way_back(at(Step::Drained)), Some(vec![Step::Reopen, Step::ForgetDump]));
+        let from_dump = vec![Step::LiftFence, Step::Reopen, Step::ForgetDump];
+        assert_eq!(archive.way_back(at(Step::Dump)), Some(from_dump));
+        assert_eq!(archive.way_back(at(Step::MarkArchived)), None);
     }
 }

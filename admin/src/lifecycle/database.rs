@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 use tenantry_config::TenantState;
-use tokio_postgres::error::SqlState;
+use tokio_postgres::{error::SqlState, types::ToSql};
 
-use super::{Site, StepError, half_made, mark};
+use super::{Site, StepError, half_made, mark, mark_of};
 use crate::{
     catalog::{
         model::{Entry, Verifier},
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// Sessions around Tenantry are ended so many times, so far apart, before a step gives up.
-const TRIES: u32 = 100;
+const TRIES: u32 = 300;
 const BETWEEN: Duration = Duration::from_millis(50);
 /// PostgreSQL 16 asks for more words in a GRANT of a role.
 const PG16: i32 = 160_000;
@@ -27,11 +27,17 @@ pub struct Database {
     pub oid: u32,
     /// A DROP that was interrupted.
     is_invalid: bool,
+    /// Sessions are let in.
+    is_open: bool,
 }
 
 pub async fn look(site: &mut Site, server: &str, name: &str) -> Result<Option<Database>, StepError> {
     let row = site.control(server).await?.query_opt(sql::DATABASE, &[&name]).await?;
-    row.map(|row| Ok(Database { oid: row.try_get(0)?, is_invalid: row.try_get::<_, i32>(2)? == -2 })).transpose()
+    let database = |row: tokio_postgres::Row| {
+        let (oid, limit, is_open) = (row.try_get(0)?, row.try_get::<_, i32>(2)?, row.try_get(3)?);
+        Ok(Database { oid, is_invalid: limit == -2, is_open })
+    };
+    row.map(database).transpose()
 }
 
 fn remembered(result: &Value) -> Option<u32> {
@@ -42,25 +48,33 @@ pub fn catalog_id(site: &Site) -> String {
     site.plane.known().catalog.clone()
 }
 
+pub async fn is_since_16(site: &mut Site, server: &str) -> Result<bool, StepError> {
+    let version = site.control(server).await?.query_one("SHOW server_version_num", &[]).await?;
+    Ok(version.try_get::<_, String>(0)?.parse::<i32>().unwrap_or(0) >= PG16)
+}
+
 pub async fn make_role(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
-    let Work::Create { role, .. } = &job.work else { return Ok(()) };
+    let (Work::Create { role, .. } | Work::Separate { role, .. }) = &job.work else { return Ok(()) };
     let mark = mark(&catalog_id(site), entry.number);
     let found = site.control(&entry.server).await?.query_opt(sql::ROLE, &[&role.name]).await?;
     match (found, &role.verifier) {
         (None, Some(Verifier(verifier))) if role.ours => {
-            let version = site.control(&entry.server).await?.query_one("SHOW server_version_num", &[]).await?;
-            let version: i32 = version.try_get::<_, String>(0)?.parse().unwrap_or(0);
-            let statement = sql::create_role(&role.name, verifier, &mark, version >= PG16);
+            let since_16 = is_since_16(site, &entry.server).await?;
+            let statement = sql::create_role(&role.name, verifier, &mark, since_16);
             site.execute(&entry.server, &statement).await
         }
         (None, _) => Err(StepError::Refused(format!("there is no role {} to own the database", role.name))),
-        (Some(row), _) => {
-            let comment: Option<String> = row.try_get(0)?;
-            if role.ours && comment.as_deref() != Some(&mark) {
-                return Err(StepError::Refused(format!("there is a role {} already; choose another", role.name)));
-            }
-            Ok(())
+        (Some(row), _) if role.ours => match row.try_get::<_, Option<String>>(0)? {
+            Some(comment) if comment == mark => Ok(()),
+            _ => Err(StepError::Refused(format!("there is a role {} already; choose another", role.name))),
+        },
+        (Some(row), _) if !row.try_get::<_, bool>(1)? => {
+            Err(StepError::Refused(format!("the role {} may not log in", role.name)))
         }
+        (Some(row), _) if row.try_get::<_, bool>(2)? => {
+            Err(StepError::Refused(format!("the role {} is a superuser: no tenant gets in as one", role.name)))
+        }
+        (Some(_), _) => Ok(()),
     }
 }
 
@@ -89,21 +103,16 @@ async fn at_work(site: &mut Site, entry: &Entry) -> Result<String, StepError> {
     Ok(if look(site, &entry.server, &name).await?.is_some() { name } else { entry.database.clone() })
 }
 
-pub async fn close_to_public(site: &mut Site, job: &JobRow, entry: &Entry, result: &Value) -> Result<(), StepError> {
+pub async fn close_to_public(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
     let name = at_work(site, entry).await?;
-    let mut roles: Vec<String> = entry.roles.iter().map(|role| role.name.clone()).collect();
-    roles.push(entry.owner_role.clone());
-    let before = result["connect"].as_array().filter(|_| matches!(job.work, Work::Archive { .. }));
-    roles.extend(before.into_iter().flatten().filter_map(|role| role.as_str().map(str::to_owned)));
+    let mut roles: Vec<&String> = entry.roles.iter().map(|role| &role.name).chain([&entry.owner_role]).collect();
     roles.sort();
     roles.dedup();
-    if !roles.iter().any(|role| role == "-") {
-        site.execute(&entry.server, &sql::revoke_public(&name)).await?;
-    }
-    for role in &roles {
+    site.execute(&entry.server, &sql::revoke_public(&name)).await?;
+    for role in roles {
         site.execute(&entry.server, &sql::grant_connect(&name, role)).await?;
     }
-    unfence_named(site, &entry.server, &name).await
+    unfence(site, &entry.server, &name).await
 }
 
 pub async fn add_extensions(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
@@ -145,40 +154,40 @@ pub async fn publish(site: &mut Site, entry: &Entry, result: &Value) -> Result<(
     site.execute(&entry.server, &sql::rename_database(&name, &entry.database)).await
 }
 
-/// So that a later step can tell this database from another of its name.
-pub async fn remember(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
-    if remembered(result).is_none()
-        && let Some(database) = look(site, &entry.server, &entry.database).await?
-    {
-        result["oid"] = json!(database.oid);
-    }
-    Ok(())
-}
-
-pub async fn fence(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
-    remember(site, entry, result).await?;
+pub async fn fence(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
     site.execute(&entry.server, &sql::allow_connections(&entry.database, false)).await?;
     quiet_around(site, &entry.server, &entry.database).await
 }
 
-pub async fn unfence(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
-    unfence_named(site, &entry.server, &entry.database).await
-}
-
-async fn unfence_named(site: &mut Site, server: &str, name: &str) -> Result<(), StepError> {
-    site.execute(server, &sql::allow_connections(name, true)).await
+/// Lets sessions in, if they are not.
+pub async fn unfence(site: &mut Site, server: &str, name: &str) -> Result<(), StepError> {
+    match look(site, server, name).await? {
+        Some(database) if !database.is_open => site.execute(server, &sql::allow_connections(name, true)).await,
+        _ => Ok(()),
+    }
 }
 
 /// Ends the sessions of a database that nobody may enter any more.
 pub async fn quiet_around(site: &mut Site, server: &str, database: &str) -> Result<(), StepError> {
+    end_sessions(site, server, sql::END_SESSIONS, &[&database]).await
+}
+
+/// Ends the sessions that the statement finds, until it finds none.
+pub async fn end_sessions(
+    site: &mut Site,
+    server: &str,
+    statement: &str,
+    of: &[&(dyn ToSql + Sync)],
+) -> Result<(), StepError> {
     let mut left = 0;
     for _ in 0..TRIES {
-        let row = site.control(server).await?.query_one(sql::END_SESSIONS, &[&database]).await;
+        let row = site.control(server).await?.query_one(statement, of).await;
         let row = row.map_err(|error| match error.code() {
-            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => StepError::Refused(format!(
-                "a session in {database} cannot be ended by the control role (it needs pg_signal_backend, and cannot end a \
+            Some(&SqlState::INSUFFICIENT_PRIVILEGE) => StepError::Refused(
+                "a session in the database cannot be ended by the control role (it needs pg_signal_backend, and cannot end a \
                  superuser's): end it by hand"
-            )),
+                    .to_owned(),
+            ),
             _ => StepError::from(error),
         })?;
         left = row.try_get::<_, i64>(0)?;
@@ -187,7 +196,7 @@ pub async fn quiet_around(site: &mut Site, server: &str, database: &str) -> Resu
         }
         tokio::time::sleep(BETWEEN).await;
     }
-    Err(StepError::Refused(format!("{left} sessions in {database} did not end")))
+    Err(StepError::Refused(format!("{left} sessions in the database did not end")))
 }
 
 pub async fn rename(site: &mut Site, job: &JobRow, entry: &Entry, result: &Value) -> Result<(), StepError> {
@@ -201,6 +210,17 @@ pub async fn rename(site: &mut Site, job: &JobRow, entry: &Entry, result: &Value
         return Err(StepError::Refused(format!("the database {} is not the one that was fenced", entry.database)));
     }
     site.execute(&entry.server, &sql::rename_database(&entry.database, to)).await
+}
+
+/// The way back: whatever it is called now, by its number.
+pub async fn name_back(site: &mut Site, job: &JobRow, entry: &Entry, result: &Value) -> Result<(), StepError> {
+    let Work::Rename { to, .. } = &job.work else { return Ok(()) };
+    match look(site, &entry.server, to).await? {
+        Some(found) if Some(found.oid) == remembered(result) => {
+            site.execute(&entry.server, &sql::rename_database(to, &entry.database)).await
+        }
+        _ => Ok(()),
+    }
 }
 
 pub async fn reroute(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
@@ -222,7 +242,7 @@ pub async fn reroute(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), Ste
 /// Drops the tenant's database, if it is still the one that was drained.
 pub async fn drop(site: &mut Site, entry: &Entry, result: &Value) -> Result<(), StepError> {
     let Some(found) = look(site, &entry.server, &entry.database).await? else { return Ok(()) };
-    if !found.is_invalid && Some(found.oid) != remembered(result) {
+    if Some(found.oid) != remembered(result) {
         return Ok(());
     }
     drop_named(site, &entry.server, &entry.database).await
@@ -253,13 +273,21 @@ pub async fn drop_half_made(site: &mut Site, job: &JobRow, entry: &Entry, result
 }
 
 pub async fn drop_new_role(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
-    let Work::Create { role, .. } = &job.work else { return Ok(()) };
-    drop_role(site, entry, &role.name).await.map(|_| ())
+    let (Work::Create { role, .. } | Work::Separate { role, .. }) = &job.work else { return Ok(()) };
+    let own = mark(&catalog_id(site), entry.number);
+    let found = site.control(&entry.server).await?.query_opt(sql::ROLE, &[&role.name]).await?;
+    let comment = found.map(|row| row.try_get::<_, Option<String>>(0)).transpose()?.flatten();
+    // One that was there before, whoever made it, is none of this job's.
+    if role.ours && comment.as_deref() == Some(&own) {
+        drop_role(site, entry, &role.name).await?;
+    }
+    Ok(())
 }
 
+/// Also a shared one that another tenant made: the last one to leave turns off the light.
 pub async fn drop_roles(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
     let mut left = Vec::new();
-    for role in entry.roles.iter().filter(|role| role.ours) {
+    for role in &entry.roles {
         if !drop_role(site, entry, &role.name).await? {
             left.push(role.name.clone());
         }
@@ -270,23 +298,41 @@ pub async fn drop_roles(site: &mut Site, entry: &Entry, result: &mut Value) -> R
 
 /// False if it is still needed elsewhere, or is not ours.
 async fn drop_role(site: &mut Site, entry: &Entry, name: &str) -> Result<bool, StepError> {
-    let mark = mark(&catalog_id(site), entry.number);
+    let catalog = catalog_id(site);
     let Some(found) = site.control(&entry.server).await?.query_opt(sql::ROLE, &[&name]).await? else {
         return Ok(true);
     };
-    if found.try_get::<_, Option<String>>(0)?.as_deref() != Some(&mark) {
+    let comment = found.try_get::<_, Option<String>>(0)?.unwrap_or_default();
+    if !comment.starts_with(&mark_of(&catalog)) {
+        return Ok(false);
+    }
+    // An archived one has no database, and needs it all the same.
+    if let Some(heir) = site.plane.catalog.others_with_role(entry.number, &entry.server, name).await?.first() {
+        if comment == mark(&catalog, entry.number) {
+            bequeath(site, entry, name, *heir).await?;
+        }
         return Ok(false);
     }
     let owned: i64 = site.control(&entry.server).await?.query_one(sql::OWNED, &[&name]).await?.try_get(0)?;
     if owned > 0 {
         return Ok(false);
     }
-    site.plane.fuse.burn();
-    match site.control(&entry.server).await?.batch_execute(&sql::drop_role(name)).await {
+    match site.execute_raw(&entry.server, &sql::drop_role(name)).await? {
         Ok(()) => Ok(true),
         Err(error) if error.code() == Some(&SqlState::DEPENDENT_OBJECTS_STILL_EXIST) => Ok(false),
         Err(error) => Err(error.into()),
     }
+}
+
+/// The role is another tenant's now, who drops it in the end.
+async fn bequeath(site: &mut Site, entry: &Entry, role: &str, heir: i64) -> Result<(), StepError> {
+    site.change(heir, |e| {
+        e.roles.iter_mut().filter(|row| row.name == role).for_each(|row| row.ours = true);
+        Ok(())
+    })
+    .await?;
+    let mark = mark(&catalog_id(site), heir);
+    site.execute(&entry.server, &sql::mark_role(role, &mark)).await
 }
 
 pub async fn set_verifier(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {

@@ -2,13 +2,16 @@
 
 mod archive;
 mod database;
+mod preflight;
+mod separate;
 pub mod store;
 mod traffic;
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use serde_json::Value;
 use tenantry_config::{TenantEvent, TenantState};
+use tokio::time::timeout;
 use tokio_postgres::{Client, error::SqlState};
 
 use crate::{
@@ -18,6 +21,7 @@ use crate::{
         store::{Changed, JobRow},
     },
     control::{self, ControlError},
+    fleet::Order,
     jobs::work::Step,
     plane::ControlPlane,
 };
@@ -28,6 +32,9 @@ pub enum StepError {
     /// It may work later.
     #[error("{0}")]
     Away(String),
+    /// Somebody is in its way, and may go: tried again, but not for ever.
+    #[error("{0}")]
+    InUse(String),
     /// It will not: the job turns back.
     #[error("{0}")]
     Refused(String),
@@ -38,10 +45,11 @@ impl From<tokio_postgres::Error> for StepError {
         let words = control::words(&error);
         match error.code() {
             None => Self::Away(words),
-            Some(code) if matches!(&code.code()[..2], "08" | "53" | "57" | "58") => Self::Away(words),
-            Some(&SqlState::READ_ONLY_SQL_TRANSACTION | &SqlState::LOCK_NOT_AVAILABLE | &SqlState::OBJECT_IN_USE) => {
-                Self::Away(words)
+            Some(&SqlState::LOCK_NOT_AVAILABLE | &SqlState::OBJECT_IN_USE | &SqlState::QUERY_CANCELED) => {
+                Self::InUse(words)
             }
+            Some(code) if matches!(&code.code()[..2], "08" | "53" | "57" | "58") => Self::Away(words),
+            Some(&SqlState::READ_ONLY_SQL_TRANSACTION) => Self::Away(words),
             Some(_) => Self::Refused(words),
         }
     }
@@ -58,6 +66,9 @@ impl From<ControlError> for StepError {
 
 impl From<CatalogError> for StepError {
     fn from(error: CatalogError) -> Self {
+        if error.is_taken() {
+            return Self::Refused("another tenant has that name or database".to_owned());
+        }
         Self::Away(error.to_string())
     }
 }
@@ -65,16 +76,20 @@ impl From<CatalogError> for StepError {
 /// Where a job works: its tenant's server, and the connections it has there.
 pub struct Site {
     pub plane: Arc<ControlPlane>,
+    /// The number under which this process runs the jobs.
+    leader: i64,
     clients: HashMap<(String, String), Client>,
 }
 
 /// A statement on a database may take this long.
 const STATEMENT_LIMIT: &str = "SET statement_timeout = '120s'; SET lock_timeout = '10s'";
+/// The same here, and a little more: for a server that says nothing any more.
+const ANSWER_LIMIT: Duration = Duration::from_secs(130);
 
 impl Site {
     #[must_use]
-    pub fn new(plane: Arc<ControlPlane>) -> Self {
-        Self { plane, clients: HashMap::new() }
+    pub fn new(plane: Arc<ControlPlane>, leader: i64) -> Self {
+        Self { plane, leader, clients: HashMap::new() }
     }
 
     /// The connection to the control database of a server.
@@ -105,8 +120,34 @@ impl Site {
 
     /// One statement that changes something.
     async fn execute(&mut self, server: &str, statement: &str) -> Result<(), StepError> {
+        Ok(self.execute_raw(server, statement).await??)
+    }
+
+    /// The same, for those who want to see PostgreSQL's own error.
+    async fn execute_raw(
+        &mut self,
+        server: &str,
+        statement: &str,
+    ) -> Result<Result<(), tokio_postgres::Error>, StepError> {
         self.plane.fuse.burn();
-        Ok(self.control(server).await?.batch_execute(statement).await?)
+        let done = timeout(ANSWER_LIMIT, self.control(server).await?.batch_execute(statement)).await;
+        done.map_err(|_| StepError::Away(format!("no answer within {ANSWER_LIMIT:?}")))
+    }
+
+    /// What the step wants to find again if it is done once more.
+    async fn note(&self, job: &JobRow, result: &Value) -> Result<(), StepError> {
+        self.plane.fuse.burn();
+        Ok(self.plane.catalog.note(job, result).await?)
+    }
+
+    /// What all processes do to the tenant's sessions from now on.
+    async fn order(&self, tenant: i64, order: Option<Order>) -> Result<(), StepError> {
+        if order.is_none() && !self.plane.known().orders.contains_key(&tenant) {
+            return Ok(());
+        }
+        self.plane.fuse.burn();
+        self.plane.catalog.order(tenant, order).await?;
+        Ok(self.plane.refresh().await?)
     }
 
     /// A change of the tenant in the catalog, served at once.
@@ -116,14 +157,10 @@ impl Site {
         edit: impl FnOnce(&mut Entry) -> Result<(), StepError> + Send,
     ) -> Result<(), StepError> {
         self.plane.fuse.burn();
-        match self.plane.catalog.change_tenant(number, edit).await {
-            Ok(Changed::Done { .. }) => {}
-            Ok(Changed::Refused(error)) => return Err(error),
-            Ok(Changed::Gone) => return Err(StepError::Refused("the tenant is gone".to_owned())),
-            Err(error) if error.is_duplicate("tenants_name") || error.is_duplicate("tenants_database") => {
-                return Err(StepError::Refused("another tenant has that name or database".to_owned()));
-            }
-            Err(error) => return Err(error.into()),
+        match self.plane.catalog.change_tenant_as(Some(self.leader), number, edit).await? {
+            Changed::Done { .. } => {}
+            Changed::Refused(error) => return Err(error),
+            Changed::Gone => return Err(StepError::Refused("the tenant is gone".to_owned())),
         }
         self.plane.fuse.burn();
         Ok(self.plane.refresh().await?)
@@ -137,7 +174,12 @@ fn half_made(catalog: &str, number: i64) -> String {
 
 /// The comment on a role that Tenantry made.
 fn mark(catalog: &str, number: i64) -> String {
-    format!("tenantry {catalog} {number}")
+    format!("{}{number}", mark_of(catalog))
+}
+
+/// What such a comment of this catalog begins with.
+fn mark_of(catalog: &str) -> String {
+    format!("tenantry {catalog} ")
 }
 
 /// Moves it along the table of states, if it is not there already.
@@ -154,9 +196,10 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
     let entry = entry.ok_or_else(|| StepError::Refused("the tenant is gone".to_owned()))?;
     let number = entry.number;
     match step {
+        Step::Check => preflight::check(site, job, &entry, result).await,
         Step::MakeRole => database::make_role(site, job, &entry).await,
         Step::MakeDatabase => database::make(site, job, &entry, result).await,
-        Step::CloseToPublic => database::close_to_public(site, job, &entry, result).await,
+        Step::CloseToPublic => database::close_to_public(site, &entry).await,
         Step::AddExtensions => database::add_extensions(site, &entry).await,
         Step::SetDefaults => database::set_defaults(site, &entry).await,
         Step::Publish => database::publish(site, &entry, result).await,
@@ -168,17 +211,21 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::Hold => site.change(number, |e| set_held(e, true)).await,
         Step::Release => site.change(number, |e| set_held(e, false)).await,
         Step::AwaitQuiet => traffic::await_quiet(site, job, &entry).await,
-        Step::Fence => database::fence(site, &entry, result).await,
-        Step::Unfence => database::unfence(site, &entry).await,
+        Step::Fence => database::fence(site, &entry).await,
+        Step::Unfence => database::unfence(site, &entry.server, &entry.database).await,
         Step::RenameDatabase => database::rename(site, job, &entry, result).await,
         Step::Reroute => database::reroute(site, job, &entry).await,
         Step::StopTransactions => traffic::stop_transactions(site, &entry).await,
         Step::AwaitTransactions => traffic::await_transactions(site, job, &entry, result).await,
-        Step::Drained => {
-            database::remember(site, &entry, result).await?;
-            traffic::drained(site, &entry).await
-        }
-        Step::Reopen => site.change(number, |e| shift(e, TenantEvent::Resume, TenantState::Active)).await,
+        Step::Drained => traffic::drained(site, &entry).await,
+        Step::Reopen => traffic::reopen(site, &entry, result).await,
+        Step::LiftFence => preflight::lift_fence(site, &entry, result).await,
+        Step::NameBack => database::name_back(site, job, &entry, result).await,
+        Step::HandOver => separate::hand_over(site, job, &entry).await,
+        Step::HandBack => separate::hand_back(site, job, &entry).await,
+        Step::TakeRole => separate::take_role(site, job, &entry).await,
+        Step::RemoveRole => separate::remove_role(site, job, &entry).await,
+        Step::Reclaim => separate::reclaim(site, job, &entry).await,
         Step::FindPrograms => archive::find_programs(site, &entry).await,
         Step::FenceForDump => archive::fence(site, &entry, result).await,
         Step::Dump => archive::dump(site, job, &entry, result).await,

@@ -46,3 +46,17 @@ pub fn sweep(archives: &str, path: &Path) {
 pub fn place(prefix: &Path, catalog: &str, tenant: i64, job: i64) -> Path {
     prefix.clone().child(catalog).child(tenant.to_string()).child(format!("{job}.dump"))
 }
+
+/// Whether it takes an object, and gives it back.
+pub async fn probe(archives: &str) -> Result<(), StepError> {
+    let (store, prefix) = open(archives).map_err(|error| StepError::Refused(error.to_string()))?;
+    let path = prefix.child("probe").child(format!("{:016x}", rand::random::<u64>()));
+    let said = b"tenantry".as_slice();
+    store.put(&path, said.into()).await.map_err(refused)?;
+    let heard = store.get(&path).await.map_err(refused)?.bytes().await.map_err(refused)?;
+    store.delete(&path).await.map_err(refused)?;
+    if heard != said {
+        return Err(StepError::Refused(format!("admin.archives: {archives} does not give back what it takes")));
+    }
+    Ok(())
+}

@@ -7,47 +7,54 @@ use tenantry_config::{TenantEvent, TenantState};
 use tokio::time::Instant;
 
 use super::{Site, StepError, shift};
-use tenantry_proxy::directory::Activity;
-
 use crate::{
     catalog::{model::Entry, store::JobRow},
+    fleet::{Everywhere, Order},
     jobs::work::Work,
 };
 
 /// Between two looks.
-const LOOK: Duration = Duration::from_millis(5);
+const LOOK: Duration = Duration::from_millis(10);
 /// For what was cancelled to come to an end, and for what was cut.
-const AFTER_CANCEL: Duration = Duration::from_secs(5);
-/// For PostgreSQL to close its ends.
-const CLOSING: Duration = Duration::from_secs(15);
+const AFTER_CANCEL_MS: u64 = 5_000;
+const AFTER_CANCEL: Duration = Duration::from_millis(AFTER_CANCEL_MS);
+/// For PostgreSQL to close its ends, and for other processes to hear of it.
+const CLOSING_MS: u64 = 15_000;
+const CLOSING: Duration = Duration::from_millis(CLOSING_MS);
 
-/// Until it holds of the tenant's activity, or the time is over; what it was last.
-async fn until(site: &Site, entry: &Entry, limit: Duration, holds: impl Fn(&Activity) -> bool) -> Result<(), Activity> {
-    let deadline = Instant::now() + limit;
+/// Until it holds of the tenant in every process, or the time is over; how it was last.
+async fn until(
+    site: &Site,
+    entry: &Entry,
+    limit: Duration,
+    holds: impl Fn(&Everywhere) -> bool,
+) -> Result<Everywhere, StepError> {
+    let (deadline, revision) = (Instant::now() + limit, site.plane.known().revision);
     loop {
-        let Some(activity) = site.plane.data.activity(&entry.name, Some(entry.number)) else { return Ok(()) };
-        if holds(&activity) {
-            return Ok(());
-        }
-        if Instant::now() >= deadline {
-            return Err(activity);
+        let seen = site.plane.everywhere(entry, revision).await?;
+        if holds(&seen) || Instant::now() >= deadline {
+            return Ok(seen);
         }
         tokio::time::sleep(LOOK).await;
     }
 }
 
 pub async fn await_quiet(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
-    let Work::Rename { wait, .. } = &job.work else { return Ok(()) };
+    let (Work::Rename { wait, .. } | Work::Separate { wait, .. }) = &job.work else { return Ok(()) };
     let limit = Duration::from_millis(*wait);
-    until(site, entry, limit, |activity| activity.connections == 0).await.map_err(|left| {
-        StepError::Refused(format!(
-            "{} of its server connections were still in use after {}, {} of them kept by session state; let the \
+    let seen = until(site, entry, limit, Everywhere::is_quiet).await?;
+    if seen.is_quiet() {
+        return Ok(());
+    }
+    let (limit, Everywhere { told, behind }) = (humantime::format_duration(limit), seen);
+    Err(StepError::Refused(match behind {
+        0 => format!(
+            "{} of its server connections were still in use after {limit}, {} of them kept by session state; let the \
              transactions end, or allow a longer wait",
-            left.connections,
-            humantime::format_duration(limit),
-            left.pinned
-        ))
-    })
+            told.connections, told.pinned
+        ),
+        _ => format!("{behind} Tenantry processes had not heard of it after {limit}"),
+    }))
 }
 
 pub async fn stop_transactions(site: &Site, entry: &Entry) -> Result<(), StepError> {
@@ -63,20 +70,42 @@ pub async fn await_transactions(site: &Site, job: &JobRow, entry: &Entry, result
         Work::Drain { deadline } | Work::Archive { deadline } | Work::Delete { deadline } => *deadline,
         _ => 0,
     };
-    let idle = |activity: &Activity| activity.active == 0;
-    let began = site.plane.data.activity(&entry.name, Some(entry.number)).map_or(0, |activity| activity.active);
-    let (mut cancelled, mut cut) = (0, 0);
-    if until(site, entry, Duration::from_millis(limit), idle).await.is_err() {
-        cancelled = site.plane.data.cancel_running(&entry.name, Some(entry.number));
-        if until(site, entry, AFTER_CANCEL.min(Duration::from_millis(limit.max(1_000))), idle).await.is_err() {
-            cut = site.plane.data.end_sessions(&entry.name, Some(entry.number), true);
-            if let Err(left) = until(site, entry, CLOSING, idle).await {
-                return Err(StepError::Refused(format!("{} transactions could not be ended", left.active)));
-            }
+    // A step that is done again adds to what it did before.
+    if result["drain"].is_null() {
+        let began = until(site, entry, AFTER_CANCEL, |seen| seen.behind == 0).await?;
+        result["drain"] = json!({ "under_way": began.told.active, "cancelled": 0, "cut": 0 });
+        site.note(job, result).await?;
+    }
+    let orders =
+        [(None, limit), (Some(Order::Cancel), limit.clamp(1_000, AFTER_CANCEL_MS)), (Some(Order::End), CLOSING_MS)];
+    for (order, limit) in orders {
+        if order.is_some() {
+            site.order(entry.number, order).await?;
+        }
+        let seen = until(site, entry, Duration::from_millis(limit), Everywhere::is_at_rest).await?;
+        let drain = &mut result["drain"];
+        for (key, n) in [("cancelled", seen.told.cancelled), ("cut", seen.told.cut)] {
+            drain[key] = json!(drain[key].as_u64().unwrap_or(0).max(u64::from(n)));
+        }
+        site.note(job, result).await?;
+        if seen.is_at_rest() {
+            return Ok(());
         }
     }
-    result["drain"] = json!({ "under_way": began, "cancelled": cancelled, "cut": cut });
-    Ok(())
+    Err(StepError::Refused("its transactions could not be ended, or a Tenantry process does not hear of it".to_owned()))
+}
+
+/// As it was before transactions were stopped; whatever else it is by now stays.
+pub async fn reopen(site: &Site, entry: &Entry, result: &Value) -> Result<(), StepError> {
+    site.order(entry.number, None).await?;
+    let before = result["before"].as_str().and_then(TenantState::parse).unwrap_or(TenantState::Active);
+    site.change(entry.number, |e| {
+        if matches!(e.state, TenantState::Draining | TenantState::Drained) {
+            e.state = before;
+        }
+        Ok(())
+    })
+    .await
 }
 
 pub async fn drained(site: &Site, entry: &Entry) -> Result<(), StepError> {
@@ -85,7 +114,9 @@ pub async fn drained(site: &Site, entry: &Entry) -> Result<(), StepError> {
         _ => shift(e, TenantEvent::Emptied, TenantState::Drained),
     })
     .await?;
-    until(site, entry, CLOSING, |activity| activity.connections == 0)
-        .await
-        .map_err(|left| StepError::Refused(format!("PostgreSQL did not close {} connections", left.connections)))
+    let seen = until(site, entry, CLOSING, Everywhere::is_quiet).await?;
+    if !seen.is_quiet() {
+        return Err(StepError::Refused(format!("PostgreSQL did not close {} connections", seen.told.connections)));
+    }
+    site.order(entry.number, None).await
 }

@@ -7,6 +7,10 @@ pub const VERSIONS: [&str; 1] = [include_str!("schema.sql")];
 pub const LOCK_SCHEMA: &str = "SELECT pg_catalog.pg_advisory_xact_lock(1952803425, 1)";
 pub const LOCK_JOBS: &str = "SELECT pg_catalog.pg_try_advisory_lock(1952803425, 2)";
 
+/// PostgreSQL finds out within half a minute that the machine with the lock is gone.
+pub const NOTICE_DEATH: &str = "SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 4; \
+     SET tcp_user_timeout = 30000";
+
 pub const HAS_META: &str = "SELECT pg_catalog.to_regclass('tenantry.meta') IS NOT NULL";
 pub const VERSION: &str = "SELECT version FROM tenantry.meta";
 pub const FIRST_META: &str = "INSERT INTO tenantry.meta (version, catalog) VALUES ($1, $2)";
@@ -14,7 +18,12 @@ pub const SET_VERSION: &str = "UPDATE tenantry.meta SET version = $1";
 pub const META: &str = "SELECT catalog, revision FROM tenantry.meta";
 pub const REVISION: &str = "SELECT revision FROM tenantry.meta";
 /// Also keeps two changes from happening at once.
-pub const BUMP: &str = "UPDATE tenantry.meta SET revision = revision + 1 RETURNING catalog";
+pub const BUMP: &str = "UPDATE tenantry.meta SET revision = revision + 1 RETURNING leader";
+/// From now on the jobs are ours: the number that the journal asks for.
+pub const LEAD: &str = "UPDATE tenantry.meta SET leader = leader + 1 RETURNING leader";
+pub const LEADER_NOW: &str = "SELECT leader FROM tenantry.meta";
+/// Kept until the transaction is over: nobody takes the jobs over in its middle.
+pub const LEADER: &str = "SELECT leader FROM tenantry.meta FOR SHARE";
 /// No statement of a change waits long for another.
 pub const TENANTS: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
      created_at, updated_at FROM tenantry.tenants WHERE state <> 'dropped' ORDER BY name";
@@ -24,6 +33,22 @@ pub const INSERT_TENANT: &str = "INSERT INTO tenantry.tenants (name, state, serv
      VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING number";
 pub const UPDATE_TENANT: &str = "UPDATE tenantry.tenants SET name = $2, state = $3, held = $4, server = $5, database = $6, \
      owner_role = $7, aliases = $8, spec = $9, roles = $10, version = version + 1, updated_at = now() WHERE number = $1";
+
+/// Its names are free again; those that a job reserved only if $2.
+pub const FORGET_NAMES: &str = "DELETE FROM tenantry.names WHERE tenant = $1 AND ($2 OR NOT reserved)";
+/// Its names, as its row says; a name that another one has ends in a duplicate.
+pub const WRITE_NAMES: &str = "INSERT INTO tenantry.names (space, name, tenant) SELECT w.space, w.name, w.number FROM ( \
+       SELECT number, '' AS space, name FROM tenantry.tenants WHERE number = $1 AND state <> 'dropped' \
+       UNION SELECT number, '', unnest(aliases) FROM tenantry.tenants WHERE number = $1 AND state <> 'dropped' \
+       UNION SELECT number, '@' || server, database FROM tenantry.tenants WHERE number = $1 AND state <> 'dropped') AS w \
+     WHERE NOT EXISTS (SELECT FROM tenantry.names n WHERE n.space = w.space AND n.name = w.name AND n.tenant = w.number)";
+/// One more for the tenant (its own alias may become it); no row: another one has it.
+pub const RESERVE_NAME: &str = "INSERT INTO tenantry.names AS n (space, name, tenant, reserved) VALUES ($1, $2, $3, true) \
+     ON CONFLICT (space, name) DO UPDATE SET reserved = true WHERE n.tenant = excluded.tenant RETURNING n.name";
+pub const SERVER_OF: &str = "SELECT server FROM tenantry.tenants WHERE number = $1";
+/// Living tenants of a server, another one excepted, that have a role.
+pub const OTHERS_WITH_ROLE: &str = "SELECT number FROM tenantry.tenants WHERE number <> $1 AND server = $2 AND state <> 'dropped' \
+     AND (owner_role = $3 OR roles @> jsonb_build_array(jsonb_build_object('name', $3::text))) ORDER BY number";
 
 pub const TOKENS: &str =
     "SELECT id, label, access, hash, expires_at, created_at FROM tenantry.tokens ORDER BY created_at";
@@ -38,14 +63,19 @@ pub const JOBS: &str = "SELECT id, tenant, name, work, state, step, progress, re
 pub const JOB: &str = "SELECT id, tenant, name, work, state, step, progress, result, error, cancel, actor, created_at, \
      updated_at FROM tenantry.jobs WHERE id = $1";
 pub const OPEN_JOBS: &str = "SELECT id, tenant, name, work, state, step, progress, result, error, cancel, actor, created_at, \
-     updated_at FROM tenantry.jobs WHERE state IN ('queued', 'running', 'undoing') ORDER BY id LIMIT 100";
+     updated_at FROM tenantry.jobs WHERE state IN ('queued', 'running', 'undoing') ORDER BY id LIMIT 1000";
 pub const OPEN_JOB_OF: &str =
     "SELECT id FROM tenantry.jobs WHERE tenant = $1 AND state IN ('queued', 'running', 'undoing')";
+/// Only from where it was known to be; with $8 only if nobody cancelled it.
 pub const JOURNAL: &str = "UPDATE tenantry.jobs SET state = $2, step = $3, result = $4, error = $5, progress = NULL, \
-     updated_at = now() WHERE id = $1";
+     updated_at = now() WHERE id = $1 AND state = $6 AND step = $7 AND NOT ($8 AND cancel)";
+/// What a step remembers before it is done.
+pub const NOTE: &str =
+    "UPDATE tenantry.jobs SET result = $2, updated_at = now() WHERE id = $1 AND state = $3 AND step = $4";
 pub const PROGRESS: &str = "UPDATE tenantry.jobs SET progress = $2, updated_at = now() WHERE id = $1";
-pub const CANCEL_JOB: &str =
-    "UPDATE tenantry.jobs SET cancel = true WHERE id = $1 AND state IN ('queued', 'running') RETURNING id";
+pub const CANCEL_JOB: &str = "UPDATE tenantry.jobs SET cancel = true WHERE id = $1";
+pub const JOB_TO_CANCEL: &str = "SELECT id, tenant, name, work, state, step, progress, result, error, cancel, actor, created_at, \
+     updated_at FROM tenantry.jobs WHERE id = $1 FOR UPDATE";
 pub const IS_CANCELLED: &str = "SELECT cancel FROM tenantry.jobs WHERE id = $1";
 pub const INSERT_EVENT: &str = "INSERT INTO tenantry.job_events (job, text) VALUES ($1, $2)";
 pub const EVENTS: &str =

@@ -35,9 +35,32 @@ pub const STORED_VERIFIER: &str = "SELECT rolpassword FROM pg_catalog.pg_authid 
 pub const OWNED: &str = "SELECT count(*) FROM pg_catalog.pg_database d JOIN pg_catalog.pg_roles r ON r.oid = d.datdba \
      WHERE r.rolname = $1::text";
 
-/// Ends the sessions of a database, ours excepted; how many there were, and how many could not be ended.
+/// Ends the sessions of a database, ours excepted; how many there were, and how many could not be ended. A worker of
+/// autovacuum has no user: it may not be ended by us, and DROP and ALTER DATABASE end it by themselves.
 pub const END_SESSIONS: &str = "SELECT count(*), count(*) FILTER (WHERE NOT pg_catalog.pg_terminate_backend(pid)) \
-     FROM pg_catalog.pg_stat_activity WHERE datname = $1::text AND pid <> pg_catalog.pg_backend_pid()";
+     FROM pg_catalog.pg_stat_activity WHERE datname = $1::text AND usesysid IS NOT NULL AND pid <> pg_catalog.pg_backend_pid()";
+
+/// The same of one role.
+pub const END_SESSIONS_OF: &str = "SELECT count(*), count(*) FILTER (WHERE NOT pg_catalog.pg_terminate_backend(pid)) \
+     FROM pg_catalog.pg_stat_activity WHERE datname = $1::text AND usename = $2::text AND pid <> pg_catalog.pg_backend_pid()";
+
+/// oid, owner, whether it was dropped halfway, whether sessions are let in; whether we have the owner's rights and can make
+/// databases for it, and may make databases at all.
+pub const CONTROL_MAY: &str = "SELECT d.oid, pg_catalog.pg_get_userbyid(d.datdba)::text, d.datconnlimit = -2, d.datallowconn, \
+       pg_catalog.pg_has_role(d.datdba, 'USAGE') AND pg_catalog.pg_has_role(d.datdba, \
+         CASE WHEN pg_catalog.current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END), \
+       (SELECT rolcreatedb OR rolsuper FROM pg_catalog.pg_roles WHERE rolname = current_user) \
+     FROM pg_catalog.pg_database d WHERE d.datname = $1::text";
+
+/// Who may connect by a grant (PUBLIC is '-'), whether they may grant it on, and whether the owner granted it.
+pub const CONNECT_ACL: &str = "SELECT CASE WHEN a.grantee = 0 THEN '-' ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END, \
+       a.is_grantable, a.grantor = d.datdba \
+     FROM pg_catalog.pg_database d, pg_catalog.aclexplode(coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a \
+     WHERE d.datname = $1::text AND a.privilege_type = 'CONNECT' ORDER BY 1";
+
+/// Databases of a role, besides one.
+pub const OWNED_BESIDES: &str = "SELECT d.datname::text FROM pg_catalog.pg_database d \
+     JOIN pg_catalog.pg_roles r ON r.oid = d.datdba WHERE r.rolname = $1::text AND d.datname <> $2::text ORDER BY 1";
 
 /// Roles that may connect to a database by a grant of their own (PUBLIC is '-').
 pub const CONNECT_GRANTS: &str = "SELECT CASE WHEN a.grantee = 0 THEN '-' ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END \
@@ -126,6 +149,55 @@ pub fn only_control(database: &str, others: &[String]) -> String {
         statements.push_str(&format!("; REVOKE CONNECT ON DATABASE {database} FROM {role}"));
     }
     statements
+}
+
+/// CONNECT for these (and whether they may grant it on), and not for the others.
+pub fn give_connect(database: &str, to: &[(String, bool)], not: &[String]) -> String {
+    let database = id(database);
+    let name = |role: &String| if role == "-" { "PUBLIC".to_owned() } else { id(role) };
+    let mut statements = String::new();
+    for (role, may_grant) in to {
+        let option = if *may_grant { " WITH GRANT OPTION" } else { "" };
+        statements.push_str(&format!("GRANT CONNECT ON DATABASE {database} TO {}{option}; ", name(role)));
+    }
+    for role in not {
+        statements.push_str(&format!("REVOKE CONNECT ON DATABASE {database} FROM {}; ", name(role)));
+    }
+    statements
+}
+
+/// In the database where it is said; and databases and tablespaces everywhere.
+pub fn reassign(from: &str, to: &str) -> String {
+    format!("REASSIGN OWNED BY {} TO {}", id(from), id(to))
+}
+
+pub fn set_owner(database: &str, owner: &str) -> String {
+    format!("ALTER DATABASE {} OWNER TO {}", id(database), id(owner))
+}
+
+/// The old role may do in the database what the new one may.
+pub fn share(database: &str, new: &str, old: &str, since_16: bool) -> String {
+    let with = if since_16 { " WITH INHERIT TRUE, SET TRUE" } else { "" };
+    format!("{}; GRANT {} TO {}{with}", grant_connect(database, old), id(new), id(old))
+}
+
+/// Everything of the new role is the old one's again, and the new one has no rights any more.
+pub fn hand_back(new: &str, old: &str) -> String {
+    let (new, old) = (id(new), id(old));
+    format!("BEGIN; REASSIGN OWNED BY {new} TO {old}; REVOKE {new} FROM {old}; DROP OWNED BY {new}; COMMIT")
+}
+
+pub fn revoke_connect(database: &str, role: &str) -> String {
+    format!("REVOKE ALL ON DATABASE {} FROM {}", id(database), id(role))
+}
+
+pub fn revoke_role(role: &str, from: &str) -> String {
+    format!("REVOKE {} FROM {}", id(role), id(from))
+}
+
+/// Whose it is.
+pub fn mark_role(role: &str, mark: &str) -> String {
+    format!("COMMENT ON ROLE {} IS {}", id(role), text(mark))
 }
 
 /// `None`: back to the server's own.

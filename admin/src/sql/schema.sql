@@ -7,7 +7,9 @@ CREATE TABLE tenantry.meta (
     version   integer NOT NULL,
     -- In the names of databases that are being made, so that two catalogs may share a server.
     catalog   text    NOT NULL CHECK (catalog ~ '^[a-z0-9]{6}$'),
-    revision  bigint  NOT NULL DEFAULT 0
+    revision  bigint  NOT NULL DEFAULT 0,
+    -- Grows with every process that takes the jobs over: whoever had them before writes nothing any more.
+    leader    bigint  NOT NULL DEFAULT 0
 );
 
 CREATE TABLE tenantry.tenants (
@@ -29,6 +31,17 @@ CREATE TABLE tenantry.tenants (
 -- A tombstone keeps its row and gives its name back.
 CREATE UNIQUE INDEX tenants_name ON tenantry.tenants (name) WHERE state <> 'dropped';
 CREATE UNIQUE INDEX tenants_database ON tenantry.tenants (server, database) WHERE state <> 'dropped';
+
+-- Every name that leads to a tenant, or will: of tenants and their aliases (space ''), of databases (space '@' and the
+-- server). Written with what they belong to, in one transaction; a rename reserves the new ones before it begins.
+CREATE TABLE tenantry.names (
+    space     text    NOT NULL,
+    name      text    NOT NULL,
+    tenant    bigint  NOT NULL REFERENCES tenantry.tenants,
+    reserved  boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (space, name)
+);
+CREATE INDEX names_tenant ON tenantry.names (tenant);
 
 CREATE TABLE tenantry.jobs (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

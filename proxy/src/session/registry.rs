@@ -232,16 +232,18 @@ impl Registry {
         self.sessions.lock().values().filter(|shared| is_meant(&shared.pool.place())).cloned().collect()
     }
 
-    /// Asks the sessions of one tenant to end; how many there are.
+    /// Asks the sessions of one tenant to end; how many of them are in a transaction.
     pub fn end_those(&self, is_meant: impl Fn(&Place) -> bool, reason: EndReason) -> usize {
         let sessions = self.of(is_meant);
+        let is_busy = |state| matches!(state, SessionState::Active | SessionState::IdleInTransaction);
+        let busy = sessions.iter().filter(|shared| is_busy(shared.state())).count();
         for shared in &sessions {
             if reason == EndReason::DrainedNow {
                 shared.end.store(reason as u8, Relaxed);
             }
             shared.ask_to_end(reason);
         }
-        sessions.len()
+        busy
     }
 
     /// Asks those that have something running to cancel it, as their clients could; how many.

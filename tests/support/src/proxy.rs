@@ -188,8 +188,9 @@ impl Proxy {
             let mut process = self.process.lock().expect("no panic inside");
             if process.runs() {
                 process.signal("KILL");
-                process.wait();
             }
+            // Also of one that killed itself: until the last of its threads is gone, its ports are taken.
+            process.wait();
             process.again_with(words);
         }
         assert!(self.comes_up().await, "tenantry does not start again:\n{}", self.log());
