@@ -485,3 +485,38 @@ async fn separate_survives_kill_9_at_every_effect() {
         }
     }
 }
+
+#[tokio::test]
+async fn the_end_of_a_separation_survives_kill_9_at_every_effect() {
+    let mut it = Mortal::new(control_proxy().await, "retire").await;
+    let first = it.api.create("first").await;
+    loop {
+        let name = format!("apart_{}", it.n + 1);
+        let made = it.api.post("/v1/tenants", json!({ "name": name, "shared_role": first.role })).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        let path = format!("/v1/tenants/{name}/separate");
+        let own = tenant_of(&it.api.post(&path, json!({})).await.body);
+        // Somebody shares the new role by now: its database is nobody else's, either.
+        let guest = format!("guest_{}", it.n + 1);
+        let made = it.api.post("/v1/tenants", json!({ "name": guest, "shared_role": own.role })).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        let shared = Tenant { name: name.clone(), ..first.clone() };
+        it.proxy.connect(&shared).login().await.run("CREATE TABLE t AS SELECT 1 AS n").await;
+        let lived = it.succeed("POST", &path, &json!({ "finish": true })).await;
+        assert_eq!(it.rows(&own).await, "1", "at effect {}", it.n);
+        assert!(it.proxy.connect(&shared).try_login().await.is_err(), "at effect {}", it.n);
+        let owners = format!(
+            "SELECT string_agg(pg_get_userbyid(datdba), ' ' ORDER BY datname) FROM pg_database \
+             WHERE datname IN ('first', '{name}', '{guest}')"
+        );
+        let wanted = format!("{name} first {name}");
+        assert_eq!(cluster().sql(&owners).await, Some(wanted), "at effect {}", it.n);
+        it.delete(&guest).await;
+        it.delete(&name).await;
+        assert_eq!(what_is_there(&it.proxy).await, names(&["database:first", "role:first"]), "at effect {}", it.n);
+        if lived {
+            assert!(it.n > 6, "only {} effects: what was killed?", it.n);
+            return;
+        }
+    }
+}

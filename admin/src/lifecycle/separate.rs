@@ -3,7 +3,9 @@
 //! What always holds: everything in the tenant's database changes hands in one transaction, and nothing outside of it; the old
 //! role goes on working, as a member of the new one, until it is retired.
 
-use tokio_postgres::Client;
+use std::collections::BTreeSet;
+
+use tokio_postgres::{Client, Transaction};
 
 use super::{Site, StepError, database};
 use crate::{
@@ -38,14 +40,20 @@ async fn reassign<'a>(
     database: &str,
     from: &str,
     to: &str,
-) -> Result<tokio_postgres::Transaction<'a>, StepError> {
+) -> Result<Transaction<'a>, StepError> {
     let change = client.transaction().await?;
+    let before = owned(&change, to).await?;
     change.batch_execute(&sql::reassign(from, to)).await?;
     // It takes databases along, wherever they are.
-    for row in change.query(sql::OWNED_BESIDES, &[&to, &database]).await? {
-        change.batch_execute(&sql::set_owner(row.try_get(0)?, from)).await?;
+    for taken in owned(&change, to).await?.difference(&before).filter(|taken| *taken != database) {
+        change.batch_execute(&sql::set_owner(taken, from)).await?;
     }
     Ok(change)
+}
+
+async fn owned(change: &Transaction<'_>, role: &str) -> Result<BTreeSet<String>, StepError> {
+    let rows = change.query(sql::DATABASES_OF, &[&role]).await?;
+    Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
 }
 
 pub async fn take_role(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {

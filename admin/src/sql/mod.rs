@@ -58,9 +58,9 @@ pub const CONNECT_ACL: &str = "SELECT CASE WHEN a.grantee = 0 THEN '-' ELSE pg_c
      FROM pg_catalog.pg_database d, pg_catalog.aclexplode(coalesce(d.datacl, pg_catalog.acldefault('d', d.datdba))) a \
      WHERE d.datname = $1::text AND a.privilege_type = 'CONNECT' ORDER BY 1";
 
-/// Databases of a role, besides one.
-pub const OWNED_BESIDES: &str = "SELECT d.datname::text FROM pg_catalog.pg_database d \
-     JOIN pg_catalog.pg_roles r ON r.oid = d.datdba WHERE r.rolname = $1::text AND d.datname <> $2::text ORDER BY 1";
+/// Databases of a role.
+pub const DATABASES_OF: &str = "SELECT d.datname::text FROM pg_catalog.pg_database d \
+     JOIN pg_catalog.pg_roles r ON r.oid = d.datdba WHERE r.rolname = $1::text";
 
 /// Roles that may connect to a database by a grant of their own (PUBLIC is '-').
 pub const CONNECT_GRANTS: &str = "SELECT CASE WHEN a.grantee = 0 THEN '-' ELSE pg_catalog.pg_get_userbyid(a.grantee)::text END \
@@ -232,6 +232,11 @@ mod tests {
         assert_eq!(
             set_database_default("d", "lock_timeout", Some("'; DROP")),
             "ALTER DATABASE \"d\" SET \"lock_timeout\" = '''; DROP'"
+        );
+        assert_eq!(
+            give_connect("d", &[("-".to_owned(), false), ("x\"".to_owned(), true)], &["y".to_owned()]),
+            "GRANT CONNECT ON DATABASE \"d\" TO PUBLIC; GRANT CONNECT ON DATABASE \"d\" TO \"x\"\"\" WITH GRANT OPTION; \
+             REVOKE CONNECT ON DATABASE \"d\" FROM \"y\"; "
         );
         assert_eq!(
             only_control("d", &["-".to_owned(), "x\"".to_owned()]),
