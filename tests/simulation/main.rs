@@ -35,7 +35,10 @@ fn run_all(seeds: Range<u64>) {
         sum.trace ^= trace;
     }
     println!("seeds {seeds:?}: 0 violations; {sum:?}");
-    assert!(sum.served > 0 && sum.closed > 0 || seeds.end - seeds.start < 50, "nothing happened");
+    let are_few = seeds.end - seeds.start < 200;
+    assert!(sum.served > 0 && sum.closed > 0 || are_few, "nothing happened");
+    // In the others, most of them crowds, the bound is further away than the world lasts: see `in_a_crowd` below.
+    assert!(sum.patience_passed * 3 >= sum.calm || are_few, "nobody could have starved");
 }
 
 fn run(seed: u64) -> Outcome {

@@ -252,7 +252,8 @@ impl World {
         self.limits.max_connecting.saturating_sub(1).max(1)
     }
 
-    /// The longest that a tenant may wait for its next connection while nothing fails.
+    /// The longest that a tenant may wait for its next connection while nothing fails: until the others have used a quantum
+    /// each, their permits have moved and what is lent comes back; with a margin.
     pub fn patience(&self) -> u64 {
         let clients = |pool: &&usize| !self.pools[**pool].queue.is_empty() || self.pools[**pool].limits.size > 0;
         let wanting: BTreeSet<usize> =
@@ -262,6 +263,6 @@ impl World {
         let hold = self.tenants.iter().map(|tenant| tenant.hold).max().unwrap_or(0);
         let each = hold * 2 + self.connect * 2 + 20;
         let moves = wanting.len() as u64 * each / cap.min(u64::from(self.limits.max_connecting));
-        2 * (weights * 10 * QUANTUM / cap + moves + hold * 4 + 1_000)
+        2 * (weights * 3 * QUANTUM / cap + moves + hold * 4 + 1_000)
     }
 }
