@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 
 use tenantry_proxy::pool::{
-    decision::{Action, Actions, Refusal, SlotId},
+    decision::{Action, Actions, Gate, Refusal, SlotId},
     slot::SlotState,
     waiters::WaiterId,
 };
@@ -15,6 +15,8 @@ use super::world::{Event, PAUSE, Pool, Temper, World};
 
 /// Longer than an idle connection is left to its own tenant, and longer than between two nudges.
 const IDLE_LIMIT: u64 = 16;
+/// News of PostgreSQL's room older than this are doubted.
+const OLD_NEWS: u64 = 10_000;
 /// The lag past which a permit moves, as the README says: milliseconds.
 pub const QUANTUM: u64 = 100;
 
@@ -22,10 +24,8 @@ impl World {
     pub fn check(&mut self, event: Event, actions: &Actions) {
         let (held, cap) = self.core.permits();
         assert_eq!(held as usize, self.slots.len(), "a permit for each connection that PostgreSQL counts");
-        match self.limits.cap {
-            Some(set) => assert!(cap <= set, "the cap is {cap}, and {set} was set"),
-            None => assert!(cap <= self.most.max(4), "the cap is {cap}, and PostgreSQL has {}", self.most),
-        }
+        let most = self.most_permits(held);
+        assert!(cap <= most, "the cap is {cap}, and there is room for {most}: {:?}", self.told);
         assert!(held <= cap || held <= self.last_held, "{held} permits, the cap is {cap}");
         self.last_held = held;
         for action in actions {
@@ -51,6 +51,15 @@ impl World {
             self.check_roles();
             self.check_waits();
         }
+    }
+
+    /// What the cap may be: what is set, what PostgreSQL has without the reserve, and what it last told that others leave.
+    fn most_permits(&self, held: u32) -> u32 {
+        let Some(told) = self.told else { return self.limits.cap.unwrap_or(4) };
+        let set = self.limits.cap.unwrap_or(self.most.saturating_sub(self.limits.reserve));
+        let left = self.most.saturating_sub(told.others.saturating_sub(told.uncounted));
+        let left = if self.now - told.at >= OLD_NEWS { left.max(held + 1) } else { left };
+        set.min(left).max(1)
     }
 
     fn is_settled(&self) -> bool {
@@ -108,7 +117,8 @@ impl World {
             if tenant.held < tenant.budget.ceiling || coming > 0 || !self.is_settled() {
                 continue;
             }
-            let could = |p: &Pool| !p.queue.is_empty() && p.size() < p.limits.size && p.failed.is_none();
+            let is_open = tenant.gate == Gate::Open;
+            let could = |p: &Pool| is_open && !p.queue.is_empty() && p.size() < p.limits.size && p.failed.is_none();
             let spare = self.slots.values().find(|slot| {
                 slot.state == SlotState::Idle && self.now - slot.since > 100 && tenant.pools.contains(&slot.pool)
             });
@@ -164,6 +174,10 @@ impl World {
     /// A refusal is only right when the waiter's time was up and nothing was free for it.
     pub fn check_refusal(&self, pool: usize, waiter: WaiterId, refusal: Refusal) {
         let pool = &self.pools[pool];
+        if refusal == Refusal::Shut {
+            assert_eq!(self.tenants[pool.tenant].gate, Gate::Shut);
+            return;
+        }
         if refusal == Refusal::LoginRefused {
             assert!(self.temper == Temper::Stormy && pool.failed.is_some(), "no login was refused");
             return;
@@ -184,11 +198,13 @@ impl World {
             return false;
         }
         let floors = self.floors();
-        if floors == 0 || self.kept(own) <= self.floor(own, floors) {
+        if floors == 0 || self.kept(own) <= self.tenants[own].budget.floor {
             return false;
         }
         let others = self.waiting.iter().filter(|n| **n != own && self.tenants[**n].budget.floor > 0);
-        let owed = others.map(|n| self.wants_of(*n).min(self.floor(*n, floors).saturating_sub(self.kept(*n))));
+        // However little is left of a floor, one that has nothing comes first.
+        let floor = |n: usize| self.floor(n, floors).max(1);
+        let owed = others.map(|n| self.wants_of(*n).min(floor(*n).saturating_sub(self.kept(*n))));
         owed.sum::<u32>() > self.count(SlotState::Closing)
     }
 
@@ -220,11 +236,14 @@ impl World {
     }
 
     fn wants(&self, pool: &Pool) -> u32 {
-        if pool.failed.is_some_and(|at| self.now <= at + PAUSE) {
+        let is_shut = self.tenants[pool.tenant].gate != Gate::Open;
+        if is_shut || pool.failed.is_some_and(|at| self.now <= at + PAUSE) {
             return 0;
         }
         let connecting = pool.count(SlotState::Connecting);
-        let dials = if pool.failed.is_some() { 1 } else { self.dials_of_one() };
+        // After a failure one finds out for all, and no more than may be dialled at once are left hanging.
+        let tries = u32::from(pool.hanging < self.dials_of_one());
+        let dials = if pool.failed.is_some() { tries } else { self.dials_of_one() };
         let room = pool.limits.size.saturating_sub(pool.size()).min(dials.saturating_sub(connecting));
         (pool.queue.len() as u32).saturating_sub(connecting).min(room)
     }
@@ -233,15 +252,17 @@ impl World {
         self.limits.max_connecting.saturating_sub(1).max(1)
     }
 
-    /// The longest that a tenant may wait for its next connection while nothing fails.
+    /// The longest that a tenant may wait for its next connection while nothing fails: until the others have used a quantum
+    /// each, their permits have moved and what is lent comes back; with a margin.
     pub fn patience(&self) -> u64 {
         let clients = |pool: &&usize| !self.pools[**pool].queue.is_empty() || self.pools[**pool].limits.size > 0;
         let wanting: BTreeSet<usize> =
             (0..self.tenants.len()).filter(|n| self.tenants[*n].pools.iter().any(|pool| clients(&pool))).collect();
         let weights: u64 = wanting.iter().map(|n| u64::from(self.tenants[*n].budget.weight)).sum();
         let cap = u64::from(self.core.permits().1.max(1));
-        let each = self.hold * 2 + self.connect * 2 + 20;
+        let hold = self.tenants.iter().map(|tenant| tenant.hold).max().unwrap_or(0);
+        let each = hold * 2 + self.connect * 2 + 20;
         let moves = wanting.len() as u64 * each / cap.min(u64::from(self.limits.max_connecting));
-        2 * (weights * 10 * QUANTUM / cap + moves + self.hold * 4 + 1_000)
+        2 * (weights * 3 * QUANTUM / cap + moves + hold * 4 + 1_000)
     }
 }

@@ -24,6 +24,8 @@ use tenantry_proxy::{
 /// Fewest steps of a world; a calm one goes on until everybody's patience could have ended several times.
 const STEPS: u64 = 1_500;
 const MOST_STEPS: u64 = 15_000;
+/// A connection that has been closing for longer is lost: milliseconds.
+const CLOSES_WITHIN: u64 = 1_000;
 const LOGIN_RETRY: u64 = 50;
 /// The longest pause after failures, and a tick until it is noticed.
 pub const PAUSE: u64 = LOGIN_RETRY * 4 + 100;
@@ -50,6 +52,8 @@ pub enum Event {
     Dialed(SlotId),
     Closed(SlotId),
     Checked(SlotId),
+    Cancelled(SlotId),
+    Cleaned(SlotId),
     Tick,
     Nudge,
     Change,
@@ -80,6 +84,8 @@ pub struct Pool {
     pub waits_since: Option<u64>,
     /// Its clients' numbers.
     pub clients: Range<usize>,
+    /// Logins that came to nothing, and PostgreSQL has not closed its end.
+    pub hanging: u32,
     retired: bool,
 }
 
@@ -90,7 +96,7 @@ impl Pool {
 
     /// Without what is closing.
     pub fn size(&self) -> u32 {
-        self.counts.iter().sum::<u32>() - self.count(SlotState::Closing)
+        self.counts.iter().sum::<u32>() - self.count(SlotState::Closing) - self.count(SlotState::Lingering)
     }
 }
 
@@ -100,6 +106,10 @@ pub struct Tenant {
     pub held: u32,
     pub pools: Vec<usize>,
     pub waits_since: Option<u64>,
+    pub gate: Gate,
+    /// The longest time for which its clients hold a connection, and for which they do not ask again.
+    pub hold: u64,
+    think: u64,
     /// Milliseconds of connections, lent to its clients.
     service: u64,
 }
@@ -113,6 +123,18 @@ pub struct Slot {
     pub unused: u64,
     /// PostgreSQL took the login.
     logged_in: bool,
+    /// It came to nothing.
+    failed: bool,
+}
+
+/// What PostgreSQL told last of its room.
+#[derive(Debug, Clone, Copy)]
+pub struct Told {
+    pub at: u64,
+    /// Connections that are not ours.
+    pub others: u32,
+    /// Permits of ours that it did not count.
+    pub uncounted: u32,
 }
 
 #[derive(Debug, PartialEq, Eq, Default)]
@@ -121,13 +143,17 @@ pub struct Outcome {
     pub served: u64,
     pub closed: u64,
     pub refused: u64,
-    /// Calm worlds that lasted for longer than their bound on starvation.
+    /// Calm worlds, and those of them that lasted for longer than their bound on starvation.
+    pub calm: u64,
     pub patience_passed: u64,
     pub trace: u64,
 }
 
 pub struct World {
     rng: Rng,
+    /// For what only newer worlds have (habits of each tenant, resets, cancels, gates, new names), so that nothing is drawn
+    /// from the seed's own numbers; `None` in the others.
+    newer: Option<Rng>,
     pub core: Core,
     pub now: u64,
     sequence: u64,
@@ -147,6 +173,7 @@ pub struct World {
     /// PostgreSQL's, without what it reserves.
     pub most: u32,
     others: u32,
+    pub told: Option<Told>,
     down_until: u64,
     /// No login has succeeded since one found nobody.
     pub down: bool,
@@ -180,6 +207,8 @@ impl World {
             // Longer than the quantum, as a server does that is out of breath. (Not drawn: kept seeds stay what they were.)
             world.connect *= 17;
         }
+        // Chosen so that the first seeds that were kept are older worlds, and stay what they were.
+        world.newer = matches!(seed % 7, 1 | 2 | 3 | 5).then(|| Rng::with_seed(!seed));
         world.core = Core::new(world.limits);
         world.rng = rng;
         let count = match world.rng.u8(..40) {
@@ -202,6 +231,7 @@ impl World {
         let limits = ServerLimits { cap: Some(cap), reserve: 0, max_connecting: 4, login_retry: LOGIN_RETRY };
         let mut world = Self {
             rng: Rng::with_seed(0),
+            newer: None,
             core: Core::new(limits),
             now: 1,
             sequence: 0,
@@ -218,6 +248,7 @@ impl World {
             limits,
             most: 1_000,
             others: 0,
+            told: None,
             down_until: 0,
             down: false,
             unsettled_until: 0,
@@ -267,25 +298,33 @@ impl World {
 
     fn enter_tenant(&mut self, n: usize, budget: Budget) -> usize {
         let name = TenantId::parse(&format!("t{n}")).expect("a name");
-        self.tenants.push(Tenant { name, budget, held: 0, pools: Vec::new(), waits_since: None, service: 0 });
+        let (mut hold, mut think) = (self.hold, self.think);
+        if let Some(rng) = &mut self.newer {
+            // Not everybody is alike.
+            hold = *rng.choice(&[hold, 2, 20, 200]).expect("one");
+            think = *rng.choice(&[think, 0, 50, 1_000]).expect("one");
+        }
+        let (pools, gate) = (Vec::new(), Gate::Open);
+        self.tenants.push(Tenant { name, budget, held: 0, pools, waits_since: None, gate, hold, think, service: 0 });
         self.tenants.len() - 1
     }
 
     fn add_pool(&mut self, tenant: usize, limits: PoolLimits, clients: usize) {
-        let Tenant { name, budget, .. } = &self.tenants[tenant];
+        let Tenant { name, budget, gate, think, .. } = &self.tenants[tenant];
+        let think = *think;
         let key = self.core.tenant(name, *budget, Millis(self.now));
-        let id = self.core.add_pool(key, limits, true, Gate::Open);
+        let id = self.core.add_pool(key, limits, true, *gate);
         let (queue, counts) = (VecDeque::new(), [0; SlotState::ALL.len()]);
         let n = self.pools.len();
         let own = self.clients.len()..self.clients.len() + clients;
-        let pool =
-            Pool { id, tenant, limits, queue, counts, failed: None, waits_since: None, clients: own, retired: false };
+        let (failed, waits_since, hanging, retired) = (None, None, 0, false);
+        let pool = Pool { id, tenant, limits, queue, counts, failed, waits_since, clients: own, hanging, retired };
         self.pools.push(pool);
         assert!(self.ids.insert(id, n).is_none(), "a pool's number is used again");
         self.tenants[tenant].pools.push(n);
         for _ in 0..clients {
             self.clients.push(Client { pool: n, doing: Doing::Thinking });
-            let at = self.rng.u64(0..=self.think);
+            let at = self.rng.u64(0..=think);
             self.later(at, Event::Ask(self.clients.len() - 1));
         }
     }
@@ -326,6 +365,7 @@ impl World {
         while self.outcome.steps < STEPS || (lasts(&self) && self.outcome.steps < MOST_STEPS) {
             self.step();
         }
+        self.outcome.calm = u64::from(self.temper == Temper::Calm);
         self.outcome.patience_passed = u64::from(self.temper == Temper::Calm && self.now > patience);
         self.end();
         self.outcome
@@ -336,8 +376,12 @@ impl World {
     fn end(&mut self) {
         (self.ending, self.down_until, self.others) = (true, 0, 0);
         self.unsettle(FULL_PAUSE + PAUSE);
+        let mut actions = Actions::new();
+        (0..self.tenants.len()).for_each(|tenant| self.set_gate(tenant, Gate::Open, &mut actions));
+        self.act(&actions);
         let deadline = self.now + self.patience() * 4 + 60_000;
-        let lent = |world: &Self| world.slots.values().any(|slot| slot.state == SlotState::Active);
+        let in_use = [SlotState::Active, SlotState::Resetting, SlotState::CancelPending];
+        let lent = |world: &Self| world.slots.values().any(|slot| in_use.contains(&slot.state));
         while !self.waiters.is_empty() || lent(self) {
             if self.now > deadline {
                 let first = self.waiters.values().next().map(|client| self.pools[self.clients[*client].pool].id);
@@ -374,10 +418,14 @@ impl World {
                 self.core.closed(slot, Millis(self.now), &mut actions);
             }
             Event::Checked(slot) => {
-                let rested = self.core.checked(slot, Some(self.room()), Millis(self.now), &mut actions);
+                let room = self.tell_room();
+                let rested = self.core.checked(slot, Some(room), Millis(self.now), &mut actions);
                 self.rested(slot, rested);
             }
+            Event::Cancelled(slot) => self.clean(slot, &mut actions),
+            Event::Cleaned(slot) => self.release(slot, &mut actions),
             Event::Tick => {
+                self.give_up_on_closing();
                 self.core.tick(Millis(self.now), &mut actions);
                 self.later(100, Event::Tick);
             }
@@ -410,6 +458,12 @@ impl World {
         Room { slots: self.most, connections: ours + self.others }
     }
 
+    fn tell_room(&mut self) -> Room {
+        let uncounted = self.slots.values().filter(|slot| !slot.logged_in).count() as u32;
+        self.told = Some(Told { at: self.now, others: self.others, uncounted });
+        self.room()
+    }
+
     fn ask(&mut self, client: usize, actions: &mut Actions) {
         if self.ending || self.clients[client].doing != Doing::Thinking {
             return;
@@ -422,6 +476,7 @@ impl World {
             }
             Checkout::Queued(waiter) => {
                 self.note(waiter.0);
+                assert!(self.pools[pool].queue.len() < self.pools[pool].limits.max_waiters, "the queue was full");
                 self.clients[client].doing = Doing::Waiting(waiter);
                 self.waiters.insert(waiter, client);
                 let tenant = self.pools[pool].tenant;
@@ -437,7 +492,12 @@ impl World {
             Checkout::Refused(refusal) => {
                 self.outcome.refused += 1;
                 let full = self.pools[pool].queue.len() >= self.pools[pool].limits.max_waiters;
-                assert!(full && matches!(refusal, Refusal::QueueFull(_)), "{refusal:?}");
+                match (refusal, self.gate_of(pool)) {
+                    (Refusal::Shut, gate) => assert_eq!(gate, Gate::Shut),
+                    (refusal, gate) => {
+                        assert!(full && gate != Gate::Shut && matches!(refusal, Refusal::QueueFull(_)), "{refusal:?}");
+                    }
+                }
                 self.thinks(client);
             }
         }
@@ -447,14 +507,16 @@ impl World {
         self.outcome.served += 1;
         self.note(slot.0 as u64);
         self.clients[client].doing = Doing::Holding(slot);
-        let time = self.rng.u64(1..=self.hold);
-        self.tenants[self.pools[self.clients[client].pool].tenant].service += time;
+        let tenant = &mut self.tenants[self.pools[self.clients[client].pool].tenant];
+        let time = self.rng.u64(1..=tenant.hold);
+        tenant.service += time;
         self.later(time, Event::Finish(client));
     }
 
     fn thinks(&mut self, client: usize) {
         self.clients[client].doing = Doing::Thinking;
-        let time = self.rng.u64(0..=self.think) + u64::from(self.temper == Temper::Stormy);
+        let think = self.tenants[self.pools[self.clients[client].pool].tenant].think;
+        let time = self.rng.u64(0..=think) + u64::from(self.temper == Temper::Stormy);
         self.later(time, Event::Ask(client));
     }
 
@@ -466,6 +528,24 @@ impl World {
             self.closing(slot);
             return;
         }
+        match self.newer.as_mut().map(|rng| rng.u8(..30)) {
+            Some(0) => self.clean(slot, actions),
+            Some(1) => {
+                self.core.change(slot, SlotEvent::AwaitCancel, Millis(self.now), actions);
+                self.set(slot, SlotState::CancelPending);
+                self.later(2, Event::Cancelled(slot));
+            }
+            _ => self.release(slot, actions),
+        }
+    }
+
+    fn clean(&mut self, slot: SlotId, actions: &mut Actions) {
+        self.core.change(slot, SlotEvent::Reset, Millis(self.now), actions);
+        self.set(slot, SlotState::Resetting);
+        self.later(1, Event::Cleaned(slot));
+    }
+
+    fn release(&mut self, slot: SlotId, actions: &mut Actions) {
         let owed = self.owes_a_floor(slot);
         let rested = self.core.release(slot, Millis(self.now), actions);
         assert!(!owed || rested == Rested::Close, "somebody below its floor waits, and {slot:?} is {rested:?}");
@@ -479,6 +559,7 @@ impl World {
             Rested::Check => self.checking(slot),
             Rested::Hand(waiter) => {
                 let pool = self.slots[&slot].pool;
+                assert_eq!(self.gate_of(pool), Gate::Open, "served at a closed gate");
                 let first = self.pools[pool].queue.front().map(|(waiter, _)| *waiter);
                 assert_eq!(first, Some(waiter), "not the first of its pool");
                 self.set(slot, SlotState::Active);
@@ -528,12 +609,14 @@ impl World {
         } else {
             None
         };
+        assert!(failure.is_none() || self.temper != Temper::Calm, "PostgreSQL refuses in a calm world: {failure:?}");
         self.down = failure == Some(DialFailure::ServerDown);
         match failure {
             None => {
                 self.pools[pool].failed = None;
                 self.slots.get_mut(&slot).expect("a slot").logged_in = true;
-                let rested = self.core.dialed(slot, Some(self.room()), Millis(self.now), actions);
+                let room = self.tell_room();
+                let rested = self.core.dialed(slot, Some(room), Millis(self.now), actions);
                 self.rested(slot, rested);
                 return;
             }
@@ -541,12 +624,15 @@ impl World {
             Some(DialFailure::ServerFull) => self.unsettle(FULL_PAUSE),
             Some(_) => self.pools[pool].failed = Some(self.now),
         }
+        self.pools[pool].hanging += 1;
+        self.slots.get_mut(&slot).expect("a slot").failed = true;
         self.core.dial_failed(slot, failure.expect("it failed"), Millis(self.now), actions);
         self.closing(slot);
     }
 
     fn gone(&mut self, slot: SlotId) {
         let slot = self.slots.remove(&slot).expect("a slot");
+        self.pools[slot.pool].hanging -= u32::from(slot.failed);
         self.pools[slot.pool].counts[slot.state.index()] -= 1;
         self.tenants[self.pools[slot.pool].tenant].held -= 1;
         self.forget_if_empty(slot.pool);
@@ -578,6 +664,12 @@ impl World {
         self.later(time, Event::Closed(slot));
     }
 
+    fn give_up_on_closing(&mut self) {
+        let is_late = |slot: &Slot| slot.state == SlotState::Closing && self.now - slot.since >= CLOSES_WITHIN;
+        let late: Vec<_> = self.slots.iter().filter(|(_, slot)| is_late(slot)).map(|(id, _)| *id).collect();
+        late.into_iter().for_each(|slot| self.set(slot, SlotState::Lingering));
+    }
+
     fn checking(&mut self, slot: SlotId) {
         self.set(slot, SlotState::Checking);
         self.later(1, Event::Checked(slot));
@@ -594,6 +686,14 @@ impl World {
         let now = Millis(self.now);
         let tenant = self.rng.usize(..self.tenants.len());
         let pool = self.rng.usize(..self.pools.len());
+        match self.newer.as_mut().map(|rng| rng.u8(..12)) {
+            Some(0..3) => return self.set_gate(tenant, Gate::Open, actions),
+            Some(3) => return self.set_gate(tenant, Gate::Held, actions),
+            Some(4) => return self.set_gate(tenant, Gate::Shut, actions),
+            Some(5) => return self.rename(tenant, tenant),
+            Some(6) => return self.rename(tenant, self.pools[pool].tenant),
+            _ => {}
+        }
         match self.rng.u8(..if self.temper == Temper::Stormy { 9 } else { 7 }) {
             0 => {
                 self.limits.cap = (self.rng.u8(..4) > 0).then(|| self.rng.u32(1..60));
@@ -625,6 +725,36 @@ impl World {
         }
     }
 
+    fn gate_of(&self, pool: usize) -> Gate {
+        self.tenants[self.pools[pool].tenant].gate
+    }
+
+    /// Pause, drain, resume.
+    fn set_gate(&mut self, tenant: usize, gate: Gate, actions: &mut Actions) {
+        self.tenants[tenant].gate = gate;
+        let ids: Vec<PoolId> = self.tenants[tenant].pools.iter().map(|pool| self.pools[*pool].id).collect();
+        self.core.set_gates(&ids, gate, Millis(self.now), actions);
+    }
+
+    /// Two tenants change names; one takes a new one.
+    fn rename(&mut self, tenant: usize, other: usize) {
+        if tenant == other {
+            let name = format!("{}x", self.tenants[tenant].name.as_str().chars().take(50).collect::<String>());
+            self.tenants[tenant].name = TenantId::parse(&name).expect("a name");
+        } else {
+            let name = self.tenants[tenant].name.clone();
+            self.tenants[tenant].name = std::mem::replace(&mut self.tenants[other].name, name);
+        }
+        for tenant in [tenant, other].map(|n| &self.tenants[n]) {
+            for pool in &tenant.pools {
+                self.core.rename_tenant(self.pools[*pool].id, &tenant.name);
+            }
+        }
+        for tenant in [tenant, other].map(|n| &self.tenants[n]).into_iter().filter(|tenant| !tenant.pools.is_empty()) {
+            assert_eq!(self.core.budget(&tenant.name), Some(tenant.budget), "a name leads to its tenant");
+        }
+    }
+
     /// As the shell does with a pool that nobody holds any more: nobody waits for it and nobody uses it.
     fn retire(&mut self, pool: usize, actions: &mut Actions) {
         let own = &mut self.clients[self.pools[pool].clients.clone()];
@@ -646,7 +776,9 @@ impl World {
                     let pool = self.ids[&pool];
                     let state = SlotState::Connecting;
                     let now = self.now;
-                    let fresh = Slot { pool, state, since: now, dialed: now, unused: now, logged_in: false };
+                    assert_eq!(self.gate_of(pool), Gate::Open, "a dial behind a closed gate");
+                    let (logged_in, failed) = (false, false);
+                    let fresh = Slot { pool, state, since: now, dialed: now, unused: now, logged_in, failed };
                     assert!(self.slots.insert(slot, fresh).is_none(), "used twice");
                     self.pools[pool].counts[state.index()] += 1;
                     self.tenants[self.pools[pool].tenant].held += 1;

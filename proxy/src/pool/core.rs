@@ -294,9 +294,17 @@ impl Core {
         }
     }
 
-    /// Opens or closes the pool to those who ask; who waits is served, held on or refused.
-    pub fn set_gate(&mut self, id: PoolId, gate: Gate, now: Millis, actions: &mut Actions) {
+    /// Opens or closes pools to those who ask; who waits is served, held on or refused. All of a tenant's at once: none
+    /// of them dials with what another has left.
+    pub fn set_gates(&mut self, ids: &[PoolId], gate: Gate, now: Millis, actions: &mut Actions) {
         let now = self.pass(now);
+        for id in ids {
+            self.set_gate(*id, gate, now, actions);
+        }
+        self.grow(now, actions);
+    }
+
+    fn set_gate(&mut self, id: PoolId, gate: Gate, now: Millis, actions: &mut Actions) {
         let Some(pool) = self.pools.get_mut(&id).filter(|pool| pool.gate != gate) else { return };
         pool.gate = gate;
         let tenant = pool.tenant;
@@ -308,7 +316,6 @@ impl Core {
             self.reconnect(id, now, actions);
         }
         self.refresh(tenant, now);
-        self.grow(now, actions);
     }
 
     /// The tenant of this pool, with all of its pools, has another name from now on.

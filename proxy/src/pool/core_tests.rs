@@ -414,7 +414,7 @@ proptest! {
                 }
                 Event::Gate(n, gate) => {
                     let gate = [Gate::Open, Gate::Open, Gate::Open, Gate::Held, Gate::Shut][usize::from(gate)];
-                    core.set_gate(pools[usize::from(n) % pools.len()], gate, now, &mut actions);
+                    core.set_gates(&[pools[usize::from(n) % pools.len()]], gate, now, &mut actions);
                 }
             }
             world.act(&actions);
@@ -885,4 +885,21 @@ fn time_does_not_go_back() {
     core.change(slot, SlotEvent::Close, Millis(99), &mut actions);
     core.closed(slot, Millis(99), &mut actions);
     assert!(matches!(actions[..], [Action::Dial { pool, .. }] if pool == failed), "{actions:?}");
+}
+
+#[test]
+fn a_tenant_that_is_shut_dials_for_none_of_its_roles() {
+    let mut core = core(10);
+    let tenant = core.tenant(&TenantId::parse("several").unwrap(), ALL, Millis(0));
+    let web = core.add_pool(tenant, POOL, true, Gate::Open);
+    let jobs = core.add_pool(tenant, PoolLimits { size: 9, max_waiters: 9, ..POOL }, true, Gate::Open);
+    let mut actions = Actions::new();
+    for _ in 0..5 {
+        core.checkout(jobs, Millis(0), &mut actions);
+    }
+    let [slot, ..] = dials(&actions)[..] else { panic!("{actions:?}") };
+    fail(&mut core, slot, DialFailure::Later, 1, &mut Actions::new());
+    actions.clear();
+    core.set_gates(&[web, jobs], Gate::Held, Millis(300), &mut actions);
+    assert!(actions.is_empty(), "{actions:?}");
 }

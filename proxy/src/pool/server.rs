@@ -228,9 +228,8 @@ impl Server {
         let now = Millis::now();
         let pools = self.pools_of(is_meant);
         let mut inner = self.inner.lock();
-        for pool in &pools {
-            inner.core.set_gate(pool.id, gate, now, &mut actions);
-        }
+        let ids: Vec<PoolId> = pools.iter().map(|pool| pool.id).collect();
+        inner.core.set_gates(&ids, gate, now, &mut actions);
         self.act(inner, actions);
     }
 
