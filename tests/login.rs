@@ -4,7 +4,7 @@ use std::{net::SocketAddr, process::Output, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use tenantry_config::{
-    ClientTlsMode, FormerSecret, Role, RoleSecret, Secret, Server, ServerTlsMode, Settings, TenantId,
+    ClientTlsMode, FormerSecret, Role, RoleSecret, Secret, Server, ServerTlsMode, Settings, TenantId, TenantState,
 };
 use tenantry_proxy::directory::Directory;
 use tenantry_testkit::{
@@ -339,8 +339,8 @@ async fn guesses_at_once_are_heard_no_more_often_than_the_limit() {
     assert_eq!(turned_away, 7);
 }
 
-/// A data plane in this process, whose one tenant has a role with a verifier: what the catalog makes of it.
-async fn rotating(tenant: &Tenant, role: Role) -> (Arc<Directory>, Settings) {
+/// A data plane in this process, with one tenant: for what only the catalog can say.
+async fn data_plane(tenant: &Tenant, role: Role) -> (Arc<Directory>, Settings) {
     let mut settings = Settings::default();
     settings.listen.addresses = vec![SocketAddr::from(([127, 0, 0, 1], 0))];
     settings.listen.tls.mode = ClientTlsMode::Disable;
@@ -370,7 +370,7 @@ async fn a_password_is_rotated_without_an_error_for_anybody() {
         pool_size: Some(2),
         former: None,
     };
-    let (directory, mut settings) = rotating(&tenant, role.clone()).await;
+    let (directory, mut settings) = data_plane(&tenant, role.clone()).await;
     let with_old = Connect::new(Endpoint::Tcp(directory.addresses()[0]), &tenant, &tenant.name);
     let with_new = with_old.clone().password("the-new-one");
     let load = Load::start(&with_old).await;
@@ -404,5 +404,32 @@ async fn a_password_is_rotated_without_an_error_for_anybody() {
     works(with_new.login().await, &tenant).await;
     load.outlives_its_connections(&tenant).await;
     load.stop().await;
+    directory.drain(Duration::from_secs(1)).await;
+}
+
+#[tokio::test]
+async fn a_suspended_tenant_that_woke_gives_its_connections_up_whenever_it_is_told_to() {
+    let tenant = cluster().tenant("login").await;
+    let secret = RoleSecret::Plain(Secret::from(tenant.password.as_str()));
+    let role = Role { name: tenant.role.clone(), secret, pool_mode: None, pool_size: None, former: None };
+    let (directory, mut settings) = data_plane(&tenant, role).await;
+    let lasting = |tenant: &mut tenantry_config::Tenant| tenant.pool.server_lifetime = Duration::from_secs(3_600);
+    settings.tenants.values_mut().for_each(lasting);
+    let suspend = |tenant: &mut tenantry_config::Tenant| tenant.standing.state = TenantState::Suspended;
+    settings.tenants.values_mut().for_each(suspend);
+    directory.reload(settings).expect("good settings");
+    let mut client = Connect::new(Endpoint::Tcp(directory.addresses()[0]), &tenant, &tenant.name).login().await;
+    for _ in 0..2 {
+        assert_eq!(client.value("SELECT 1").await, "1");
+        cluster().settled(&tenant, 1).await;
+        directory.release(&tenant.name);
+        cluster().settled(&tenant, 0).await;
+    }
+    // A transaction keeps its connection to its end.
+    client.run("BEGIN").await;
+    directory.release(&tenant.name);
+    assert_eq!(client.value("SELECT 1").await, "1");
+    client.run("COMMIT").await;
+    cluster().settled(&tenant, 0).await;
     directory.drain(Duration::from_secs(1)).await;
 }

@@ -66,7 +66,7 @@ pub struct Listen {
     pub unix_socket_dir: Option<PathBuf>,
     /// Permission bits of the Unix socket, octal in the file ("0777").
     pub unix_socket_mode: u32,
-    /// Most client connections over all tenants.
+    /// Most client connections over all tenants. Besides them half as many (at least 64) may be logging in.
     pub max_client_conn: u32,
     /// From accept to the end of login, TLS included.
     pub client_login_timeout: Duration,
@@ -109,8 +109,8 @@ pub struct Auth {
     pub auth_type: AuthType,
     /// PBKDF2 rounds of verifiers that Tenantry makes itself.
     pub scram_iterations: NonZeroU32,
-    /// Logins that may fail in a minute from one address (IPv6: one /64 network) for one database; more are turned away
-    /// unheard. "off": no limit.
+    /// Logins that may fail in a minute from one address (IPv6: one /64 network) for one database, and 16 times as
+    /// many for all; more are turned away unheard. "off": no limit.
     pub max_failed_logins: Option<u32>,
 }
 

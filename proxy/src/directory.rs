@@ -466,12 +466,6 @@ impl Directory {
         Ok((Arc::clone(&role), tenant.seat(&role)?))
     }
 
-    /// The tenant that failed logins for a name are counted with; none for a name that nobody has.
-    pub(crate) fn known_name(&self, database: &str) -> Option<TenantId> {
-        let any = || self.any.lock().get(database).map(|tenant| tenant.id.clone());
-        self.tenant(database).map(|tenant| tenant.id.clone()).or_else(any)
-    }
-
     /// Whether too many logins have failed from there to hear another.
     pub(crate) fn may_try_login(&self, pair: &Pair) -> bool {
         let Some(limit) = self.routes.load().settings.auth.max_failed_logins else { return true };

@@ -144,7 +144,6 @@ async fn names_under_the_star_that_nobody_uses_are_forgotten() {
     assert_eq!(directory.enter("one_more", &role).unwrap_err().code, "3D000");
     forget_unused(&mut directory.any.lock());
     assert_eq!(directory.any.lock().len(), held.len());
-    assert!(directory.known_name("used0").is_some() && directory.known_name("invented0").is_none());
 }
 
 #[tokio::test]
@@ -279,4 +278,37 @@ async fn a_login_with_the_former_password_that_was_under_way_is_let_in_while_it_
         assert_eq!(directory.enter("shop", &proved).is_ok(), accepts);
         assert_eq!(entry(&directory).former_verifier().is_some(), accepts);
     }
+}
+
+#[tokio::test]
+async fn a_server_that_stays_where_it_is_keeps_its_last_good_address() {
+    let mut settings = settings(plain_role("a"));
+    let directory = start(&settings).await;
+    let address = SocketAddr::from(([192, 0, 2, 1], 1));
+    let server = Arc::clone(&directory.tenant("shop").unwrap().server);
+    *server.endpoint().last_good.lock() = Some(address);
+    directory.reload(settings.clone()).unwrap();
+    assert_eq!(*server.endpoint().last_good.lock(), Some(address));
+    settings.servers.get_mut("main").unwrap().port = 2;
+    directory.reload(settings).unwrap();
+    assert_eq!(*server.endpoint().last_good.lock(), None);
+}
+
+#[tokio::test]
+async fn a_reload_that_fails_shows_no_new_certificate() {
+    let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let mut settings = settings(plain_role("a"));
+    settings.listen.tls.mode = ClientTlsMode::Allow;
+    settings.listen.tls.state_dir = one.path().to_owned();
+    let directory = start(&settings).await;
+    let shown = || directory.acceptor().unwrap().identity();
+    let before = shown();
+    let good = settings.clone();
+    settings.listen.tls.state_dir = two.path().to_owned();
+    shop(&mut settings).server = "nowhere".to_owned();
+    assert!(directory.reload(settings.clone()).is_err());
+    assert!(Arc::ptr_eq(&before, &shown()));
+    shop(&mut settings).server = good.tenants["shop"].server.clone();
+    directory.reload(settings).unwrap();
+    assert!(!Arc::ptr_eq(&before, &shown()));
 }

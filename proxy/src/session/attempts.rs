@@ -1,10 +1,12 @@
-//! Failed logins by (tenant, address): past a rate the address is not even asked for that tenant. Pure.
+//! Failed logins by (database, address): past a rate the address is not even asked for that database. Pure.
 //!
-//! A token bucket for each pair: full at first, one token less for each failure, filled up again over a minute. Only a
-//! guess that was heard and was wrong costs one: logins that are under way, however many and however slow, cost nothing, and
-//! as each verdict looks at the bucket once more, many guesses at once are no way around. Others, with other addresses, are
-//! not held up by it: nobody can lock a tenant out. What always holds: no more than `MAX_PAIRS` are remembered, none that
-//! never failed; the one that failed longest ago is forgotten first. Names that no tenant has are one to an address.
+//! A token bucket for each pair of a name that was asked for and an address: full at first, one token less for each failure,
+//! filled up again over a minute. Only a guess that was heard and was wrong costs one: logins that are under way, however
+//! many and however slow, cost nothing, and as each verdict looks at the bucket once more, many guesses at once are no way
+//! around. Others, with other addresses, are not held up by it: nobody can lock a tenant out. Names that exist are treated
+//! as those that do not, so that nothing can be learned from who is turned away; an address as a whole has a bucket too, so
+//! that inventing names gains nothing. What always holds: no more than `MOST` pairs and as many addresses are remembered,
+//! and none that never failed; the one that failed longest ago is forgotten first, when its bucket has long been full.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -16,7 +18,9 @@ use tenantry_config::TenantId;
 
 use crate::clock::Millis;
 
-const MAX_PAIRS: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);
+const MOST: NonZeroUsize = NonZeroUsize::MIN.saturating_add(9_999);
+/// An address may fail so many times as often over all names.
+const NAMES: u32 = 16;
 const MINUTE: u64 = 60_000;
 
 /// Who somebody is as far as an address tells: one who has an IPv6 network has all of its addresses. None: a Unix socket.
@@ -33,15 +37,15 @@ pub fn network(address: Option<IpAddr>) -> Network {
 /// Who tries what.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Pair {
-    tenant: Option<TenantId>,
+    /// A name that no tenant can have is none, and as long as it likes.
+    database: Option<TenantId>,
     network: Network,
 }
 
 impl Pair {
-    /// `tenant`: none if there is none of the name that was asked for.
     #[must_use]
-    pub fn new(tenant: Option<TenantId>, address: Option<IpAddr>) -> Self {
-        Self { tenant, network: network(address) }
+    pub fn new(database: &str, address: Option<IpAddr>) -> Self {
+        Self { database: TenantId::parse(database).ok(), network: network(address) }
     }
 }
 
@@ -52,13 +56,16 @@ struct Bucket {
     at: Millis,
 }
 
-/// Failures a minute, and what each pair has left of them.
+/// What each has left.
 #[derive(Debug)]
-pub struct Attempts(LruCache<Pair, Bucket>);
+pub struct Attempts {
+    pairs: LruCache<Pair, Bucket>,
+    networks: LruCache<Network, Bucket>,
+}
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self(LruCache::new(MAX_PAIRS))
+        Self { pairs: LruCache::new(MOST), networks: LruCache::new(MOST) }
     }
 }
 
@@ -66,26 +73,35 @@ impl Attempts {
     /// Has it a failure left? `limit`: failures a minute.
     #[must_use]
     pub fn may_try(&self, pair: &Pair, limit: u32, now: Millis) -> bool {
-        self.left(pair, limit, now) >= 1_000
+        self.after_a_failure(pair, limit, now).is_some()
     }
 
     /// A guess was made. False: it is not heard, be it right or wrong, since too many were wrong meanwhile.
     #[must_use]
     pub fn judge(&mut self, pair: &Pair, is_right: bool, limit: u32, now: Millis) -> bool {
-        let left = self.left(pair, limit, now).checked_sub(1_000);
-        if let Some(left) = left.filter(|_| !is_right) {
-            self.0.put(pair.clone(), Bucket { left, at: now });
+        let Some((own, whole)) = self.after_a_failure(pair, limit, now) else { return false };
+        if !is_right {
+            self.pairs.put(pair.clone(), own);
+            self.networks.put(pair.network, whole);
         }
-        left.is_some()
+        true
     }
 
-    fn left(&self, pair: &Pair, limit: u32, now: Millis) -> u64 {
-        let full = u64::from(limit) * 1_000;
-        self.0.peek(pair).map_or(full, |bucket| {
-            let elapsed = now.0.saturating_sub(bucket.at.0).min(MINUTE);
-            (bucket.left + full * elapsed / MINUTE).min(full)
-        })
+    /// The buckets of the pair and of the network as one more failure would leave them.
+    fn after_a_failure(&self, pair: &Pair, limit: u32, now: Millis) -> Option<(Bucket, Bucket)> {
+        let own = take(self.pairs.peek(pair), limit, now)?;
+        let whole = take(self.networks.peek(&pair.network), limit.saturating_mul(NAMES), now)?;
+        Some((own, whole))
     }
+}
+
+fn take(bucket: Option<&Bucket>, limit: u32, now: Millis) -> Option<Bucket> {
+    let full = u64::from(limit) * 1_000;
+    let left = bucket.map_or(full, |bucket| {
+        let elapsed = now.0.saturating_sub(bucket.at.0).min(MINUTE);
+        (bucket.left + full * elapsed / MINUTE).min(full)
+    });
+    Some(Bucket { left: left.checked_sub(1_000)?, at: now })
 }
 
 #[cfg(test)]
@@ -93,7 +109,7 @@ mod tests {
     use super::*;
 
     fn pair(tenant: &str, address: &str) -> Pair {
-        Pair::new(TenantId::parse(tenant).ok(), Some(address.parse().unwrap()))
+        Pair::new(tenant, Some(address.parse().unwrap()))
     }
 
     #[test]
@@ -120,7 +136,7 @@ mod tests {
         let pair = pair("shop", "192.0.2.1");
         assert!((0..200).all(|_| attempts.may_try(&pair, 60, Millis(0))));
         assert!((0..200).all(|_| attempts.judge(&pair, true, 60, Millis(1))));
-        assert!(attempts.0.is_empty(), "who did not fail is not remembered");
+        assert!(attempts.pairs.is_empty() && attempts.networks.is_empty(), "who did not fail is not remembered");
     }
 
     #[test]
@@ -134,14 +150,23 @@ mod tests {
     }
 
     #[test]
-    fn invented_names_make_nobody_forget_a_guesser() {
+    fn invented_names_gain_a_guesser_nothing() {
         let mut attempts = Attempts::default();
         let guesser = pair("shop", "192.0.2.1");
         assert!((0..3).all(|_| attempts.judge(&guesser, false, 3, Millis(0))));
-        let invented = Pair::new(None, Some("192.0.2.1".parse().unwrap()));
-        let heard = (0..20_000).filter(|_| attempts.judge(&invented, false, 3, Millis(0))).count();
-        assert_eq!((heard, attempts.0.len()), (3, 2));
-        assert!(!attempts.may_try(&guesser, 3, Millis(0)));
+        let invented = |n: u32| pair(&format!("invented{n}"), "192.0.2.1");
+        let heard = (0..20_000).filter(|n| attempts.judge(&invented(*n), false, 3, Millis(0))).count();
+        assert_eq!(heard, 3 * 16 - 3);
+        assert!(!attempts.may_try(&guesser, 3, Millis(0)), "it is not forgotten");
+        assert!(!attempts.may_try(&pair("other", "192.0.2.1"), 3, Millis(0)));
+        assert!(attempts.may_try(&pair("shop", "192.0.2.2"), 3, Millis(0)));
+    }
+
+    #[test]
+    fn a_name_that_nobody_can_have_costs_no_memory() {
+        let long = "x".repeat(10_000);
+        assert_eq!(pair(&long, "192.0.2.1"), pair("Not A Name", "192.0.2.1"));
+        assert_ne!(pair(&long, "192.0.2.1"), pair("a_name", "192.0.2.1"));
     }
 
     #[test]

@@ -97,8 +97,9 @@ impl Lobby {
         });
         if self.count > limit
             && let Some((network, number)) = self.who_goes()
+            && let Some(told_to_go) = self.leave(network, number)
         {
-            self.leave(network, number);
+            told_to_go.notify_one();
         }
         number
     }
@@ -110,20 +111,18 @@ impl Lobby {
         Some((*network, *number))
     }
 
-    fn leave(&mut self, network: Network, number: u64) {
+    fn leave(&mut self, network: Network, number: u64) -> Option<Arc<Notify>> {
         self.change(network, |crowd| {
             crowd.silent.remove(&number);
-            if let Some(told_to_go) = crowd.guests.remove(&number) {
-                told_to_go.notify_one();
-            }
-        });
+            crowd.guests.remove(&number)
+        })
     }
 
     /// The one place that counts.
-    fn change(&mut self, network: Network, change: impl FnOnce(&mut Crowd)) {
+    fn change<T>(&mut self, network: Network, change: impl FnOnce(&mut Crowd) -> T) -> T {
         let crowd = self.crowds.entry(network).or_default();
         let before = crowd.guests.len();
-        change(crowd);
+        let outcome = change(crowd);
         let after = crowd.guests.len();
         if after == 0 {
             self.crowds.remove(&network);
@@ -133,6 +132,7 @@ impl Lobby {
             self.sizes.insert((after, network));
         }
         self.count = self.count.saturating_sub(before).saturating_add(after);
+        outcome
     }
 }
 
@@ -148,6 +148,15 @@ mod tests {
         guest.lobby.lock().crowds.get(&guest.network).is_some_and(|crowd| crowd.guests.contains_key(&guest.number))
     }
 
+    fn is_told(told_to_go: &Notify) -> bool {
+        let mut told = std::pin::pin!(told_to_go.notified());
+        told.as_mut().poll(&mut std::task::Context::from_waker(std::task::Waker::noop())).is_ready()
+    }
+
+    fn is_told_to_go(guest: &Guest) -> bool {
+        is_told(&guest.told_to_go)
+    }
+
     fn crowd(lobby: &Arc<Mutex<Lobby>>, size: u32, from: u8, speaking: bool) -> Vec<Guest> {
         let mut guests: Vec<Guest> = (0..size).map(|_| Guest::enter(lobby, address(from), 0)).collect();
         guests.iter_mut().filter(|_| speaking).for_each(Guest::spoke);
@@ -160,9 +169,19 @@ mod tests {
         let mut guests = crowd(&lobby, AT_LEAST, 1, false);
         guests[0].spoke();
         let newcomer = Guest::enter(&lobby, address(1), 0);
+        assert!(is_told_to_go(&guests[1]) && !is_told_to_go(&guests[0]));
         assert!(stays(&guests[0]) && !stays(&guests[1]) && stays(&guests[2]) && stays(&newcomer));
         drop((guests, newcomer));
         assert!(lobby.lock().is_empty() && lobby.lock().sizes.is_empty());
+    }
+
+    #[test]
+    fn who_leaves_by_itself_is_not_told_to_go() {
+        let lobby = Arc::default();
+        let guest = Guest::enter(&lobby, address(1), 0);
+        let told_to_go = guest.told_to_go();
+        drop(guest);
+        assert!(!is_told(&told_to_go));
     }
 
     #[test]

@@ -70,7 +70,7 @@ pub(super) async fn prove(
         Some(tenant) => tenant.role(&name),
         None => directory.any_role(&name),
     };
-    let pair = Pair::new(directory.known_name(&database), greeting.stream.peer());
+    let pair = Pair::new(&database, greeting.stream.peer());
     if !directory.may_try_login(&pair) {
         return Err(turn_away(greeting, errors::too_many_failed_logins(&name)).await);
     }
@@ -244,5 +244,27 @@ async fn login_message(greeting: &mut Greeting) -> Result<Bytes, Refused> {
             return Ok(greeting.input.split_to(header.body).freeze());
         }
         greeting.receive().await?;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tenantry_config::{FormerSecret, Role, Secret};
+
+    use super::*;
+
+    #[test]
+    fn a_password_in_the_clear_may_be_the_former_one_and_is_then_good_for_its_key_only() {
+        let verifier = |password: &[u8]| Verifier::derive(password, b"0123456789abcdef", 16);
+        let text = |password| Secret::new(verifier(password).0.to_pg_string());
+        let role = |accepts| {
+            let former = Some(FormerSecret { verifier: text(b"old"), bridge: None, accepts });
+            let secret = RoleSecret::Scram(text(b"new"));
+            RoleEntry::new(Role { name: "app".to_owned(), secret, pool_mode: None, pool_size: None, former }, None)
+        };
+        assert!(matches!(check(&role(true), b"new"), Ok(Told::Password(given)) if given.as_str() == "new"));
+        assert!(matches!(check(&role(true), b"old"), Ok(Told::Key(key)) if key.0 == verifier(b"old").1.0));
+        assert!(check(&role(true), b"guess").is_err() && check(&role(false), b"old").is_err());
+        assert!(check(&role(false), b"new").is_ok());
     }
 }

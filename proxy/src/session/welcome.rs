@@ -238,3 +238,18 @@ async fn ask(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_wait_for_a_connection_ends_before_the_login_must_however_much_of_it_is_gone() {
+        let now = Instant::now();
+        for left in [60, 10, 1].map(Duration::from_secs) {
+            let patience = patience(now + left);
+            assert!(patience < left && patience > left / 2, "{patience:?} of {left:?}");
+        }
+        assert_eq!(patience(now), Duration::ZERO);
+    }
+}
