@@ -153,7 +153,7 @@ pub enum Step {
     Unfence,
     /// Waiting transactions go on.
     Release,
-    /// pg_dump and pg_restore are there, and new enough.
+    /// Programs, store and rights are there, and nothing in the database would be lost.
     FindPrograms,
     /// New transactions are refused.
     StopTransactions,
@@ -270,7 +270,7 @@ impl Work {
             }
             Self::Rename { .. } | Self::Rotate { .. } => Some(Vec::new()),
             Self::Drain { .. } => is_before(S::Drained).then(|| vec![S::Reopen]),
-            Self::Archive { .. } if from == 0 => Some(Vec::new()),
+            Self::Archive { .. } if from == 0 => Some(vec![S::ForgetDump]),
             Self::Archive { .. } => {
                 is_before(S::MarkArchived).then(|| vec![S::DropHalfMade, S::ForgetDump, S::CloseToPublic, S::Reopen])
             }
