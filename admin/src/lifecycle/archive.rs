@@ -85,6 +85,18 @@ pub async fn fence(site: &mut Site, entry: &Entry, result: &mut Value) -> Result
     database::quiet_around(site, &entry.server, &entry.database).await
 }
 
+/// The job turns back: who was let in is let in again, as it was noted. Nothing is done where no fence was put up.
+pub async fn unfence(site: &mut Site, entry: &Entry, result: &Value) -> Result<(), StepError> {
+    if result["connect"].is_null() {
+        return Ok(());
+    }
+    for right in noted_rights(result).iter().filter(|right| right.privilege == "CONNECT") {
+        let grant = sql::grant_on_database(&entry.database, "CONNECT", right.role.as_deref(), right.is_grantable);
+        site.execute(&entry.server, &grant).await?;
+    }
+    Ok(())
+}
+
 fn noted_rights(result: &Value) -> Vec<Right> {
     serde_json::from_value(result["rights"].clone()).unwrap_or_default()
 }
@@ -199,17 +211,16 @@ pub async fn forget_dump(site: &mut Site, job: &JobRow, entry: &Entry, result: &
 }
 
 pub async fn prove(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
-    let mut progress = Progress::of(job.id);
     let place = Place::at(&site.plane.file().admin, &text(result, "path"))?;
     let archive = Archive { place, sha256: text(result, "sha256") };
-    archive.verify(site, &mut progress).await?;
+    archive.verify(site, job).await?;
     let scratch = half_made(&database::catalog_id(site), entry.number);
     database::drop_named(site, &entry.server, &scratch).await?;
     let mut noted = facts::note(site, &entry.server, &entry.database).await?;
     noted.rights = noted_rights(result);
     make_empty(site, entry, &scratch, &noted).await?;
     let hand = hand::make(site, entry, &[&entry.database, &scratch]).await?;
-    let proved = prove_with(site, &mut progress, entry, &hand, &archive, &noted).await;
+    let proved = prove_with(site, job, entry, &hand, &archive, &noted).await;
     let (tables, facts) = hand::put_down(site, entry, proved).await?;
     (result["tables"], result["things"]) = (tables, facts);
     database::drop_named(site, &entry.server, &scratch).await
@@ -218,14 +229,14 @@ pub async fn prove(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Va
 /// What both databases hold: its tables, and its other things by their number.
 async fn prove_with(
     site: &mut Site,
-    progress: &mut Progress,
+    job: &JobRow,
     entry: &Entry,
     hand: &Hand,
     archive: &Archive,
     noted: &Facts,
 ) -> Result<(Value, Value), StepError> {
     let scratch = half_made(&database::catalog_id(site), entry.number);
-    restore(site, progress, hand, archive, &scratch).await?;
+    restore(site, job, hand, archive, &scratch).await?;
     facts::apply(site, noted, entry, &scratch).await?;
     let missing = facts::missing(noted, &facts::note(site, &entry.server, &scratch).await?);
     if !missing.is_empty() {
@@ -234,7 +245,7 @@ async fn prove_with(
             missing.join(", ")
         )));
     }
-    let same = compare(site, progress, hand, &entry.database, &scratch).await?;
+    let same = compare(site, job, hand, &entry.database, &scratch).await?;
     Ok((Value::Object(same.tables), Value::Object(same.things)))
 }
 
@@ -273,9 +284,8 @@ pub async fn load(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Val
     let (Work::Restore { archive } | Work::Create { archive: Some(archive), .. }) = &job.work else { return Ok(()) };
     let Stored { id, path, sha256 } = archive;
     may_grant(site, entry).await?;
-    let mut progress = Progress::of(job.id);
     let archive = Archive { place: Place::at(&site.plane.file().admin, path)?, sha256: sha256.clone() };
-    archive.verify(site, &mut progress).await?;
+    archive.verify(site, job).await?;
     let noted = site.plane.catalog.archive_facts(*id).await?.and_then(|facts| serde_json::from_value(facts).ok());
     let noted: Facts = noted.unwrap_or_default();
     // A step that is done again finds what the first time left behind.
@@ -285,7 +295,7 @@ pub async fn load(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Val
     // It is another one than `make_database` made.
     result["oid"] = json!(database::look(site, &entry.server, &name).await?.map(|database| database.oid));
     let hand = hand::make(site, entry, &[&name]).await?;
-    let restored = restore(site, &mut progress, &hand, &archive, &name).await;
+    let restored = restore(site, job, &hand, &archive, &name).await;
     hand::put_down(site, entry, restored).await?;
     for role in entry.roles.iter().map(|role| &role.name).chain([&entry.owner_role]) {
         site.execute(&entry.server, &sql::grant_connect(&name, role)).await?;
@@ -316,7 +326,8 @@ impl Archive {
     }
 
     /// Reads it once for its checksum alone: nothing of a damaged or changed file may be run.
-    async fn verify(&self, site: &Site, progress: &mut Progress) -> Result<(), StepError> {
+    async fn verify(&self, site: &Site, job: &JobRow) -> Result<(), StepError> {
+        let mut progress = Progress::of(job.id);
         let stored = self.open().await?;
         let (size, mut read) = (stored.meta.size, 0u64);
         let (mut chunks, mut digest) = (stored.into_stream(), Sha256::new());
@@ -337,19 +348,13 @@ fn cannot_read(error: object_store::Error) -> StepError {
     StepError::Refused(format!("the archive cannot be read: {error}"))
 }
 
-async fn restore(
-    site: &mut Site,
-    progress: &mut Progress,
-    hand: &Hand,
-    archive: &Archive,
-    into: &str,
-) -> Result<(), StepError> {
+async fn restore(site: &mut Site, job: &JobRow, hand: &Hand, archive: &Archive, into: &str) -> Result<(), StepError> {
     site.plane.fuse.burn();
     let arguments =
         ["--no-owner".to_owned(), "--exit-on-error".to_owned(), format!("--dbname={}", quoted_conninfo(into))];
     let mut restore = Program::start(site, hand, "pg_restore", into, &arguments)?;
     let patience = Patience::with(site, hand);
-    match copy_in(site, progress, archive, &mut restore, &patience).await {
+    match copy_in(site, job, archive, &mut restore, &patience).await {
         Ok(()) => restore.end(site, &patience).await,
         Err(why) => {
             restore.kill().await;
@@ -361,11 +366,12 @@ async fn restore(
 /// Feeds it, and looks once more that it is fed what was verified.
 async fn copy_in(
     site: &mut Site,
-    progress: &mut Progress,
+    job: &JobRow,
     archive: &Archive,
     restore: &mut Program,
     patience: &Patience,
 ) -> Result<(), StepError> {
+    let mut progress = Progress::of(job.id);
     let stored = archive.open().await?;
     let (size, mut fed) = (stored.meta.size, 0u64);
     let (mut chunks, mut digest) = (stored.into_stream(), Sha256::new());

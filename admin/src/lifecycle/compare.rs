@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use tokio_postgres::{Client, Row};
 
 use super::{Site, StepError, hand::Hand, progress::Progress};
-use crate::sql;
+use crate::{catalog::store::JobRow, sql};
 
 /// Differences that are told, at most.
 const TOLD: usize = 10;
@@ -22,13 +22,8 @@ pub struct Same {
 }
 
 /// Refused where they differ.
-pub async fn compare(
-    site: &Site,
-    progress: &mut Progress,
-    hand: &Hand,
-    source: &str,
-    copy: &str,
-) -> Result<Same, StepError> {
+pub async fn compare(site: &Site, job: &JobRow, hand: &Hand, source: &str, copy: &str) -> Result<Same, StepError> {
+    let mut progress = Progress::of(job.id);
     let (source, copy) = (hand.connect(site, source).await?, hand.connect(site, copy).await?);
     let things = equal(&things(&source).await?, &things(&copy).await?)?;
     let names = tables(&source).await?;

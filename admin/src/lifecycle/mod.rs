@@ -23,7 +23,7 @@ use crate::{
         store::{Changed, JobRow},
     },
     control::{self, ControlError},
-    jobs::work::Step,
+    jobs::work::{Step, Work},
     plane::ControlPlane,
 };
 
@@ -161,6 +161,8 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
     match step {
         Step::MakeRole => database::make_role(site, job, &entry).await,
         Step::MakeDatabase => database::make(site, job, &entry, result).await,
+        // On the way back of an archive: what the fence took.
+        Step::CloseToPublic if matches!(job.work, Work::Archive { .. }) => archive::unfence(site, &entry, result).await,
         Step::CloseToPublic => database::close_to_public(site, job, &entry, result).await,
         Step::AddExtensions => database::add_extensions(site, &entry).await,
         Step::SetDefaults => database::set_defaults(site, &entry).await,

@@ -8,7 +8,7 @@ use super::Site;
 
 const EVERY: Duration = Duration::from_secs(1);
 
-/// Of one step of a job.
+/// Of one part of a step.
 pub struct Progress {
     job: i64,
     last: Option<Instant>,

@@ -85,7 +85,8 @@ pub const OF_OTHERS: &str = "SELECT pg_catalog.format('%s is owned by %s', thing
        UNION ALL SELECT s.oid, 'pg_catalog.pg_subscription'::regclass, s.subowner, pg_catalog.format('subscription %I', s.subname) \
          FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = pg_catalog.current_database() \
      ) AS it \
-     WHERE it.oid >= 16384 AND pg_catalog.pg_get_userbyid(it.owner) NOT IN ($1::name, 'pg_database_owner') \
+     WHERE (it.oid >= 16384 OR it.class = 'pg_catalog.pg_largeobject'::regclass) \
+       AND pg_catalog.pg_get_userbyid(it.owner) NOT IN ($1::name, 'pg_database_owner') \
        AND NOT EXISTS (SELECT FROM pg_catalog.pg_depend d WHERE d.classid = it.class AND d.objid = it.oid AND d.deptype = 'e') \
      ORDER BY 1 LIMIT 1";
 
