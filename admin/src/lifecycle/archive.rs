@@ -44,7 +44,8 @@ pub async fn find_programs(site: &mut Site, job: &JobRow, entry: &Entry, result:
     place.sweep();
     place.probe(site.plane.file().admin.archives_volatile).await?;
     may_grant(site, entry).await?;
-    // As it is before the fence changes it.
+    // As it is before the fence changes it, and without the hand that a crash left.
+    hand::drop_of(site, entry).await?;
     result["rights"] = json!(facts::note(site, &entry.server, &entry.database).await?.rights);
     let hand = hand::make(site, entry, &[&entry.database]).await?;
     let looked = facts::refuse_what_is_lost(site, &hand, &entry.database).await;

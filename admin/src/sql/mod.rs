@@ -51,9 +51,10 @@ pub const DATABASE_FACTS: &str = "SELECT pg_catalog.to_jsonb(d), pg_catalog.pg_e
      FROM pg_catalog.pg_database d WHERE d.datname = $1::text";
 
 /// ALTER DATABASE SET, and ALTER ROLE IN DATABASE SET (the first column is its role then).
-pub const DATABASE_SETTINGS: &str = "SELECT CASE WHEN s.setrole <> 0 THEN pg_catalog.pg_get_userbyid(s.setrole)::text END, one \
-     FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase, pg_catalog.unnest(s.setconfig) one \
-     WHERE d.datname = $1::text ORDER BY 1, 2";
+pub const DATABASE_SETTINGS: &str = "SELECT CASE WHEN s.setrole <> 0 THEN pg_catalog.pg_get_userbyid(s.setrole)::text END, c.one \
+     FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_database d ON d.oid = s.setdatabase, \
+       pg_catalog.unnest(s.setconfig) WITH ORDINALITY AS c (one, at) \
+     WHERE d.datname = $1::text ORDER BY 1, c.at";
 
 /// Who may do what with a database, and hand it on; PUBLIC is NULL.
 pub const DATABASE_RIGHTS: &str = "SELECT CASE WHEN a.grantee <> 0 THEN pg_catalog.pg_get_userbyid(a.grantee)::text END, \
