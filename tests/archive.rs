@@ -239,6 +239,48 @@ async fn nothing_of_an_archive_that_was_changed_in_the_store_is_run() {
     assert_eq!(cluster().sql(LEFT).await.as_deref(), Some(""));
 }
 
+#[tokio::test]
+async fn a_job_works_as_a_role_that_is_the_tenant_and_nobody_else_and_is_gone_afterwards() {
+    let dir = programs();
+    fs::write(dir.join("mode"), "pg_dump hangs").expect("a mode");
+    let settings = [
+        ("admin.postgres_bin", toml::Value::from(dir.display().to_string())),
+        ("admin.archive_stall_timeout", toml::Value::from("2s")),
+    ];
+    let (_proxy, api) = proxy_with(&settings).await;
+    api.create("kept").await;
+    let look = "SELECT concat_ws(' ', rolcanlogin, rolinherit, rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls, \
+                  rolvaliduntil BETWEEN now() AND now() + interval '11 min', \
+                  (SELECT string_agg(roleid::regrole::text, ' ') FROM pg_auth_members WHERE member = r.oid)) \
+                FROM pg_roles r WHERE rolname ~ '-hand$'";
+    let follows = follow(&api, "POST", "/v1/tenants/kept/archive", json!({ "deadline_ms": 1_000 }));
+    let seen = eventually("the role of the job", async || {
+        let is_dumping = dir.join("calls").exists();
+        cluster().sql(look).await.filter(|_| is_dumping)
+    });
+    let (seen, (_, job, _)) = tokio::join!(seen, follows);
+    assert_eq!(seen, "t f f t kept");
+    assert_eq!(job["state"], "failed", "{job}");
+    assert_eq!(cluster().sql(LEFT).await.as_deref(), Some(""));
+}
+
+#[tokio::test]
+async fn an_index_that_takes_longer_than_a_stall_is_waited_for() {
+    let (proxy, api) = proxy_with(&[("admin.archive_stall_timeout", toml::Value::from("1s"))]).await;
+    let tenant = api.create("slow").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for sql in [
+        "CREATE FUNCTION slow(n int) RETURNS int IMMUTABLE LANGUAGE plpgsql AS $f$ BEGIN PERFORM pg_sleep(3); RETURN n; END $f$",
+        "CREATE TABLE t AS SELECT 1 AS n",
+        "CREATE INDEX ON t (slow(n))",
+    ] {
+        client.run(sql).await;
+    }
+    client.leave().await;
+    let archived = archive(&api, "slow").await;
+    assert_eq!(archived.body["tenant"]["state"], "archived", "{}", archived.body);
+}
+
 /// A file system of its own, gone with the test; `None` for whoever may not mount.
 struct Small(PathBuf);
 
