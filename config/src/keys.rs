@@ -58,7 +58,8 @@ section!(Pool {
     ;
 });
 section!(Admin {
-    address, cert_file, key_file, client_ca_file, catalog, state_dir, archives, postgres_bin, extensions, public_address;
+    address, cert_file, key_file, client_ca_file, catalog, state_dir, archives, archives_volatile, archive_stall_timeout,
+    postgres_bin, extensions, public_address;
     ;
 });
 section!(Log { filter, format; ; });

@@ -195,6 +195,11 @@ pub struct Admin {
     pub state_dir: PathBuf,
     /// Where archives go: a directory, or `s3://BUCKET/PREFIX` (credentials from `AWS_*` variables).
     pub archives: String,
+    /// Archives may lie in memory (tmpfs, ramfs): for a trial, since they are gone with the machine or the container.
+    pub archives_volatile: bool,
+    /// pg_dump, pg_restore or the store may stand still for so long, PostgreSQL doing nothing for them meanwhile, before the job
+    /// turns back.
+    pub archive_stall_timeout: Duration,
     /// Directory of `pg_dump` and `pg_restore`, as new as the newest server; without it they are searched in `PATH`.
     pub postgres_bin: Option<PathBuf>,
     /// Extensions that `create` may install, separated by commas.
@@ -476,6 +481,8 @@ impl Default for Admin {
             catalog: None,
             state_dir: PathBuf::from("/var/lib/tenantry"),
             archives: "/var/lib/tenantry/archives".to_owned(),
+            archives_volatile: false,
+            archive_stall_timeout: Duration::from_secs(300),
             postgres_bin: None,
             extensions: "citext, hstore, pg_trgm, unaccent, btree_gin, btree_gist, uuid-ossp, pgcrypto".to_owned(),
             public_address: None,

@@ -348,11 +348,17 @@ impl Catalog {
         path: &str,
         bytes: i64,
         sha256: &str,
-        tables: &Value,
+        (tables, facts): (&Value, &Value),
     ) -> Result<i64, CatalogError> {
-        let row =
-            self.client().await?.query_one(sql::INSERT_ARCHIVE, &[&tenant, &path, &bytes, &sha256, tables]).await?;
+        let client = self.client().await?;
+        let row = client.query_one(sql::INSERT_ARCHIVE, &[&tenant, &path, &bytes, &sha256, tables, facts]).await?;
         Ok(row.try_get(0)?)
+    }
+
+    /// What is to be told to PostgreSQL beside the dump itself; not for the API, since settings may hold secrets.
+    pub async fn archive_facts(&self, id: i64) -> Result<Option<Value>, CatalogError> {
+        let row = self.client().await?.query_opt(sql::ARCHIVE_FACTS, &[&id]).await?;
+        row.map(|row| Ok(row.try_get(0)?)).transpose()
     }
 
     /// Newest first.

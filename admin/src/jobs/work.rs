@@ -166,7 +166,7 @@ pub enum Step {
     Unfence,
     /// Waiting transactions go on.
     Release,
-    /// pg_dump and pg_restore are there, and new enough.
+    /// Programs, store and rights are there, and nothing in the database would be lost.
     FindPrograms,
     /// New transactions are refused.
     StopTransactions,

@@ -1,10 +1,15 @@
 //! What the steps of a job do. Each looks first at what is there, so that it may be done again after a crash.
 
 mod archive;
+mod compare;
 mod database;
+mod facts;
+mod hand;
 mod preflight;
+mod program;
+mod progress;
 mod separate;
-pub mod store;
+mod store;
 mod traffic;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -226,10 +231,10 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::TakeRole => separate::take_role(site, job, &entry).await,
         Step::RemoveRole => separate::remove_role(site, job, &entry).await,
         Step::Reclaim => separate::reclaim(site, job, &entry).await,
-        Step::FindPrograms => archive::find_programs(site, &entry).await,
+        Step::FindPrograms => archive::find_programs(site, job, &entry, result).await,
         Step::FenceForDump => archive::fence(site, &entry, result).await,
         Step::Dump => archive::dump(site, job, &entry, result).await,
-        Step::Prove => archive::prove(site, &entry, result).await,
+        Step::Prove => archive::prove(site, job, &entry, result).await,
         Step::MarkArchived => archive::mark_archived(site, &entry, result).await,
         Step::Load => archive::load(site, job, &entry, result).await,
         Step::Tombstone => {
@@ -249,8 +254,11 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::DropDatabase => database::drop(site, &entry, result).await,
         Step::DropRoles => database::drop_roles(site, &entry, result).await,
         Step::SetVerifier => database::set_verifier(site, job, &entry).await,
-        Step::DropHalfMade => database::drop_half_made(site, job, &entry, result).await,
-        Step::ForgetDump => archive::forget_dump(site, job, &entry).await,
+        Step::DropHalfMade => {
+            hand::drop_of(site, &entry).await?;
+            database::drop_half_made(site, job, &entry, result).await
+        }
+        Step::ForgetDump => archive::forget_dump(site, job, &entry, result).await,
         Step::DropNewRole => database::drop_new_role(site, job, &entry).await,
     }
 }

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tenantry_config::TenantState;
 
-use super::{Site, StepError, database, store};
+use super::{Site, StepError, database};
 use crate::{
     catalog::{model::Entry, store::JobRow},
     jobs::work::Work,
@@ -19,8 +19,7 @@ pub async fn check(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Va
         }
         Work::Archive { .. } => {
             may_change(site, entry, result).await?;
-            note_grants(site, entry, result).await?;
-            store::probe(&site.plane.file().admin.archives).await
+            note_grants(site, entry, result).await
         }
         // An archived tenant has no database; one of its name is somebody else's.
         Work::Delete { .. } if entry.state == TenantState::Archived => Ok(()),

@@ -81,8 +81,8 @@ pub const INSERT_EVENT: &str = "INSERT INTO tenantry.job_events (job, text) VALU
 pub const EVENTS: &str =
     "SELECT id, at, text FROM tenantry.job_events WHERE job = $1 AND id > $2 ORDER BY id LIMIT 500";
 
-pub const INSERT_ARCHIVE: &str =
-    "INSERT INTO tenantry.archives (tenant, path, bytes, sha256, tables) VALUES ($1, $2, $3, $4, $5) RETURNING id";
+pub const INSERT_ARCHIVE: &str = "INSERT INTO tenantry.archives (tenant, path, bytes, sha256, tables, facts) VALUES ($1, $2, $3, $4, $5, $6) RETURNING id";
+pub const ARCHIVE_FACTS: &str = "SELECT facts FROM tenantry.archives WHERE id = $1";
 pub const ARCHIVES: &str = "SELECT a.id, a.tenant, t.name, a.path, a.bytes, a.sha256, a.tables, a.created_at \
      FROM tenantry.archives a JOIN tenantry.tenants t ON t.number = a.tenant \
      WHERE ($1::bigint IS NULL OR a.tenant = $1) ORDER BY a.id DESC LIMIT 500";

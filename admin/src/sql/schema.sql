@@ -79,6 +79,8 @@ CREATE TABLE tenantry.archives (
     sha256      text        NOT NULL,
     -- Rows and checksum of each table, of the source and of the proof alike.
     tables      jsonb       NOT NULL,
+    -- What pg_dump leaves to whoever makes the database: encoding, locale, settings, rights, comment; and what was counted.
+    facts       jsonb       NOT NULL DEFAULT '{}',
     created_at  timestamptz NOT NULL DEFAULT now()
 );
 

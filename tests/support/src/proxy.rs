@@ -63,6 +63,14 @@ impl ProxyBuilder {
         self
     }
 
+    /// The same, unless the key was set before.
+    #[must_use]
+    fn or(self, path: &str, value: impl Into<Value>) -> Self {
+        let (section, key) = path.rsplit_once('.').unwrap_or(("", path));
+        let table = section.split('.').try_fold(&self.settings, |table, word| table.get(word)?.as_table());
+        if table.is_some_and(|table| table.contains_key(key)) { self } else { self.set(path, value) }
+    }
+
     /// A tenant with its owner and the owner's password.
     #[must_use]
     pub fn tenant(self, tenant: &Tenant) -> Self {
@@ -124,8 +132,9 @@ impl ProxyBuilder {
             .set("listen.tls.state_dir", dir.display().to_string())
             .set("admin.address", admin.to_string())
             .set("admin.state_dir", dir.display().to_string())
-            .set("admin.archives", dir.join("archives").display().to_string())
-            .set("admin.postgres_bin", bin_dir().display().to_string());
+            .or("admin.archives", dir.join("archives").display().to_string())
+            .or("admin.archives_volatile", true)
+            .or("admin.postgres_bin", bin_dir().display().to_string());
         let file = dir.join("tenantry.toml");
         fs::write(&file, self.text()).expect("settings file");
         let words = [binary().display().to_string(), "serve".into(), "--config".into(), file.display().to_string()];
