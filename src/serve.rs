@@ -88,6 +88,9 @@ impl Running {
         let plane = start.map(|(catalog, known)| {
             ControlPlane::new(catalog, Arc::clone(&directory) as Arc<dyn Plane>, settings.clone(), known, fuse)
         });
+        if let Some(plane) = &plane {
+            plane.join().await;
+        }
         let status = Arc::new(Status::default());
         let stop = CancellationToken::new();
         let admin = listener.as_ref().and_then(|listener| listener.address().ok());

@@ -233,6 +233,16 @@ impl ControlPlane {
         let _ = self.fleet.leave(&self.catalog).await;
     }
 
+    /// Tells the others that this process serves, from now on.
+    pub async fn join(&self) {
+        self.fleet.applied(&self.known(), &self.known(), self.data.as_ref());
+        if self.is_within_reach()
+            && let Err(error) = self.report().await
+        {
+            tracing::warn!(%error, "other Tenantry processes do not know of this one yet");
+        }
+    }
+
     async fn look(&self) -> Result<(), CatalogError> {
         if !self.is_within_reach() {
             self.catalog.migrate(self.known().catalog.is_empty()).await?;
@@ -240,6 +250,10 @@ impl ControlPlane {
         if !self.is_within_reach() || self.catalog.revision().await? != self.known().revision {
             self.refresh().await?;
         }
+        self.report().await
+    }
+
+    async fn report(&self) -> Result<(), CatalogError> {
         let settings = self.file();
         let login = self.control_of(&settings).map_err(|error| CatalogError::Away(error.to_string()))?;
         self.fleet.report(login, &self.known(), self.data.as_ref()).await
