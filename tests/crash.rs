@@ -82,12 +82,7 @@ impl Mortal {
     /// Starts it again; the last job, once it is over.
     async fn last_job(&self) -> Value {
         self.rise(self.n + 1).await;
-        // The first request may meet the connection of the process that died.
-        let last = eventually("it answers again", async || {
-            let jobs = self.api.try_send("GET", "/v1/jobs?limit=1", None, &[]).await?;
-            (jobs.status == 200).then(|| jobs.body["items"][0].clone())
-        })
-        .await;
+        let last = self.newest_job().await;
         for _ in 0..WAITS {
             // The stream ends with the job.
             let path = format!("/v1/jobs/{}/events", last["id"]);
@@ -133,6 +128,33 @@ impl Mortal {
 
     async fn state(&self, name: &str) -> String {
         self.api.get(&format!("/v1/tenants/{name}")).await.body["state"].as_str().unwrap_or("gone").to_owned()
+    }
+
+    /// The first request after a start may meet the connection of the process that died.
+    async fn newest_job(&self) -> Value {
+        eventually("it answers again", async || {
+            let jobs = self.api.try_send("GET", "/v1/jobs?limit=1", None, &[]).await?;
+            (jobs.status == 200).then(|| jobs.body["items"][0].clone())
+        })
+        .await
+    }
+
+    /// Of the tenant `kept`, once no job is under way; `None` if the process died instead.
+    async fn state_if_over(&self) -> Option<String> {
+        eventually("the job is over, or the process", async || {
+            if !self.proxy.runs() {
+                return Some(None);
+            }
+            let jobs = self.api.try_send("GET", "/v1/jobs?limit=1", None, &[]).await?;
+            let last = &jobs.body["items"][0];
+            assert!(!matches!(last["state"].as_str(), Some("failed" | "cancelled")), "{last}");
+            if last["state"] != "succeeded" {
+                return None;
+            }
+            let tenant = self.api.try_send("GET", "/v1/tenants/kept", None, &[]).await?;
+            Some(tenant.body["state"].as_str().map(str::to_owned))
+        })
+        .await
     }
 
     async fn rows(&self, tenant: &Tenant) -> String {
@@ -519,4 +541,48 @@ async fn the_end_of_a_separation_survives_kill_9_at_every_effect() {
             return;
         }
     }
+}
+
+/// pg_dump and pg_restore whose first run each is the end of the process that started them; they themselves run on.
+fn deadly_programs(proxy: &Proxy) -> std::path::PathBuf {
+    let dir = proxy.dir().join("deadly");
+    std::fs::create_dir(&dir).expect("a directory");
+    for name in ["pg_dump", "pg_restore"] {
+        let (real, mark) = (bin_dir().join(name), dir.join(format!("{name}.ran")));
+        let script = format!(
+            "#!/bin/sh\ntest \"$1\" = --version && exec {real} --version\n\
+             if ! test -e {mark}; then : > {mark}; kill -9 $PPID; fi\nexec {real} \"$@\"\n",
+            real = real.display(),
+            mark = mark.display()
+        );
+        std::fs::write(dir.join(name), script).expect("a script");
+        std::fs::set_permissions(dir.join(name), std::fs::Permissions::from_mode(0o755)).expect("chmod");
+    }
+    dir
+}
+
+#[tokio::test]
+async fn a_death_while_pg_dump_or_pg_restore_runs_is_survived() {
+    let it = Mortal::new(control_proxy().await, "none").await;
+    let tenant = it.with_rows("kept").await;
+    let programs = deadly_programs(&it.proxy);
+    it.proxy.reload(&it.proxy.settings().set("admin.postgres_bin", programs.display().to_string()).text());
+    it.proxy.restart(&[]).await;
+    it.newest_job().await;
+    for (verb, state, deaths) in [("archive", "archived", 2), ("restore", "active", 1)] {
+        it.api.try_send("POST", &format!("/v1/tenants/kept/{verb}"), Some(&json!({})), &[]).await;
+        let mut died = 0;
+        while it.state_if_over().await.as_deref() != Some(state) {
+            if !it.proxy.runs() {
+                died += 1;
+                it.proxy.restart(&[]).await;
+            }
+        }
+        assert_eq!(died, deaths, "{verb}");
+        let _ = std::fs::remove_file(programs.join("pg_restore.ran"));
+        let mut there = what_is_there(&it.proxy).await;
+        there.retain(|name| !name.starts_with("database:kept") && !name.ends_with(".dump"));
+        assert_eq!(there, names(&["role:kept"]), "{verb}");
+    }
+    assert_eq!(it.rows(&tenant).await, "50");
 }
