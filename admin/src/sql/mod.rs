@@ -90,7 +90,7 @@ pub const MAY_GRANT: &str = "SELECT pg_catalog.pg_has_role($1::name, 'USAGE WITH
      OR pg_catalog.current_setting('server_version_num')::int < 160000";
 
 /// Things in this database whose owner is not $1: what a dump without owners cannot keep.
-/// Those of extensions come with the extension.
+/// Those of extensions come with the extension; types of tables and arrays with what they are of.
 pub const OF_OTHERS: &str = "SELECT pg_catalog.format('%s is owned by %s', thing, pg_catalog.pg_get_userbyid(owner)), count(*) OVER () \
      FROM ( \
        SELECT c.oid, 'pg_catalog.pg_class'::regclass AS class, c.relowner AS owner, pg_catalog.format('relation %I.%I', n.nspname, c.relname) AS thing \
@@ -102,6 +102,8 @@ pub const OF_OTHERS: &str = "SELECT pg_catalog.format('%s is owned by %s', thing
          FROM pg_catalog.pg_namespace n WHERE n.nspname !~ '^pg_(toast|temp)' \
        UNION ALL SELECT t.oid, 'pg_catalog.pg_type'::regclass, t.typowner, pg_catalog.format('type %I.%I', n.nspname, t.typname) \
          FROM pg_catalog.pg_type t JOIN pg_catalog.pg_namespace n ON n.oid = t.typnamespace WHERE n.nspname !~ '^pg_(toast|temp)' \
+           AND t.typtype <> 'm' AND NOT EXISTS (SELECT FROM pg_catalog.pg_type e WHERE e.typarray = t.oid) \
+           AND NOT EXISTS (SELECT FROM pg_catalog.pg_class c WHERE c.oid = t.typrelid AND c.relkind <> 'c') \
        UNION ALL SELECT l.oid, 'pg_catalog.pg_largeobject'::regclass, l.lomowner, pg_catalog.format('large object %s', l.oid) \
          FROM pg_catalog.pg_largeobject_metadata l \
        UNION ALL SELECT e.oid, 'pg_catalog.pg_event_trigger'::regclass, e.evtowner, pg_catalog.format('event trigger %I', e.evtname) \
