@@ -14,7 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tenantry_config::{Control, Server, Settings};
+use tenantry_config::{Control, Server, Settings, TenantState};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -154,6 +154,24 @@ impl ControlPlane {
         self.merged.send_replace(Arc::new(merged));
         self.file.store(Arc::new(file));
         Ok(())
+    }
+
+    /// A suspended tenant gives up the server connections that it has opened since.
+    pub async fn release(&self, tenant: &str) -> Result<(), String> {
+        let _one_change_at_a_time = self.applying.lock().await;
+        if self.data.release(tenant) {
+            return Ok(());
+        }
+        // Woken, and suspended again.
+        let merged = self.merged.borrow().clone();
+        let mut awake = Settings::clone(&merged);
+        for (id, its) in &mut awake.tenants {
+            if id.as_str() == tenant && its.standing.state == TenantState::Suspended {
+                its.standing.state = TenantState::Active;
+            }
+        }
+        self.data.apply(awake)?;
+        self.data.apply(Settings::clone(&merged))
     }
 
     /// Reads the catalog and applies what it says.

@@ -45,6 +45,10 @@ pub trait Plane: View {
     fn cancel_running(&self, tenant: &str) -> usize;
     /// Ends sessions, those in a transaction too if `at_once`; how many.
     fn end_sessions(&self, tenant: &str, at_once: bool) -> usize;
+    /// Gives up a tenant's server connections: idle ones now, others as they come to rest. False: it cannot be told to.
+    fn release(&self, _tenant: &str) -> bool {
+        false
+    }
     /// Why each of its roles would wait, or waits.
     fn explain(&self, tenant: &str) -> Vec<(String, Explanation)>;
     /// Where clients reach it.
