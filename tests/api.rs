@@ -254,6 +254,7 @@ async fn a_request_with_the_same_key_is_done_once() {
     let first = api.send("POST", "/v1/tenants", Some(&body), &key).await;
     let again = api.send("POST", "/v1/tenants", Some(&body), &key).await;
     assert_eq!((first.status, again.status), (201, 201), "{}", again.body);
+    assert_eq!(first.headers["cache-control"], "no-store");
     assert_eq!(first.body["job"]["id"], again.body["job"]["id"]);
     assert!(again.body["credentials"].is_null(), "the password is told once");
     let other = api.send("POST", "/v1/tenants", Some(&json!({ "name": "other" })), &key).await;
@@ -419,6 +420,8 @@ async fn a_job_can_be_cancelled_and_undoes_what_it_did() {
     assert_eq!(begun.status, 202, "{}", begun.body);
     let id = begun.body["job"]["id"].as_i64().expect("a number");
     assert_eq!(api.post("/v1/tenants/busy/pause", json!({})).await.status, 409, "one thing at a time");
+    let twice = api.post("/v1/tenants/busy/drain", json!({})).await;
+    assert_eq!((twice.status, twice.body["job"].as_i64()), (409, Some(id)), "{}", twice.body);
     assert_eq!(api.post(&format!("/v1/jobs/{id}/cancel"), json!({})).await.status, 202);
     let events = api.get(&format!("/v1/jobs/{id}/events")).await;
     let text = events.body.as_str().expect("a stream");
@@ -614,6 +617,11 @@ async fn of_two_changes_at_once_that_do_not_go_together_one_is_refused() {
         );
         assert_eq!((floor("left", 0).await, floor("right", 0).await), (200, 200));
     }
+    assert_eq!(
+        api.get("/v1/audit/verify").await.body["broken"],
+        Value::Null,
+        "those who write at once write one chain"
+    );
 }
 
 #[tokio::test]

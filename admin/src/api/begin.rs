@@ -69,6 +69,13 @@ pub async fn served(plane: &ControlPlane) {
     }
 }
 
+/// So that what another process did is seen by whoever was told of it here.
+async fn up_to_date(plane: &ControlPlane) {
+    if plane.catalog.revision().await.is_ok_and(|now| now != plane.known().revision) {
+        served(plane).await;
+    }
+}
+
 /// A change of one row, at once.
 pub async fn change(
     plane: &ControlPlane,
@@ -209,12 +216,11 @@ impl<'a> Once<'a> {
             return Err(Problem::job_failed(why).of_job(job));
         }
         let is_over = row.state.is_over();
-        let tenant = || self.plane.known().tenants.iter().find(|entry| entry.number == row.tenant).cloned();
-        if is_over && tenant().is_none_or(|entry| entry.updated_at < row.updated_at) {
-            // It was run by another process, or is a tombstone now.
-            served(self.plane).await;
+        if is_over {
+            up_to_date(self.plane).await;
         }
-        let tenant = tenant().map(|entry| view(self.plane, &entry));
+        let tenant = self.plane.known().tenants.iter().find(|entry| entry.number == row.tenant).cloned();
+        let tenant = tenant.map(|entry| view(self.plane, &entry));
         let begun = Begun { steps: row.work.plan(), job: Some(row.into()), tenant, credentials };
         Ok(located(if is_over { self.done } else { StatusCode::ACCEPTED }, job, begun))
     }
@@ -248,8 +254,8 @@ impl Begin<'_> {
     pub async fn begin(&self, wish: Value, work: Work, credentials: Option<Credentials>) -> Answer<Response> {
         let Once { plane, who, conditions: _, dry, .. } = &self.once;
         let entry = find(plane, self.name)?;
-        self.may(&entry)?;
         if dry.dry_run {
+            self.may(&entry)?;
             return self.once.planned(&work, Some(&entry));
         }
         let deed = deed(who, self.action, Some(self.name));
