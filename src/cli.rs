@@ -48,6 +48,9 @@ pub enum Command {
     /// Tokens for the API. `create` goes to the catalog itself, with the settings; so the first one can be made.
     #[command(subcommand)]
     Token(Token),
+    /// Who changed what through the API, and whether that log is whole.
+    #[command(subcommand)]
+    Audit(Audit),
     /// Print what a shell needs to complete commands, e.g. `tenantry completion bash`.
     Completion { shell: clap_complete::Shell },
     /// Print the version.
@@ -69,6 +72,12 @@ pub struct Api {
     /// Roots that sign the API's certificate (PEM); without it the system's.
     #[arg(long, value_name = "FILE", env = "TENANTRY_CA_FILE", global = true)]
     pub ca_file: Option<PathBuf>,
+    /// Certificate that we show the API (PEM), where it wants one (admin.client_ca_file).
+    #[arg(long, value_name = "FILE", env = "TENANTRY_CERT_FILE", requires = "key_file", global = true)]
+    pub cert_file: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", env = "TENANTRY_KEY_FILE", requires = "cert_file", global = true)]
+    pub key_file: Option<PathBuf>,
     /// JSON in place of a table.
     #[arg(long, global = true)]
     pub json: bool,
@@ -204,9 +213,9 @@ pub enum Tenant {
     Rename {
         name: String,
         to: String,
-        /// How long open transactions may take; past it nothing is renamed.
-        #[arg(long, value_name = "TIME", default_value = "30s", value_parser = humantime::parse_duration)]
-        wait: Duration,
+        /// How long open transactions may take; past it nothing is renamed. Without it 30s, or what query_wait_timeout allows.
+        #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+        wait: Option<Duration>,
         #[command(flatten)]
         how: How,
         #[command(flatten)]
@@ -392,6 +401,24 @@ pub enum Token {
     /// End a token.
     Delete {
         id: String,
+        #[command(flatten)]
+        api: Api,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Audit {
+    /// The newest rows.
+    List {
+        /// At most so many.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=500))]
+        limit: u32,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Follow the chain of all rows: one that was changed or taken out is found. Note down what it prints: with it the next
+    /// time also shows rows taken away at the end.
+    Verify {
         #[command(flatten)]
         api: Api,
     },

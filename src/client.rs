@@ -1,8 +1,15 @@
 //! The API, from the command line: requests, and what its errors mean for the exit code.
 
-use std::time::Duration;
+use std::{path::Path, sync::Arc, time::Duration};
 
+use eventsource_stream::Eventsource as _;
+use futures_util::StreamExt as _;
 use reqwest::{Method, StatusCode, header};
+use rustls::{
+    ClientConfig,
+    sign::{CertifiedKey, SingleCertAndKey},
+};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject};
 use serde_json::Value;
 use tenantry_config::{ServerTls, ServerTlsMode};
 use tenantry_proxy::net::tls::Connector;
@@ -12,6 +19,11 @@ use crate::{cli, failure::Failure};
 /// Longer than the API lets a request wait for its job.
 const REQUEST_LIMIT: Duration = Duration::from_secs(330);
 const CONNECT_LIMIT: Duration = Duration::from_secs(10);
+/// Between two pieces of a stream; the API sends a sign of life every 15 s.
+const SILENCE_LIMIT: Duration = Duration::from_secs(60);
+/// Streams in a row that end, or do not begin, without a word: then it is given up. Waits between them: doubled each time.
+const MOST_TRIES: u32 = 6;
+const FIRST_WAIT: Duration = Duration::from_millis(200);
 
 /// One API, one token.
 pub struct Client {
@@ -21,7 +33,7 @@ pub struct Client {
 }
 
 /// What changes how a request is made.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Options<'a> {
     pub if_match: bool,
     pub idempotency_key: Option<&'a str>,
@@ -46,9 +58,15 @@ impl Client {
         // Also where it is not used: without one it asks for a provider of the whole process.
         let mode = if api.url.starts_with("https:") { ServerTlsMode::VerifyFull } else { ServerTlsMode::Require };
         let tls = ServerTls { mode, ca_file: api.ca_file.clone(), direct: false };
-        let connector = Connector::load(&tls, "").map_err(|error| Failure::Usage(error.to_string()))?;
-        let http = reqwest::Client::builder().timeout(REQUEST_LIMIT).connect_timeout(CONNECT_LIMIT);
-        let http = http.use_preconfigured_tls(connector.client_config());
+        let url = reqwest::Url::parse(&api.url).map_err(|error| Failure::Usage(format!("--url: {error}")))?;
+        let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
+        let connector = Connector::load(&tls, host).map_err(|error| Failure::Usage(error.to_string()))?;
+        let mut tls = connector.client_config();
+        if let (Some(cert), Some(key)) = (&api.cert_file, &api.key_file) {
+            show_certificate(&mut tls, cert, key)?;
+        }
+        // No limit on the whole: a job's events take as long as the job.
+        let http = reqwest::Client::builder().connect_timeout(CONNECT_LIMIT).use_preconfigured_tls(tls);
         let http = http.build().map_err(Failure::internal("cannot make an HTTP client"))?;
         Ok(Self { http, url: api.url.trim_end_matches('/').to_owned(), token })
     }
@@ -68,7 +86,8 @@ impl Client {
         body: Option<&Value>,
         options: Options<'_>,
     ) -> Result<Value, Failure> {
-        let mut request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);
+        let request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);
+        let mut request = request.timeout(REQUEST_LIMIT);
         if let Some(body) = body {
             request = request.json(body);
         }
@@ -89,28 +108,65 @@ impl Client {
         if status.is_success() { Ok(value) } else { Err(refused(status, &value)) }
     }
 
-    /// Server-sent events, one by one: (event, data).
-    pub async fn events(&self, path: &str, mut told: impl FnMut(&str, &Value)) -> Result<(), Failure> {
-        let request = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token);
-        let mut response = request.send().await.map_err(|error| self.unreachable(&error))?;
+    /// Follows server-sent events (event, data) until `told` says that it was the last; goes on after the last one where a
+    /// connection breaks.
+    pub async fn follow(&self, path: &str, mut told: impl FnMut(&str, &Value) -> bool) -> Result<(), Failure> {
+        let (mut last, mut tries) = (String::new(), 0);
+        loop {
+            let began = tokio::time::Instant::now();
+            let why = match self.events(path, &mut last, &mut tries, &mut told).await {
+                Ok(true) => return Ok(()),
+                Ok(false) => Failure::Unavailable(format!("{}: the stream of events ended early", self.url)),
+                Err(failure @ Failure::Unavailable(_)) => failure,
+                Err(failure) => return Err(failure),
+            };
+            // A stream may live for minutes without a word, and is cut after ten.
+            tries = if began.elapsed() > SILENCE_LIMIT { 1 } else { tries + 1 };
+            if tries == MOST_TRIES {
+                return Err(why);
+            }
+            tokio::time::sleep(FIRST_WAIT * 2u32.saturating_pow(tries - 1)).await;
+        }
+    }
+
+    /// One stream; whether its end was seen.
+    async fn events(
+        &self,
+        path: &str,
+        last: &mut String,
+        tries: &mut u32,
+        told: &mut impl FnMut(&str, &Value) -> bool,
+    ) -> Result<bool, Failure> {
+        let mut request = self.http.get(format!("{}{path}", self.url)).bearer_auth(&self.token);
+        if !last.is_empty() {
+            request = request.header("Last-Event-ID", last.as_str());
+        }
+        let silent = || Failure::Unavailable(format!("{}: nothing came for {SILENCE_LIMIT:?}", self.url));
+        let response = tokio::time::timeout(SILENCE_LIMIT, request.send()).await;
+        let response = response.map_err(|_| silent())?.map_err(|error| self.unreachable(&error))?;
         if !response.status().is_success() {
             let status = response.status();
             let value = response.json().await.unwrap_or_default();
             return Err(refused(status, &value));
         }
-        let (mut text, mut event) = (String::new(), String::new());
-        while let Some(chunk) = response.chunk().await.map_err(|error| self.unreachable(&error))? {
-            text.push_str(&String::from_utf8_lossy(&chunk));
-            while let Some(end) = text.find('\n') {
-                let line: String = text.drain(..=end).collect();
-                match line.trim_end().split_once(':') {
-                    Some(("event", name)) => name.trim().clone_into(&mut event),
-                    Some(("data", data)) => told(&event, &serde_json::from_str(data.trim()).unwrap_or_default()),
-                    _ => {}
-                }
+        // The limit is on the bytes: signs of life are no events.
+        let bytes = response.bytes_stream().boxed();
+        let bytes = futures_util::stream::unfold(bytes, |mut bytes| async {
+            let next = tokio::time::timeout(SILENCE_LIMIT, bytes.next()).await.ok()??;
+            Some((next, bytes))
+        });
+        let mut events = Box::pin(bytes.eventsource());
+        while let Some(event) = events.next().await {
+            let event = event.map_err(|error| Failure::Unavailable(format!("{}: {error}", self.url)))?;
+            *tries = 0;
+            if !event.id.is_empty() {
+                last.clone_from(&event.id);
+            }
+            if told(&event.event, &serde_json::from_str(&event.data).unwrap_or_default()) {
+                return Ok(true);
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn unreachable(&self, error: &reqwest::Error) -> Failure {
@@ -120,6 +176,17 @@ impl Client {
             self.url
         ))
     }
+}
+
+/// For an API that wants to see one (`admin.client_ca_file`).
+fn show_certificate(tls: &mut ClientConfig, cert: &Path, key: &Path) -> Result<(), Failure> {
+    let wrong = |file: &Path, error: &dyn std::fmt::Display| Failure::Usage(format!("{}: {error}", file.display()));
+    let chain = CertificateDer::pem_file_iter(cert).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain = chain.map_err(|error| wrong(cert, &error))?;
+    let secret = PrivateKeyDer::from_pem_file(key).map_err(|error| wrong(key, &error))?;
+    let shown = CertifiedKey::from_der(chain, secret, tls.crypto_provider()).map_err(|error| wrong(key, &error))?;
+    tls.client_auth_cert_resolver = Arc::new(SingleCertAndKey::from(shown));
+    Ok(())
 }
 
 fn refused(status: StatusCode, problem: &Value) -> Failure {

@@ -6,7 +6,7 @@ use clap::CommandFactory as _;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 use tenantry_admin::{
-    api::{auth, tokens, types::NewToken},
+    api::{tokens, types::NewToken},
     catalog::{Catalog, model::Access},
 };
 
@@ -16,6 +16,9 @@ use crate::{
     failure::Failure,
     output, serve,
 };
+
+/// Until a request whose answer did not come is made once more.
+const BEFORE_REPEATING: Duration = Duration::from_secs(2);
 
 pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
     use cli::Tenant as T;
@@ -88,7 +91,7 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
             one_tenant(&api, &changed)
         }
         T::Rename { name, to, wait, how, api } => {
-            verb(&api, &name, "rename", &json!({ "to": to, "wait_ms": millis(wait) }), &how, None).await
+            verb(&api, &name, "rename", &json!({ "to": to, "wait_ms": wait.map(millis) }), &how, None).await
         }
         T::Drain { name, deadline, how, api } => {
             verb(&api, &name, "drain", &json!({ "deadline_ms": millis(deadline) }), &how, None).await
@@ -119,7 +122,7 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
             let password = password.unwrap_or_else(|| "CHANGE_ME".to_owned());
             let credentials = json!({
                 "host": shown["address"]["host"], "port": shown["address"]["port"], "database": shown["name"],
-                "user": shown["owner_role"], "password": password,
+                "user": user_of(&shown), "password": password,
             });
             output::line(&variables(&credentials, format))
         }
@@ -184,6 +187,30 @@ pub async fn job(command: cli::Job) -> Result<(), Failure> {
     }
 }
 
+pub async fn audit(command: cli::Audit) -> Result<(), Failure> {
+    match command {
+        cli::Audit::List { limit, api } => {
+            let found = Client::new(&api)?.get(&format!("/v1/audit?limit={limit}")).await?;
+            let items = found["items"].as_array().cloned().unwrap_or_default();
+            list(&api, &items, ["ID", "AT", "BY", "FROM", "ACTION", "TENANT", "OUTCOME", "REQUEST"], |row| {
+                ["id", "at", "actor", "peer", "action", "tenant", "outcome", "request"].map(|key| word(&row[key]))
+            })
+        }
+        cli::Audit::Verify { api } => {
+            let chain = Client::new(&api)?.get("/v1/audit/verify").await?;
+            if let Some(broken) = chain["broken"].as_i64() {
+                return Err(Failure::Refused(format!(
+                    "row {broken} of the audit log does not fit the rows before it: it was changed, or one before it is gone"
+                )));
+            }
+            let whole = || {
+                format!("{} rows, whole; row {}: {}", word(&chain["rows"]), word(&chain["last"]), word(&chain["chain"]))
+            };
+            output::line(&if api.json { chain.to_string() } else { whole() })
+        }
+    }
+}
+
 pub async fn token(command: cli::Token) -> Result<(), Failure> {
     use cli::Token as T;
     match command {
@@ -198,10 +225,8 @@ pub async fn token(command: cli::Token) -> Result<(), Failure> {
             })?;
             let catalog = Catalog::new(server, control).map_err(Failure::unavailable("the catalog"))?;
             catalog.migrate(serve::may_begin(&settings)).await.map_err(Failure::unavailable("the catalog"))?;
-            let (id, token, hash) = auth::new_token();
-            let made = catalog.insert_token(&id, &wish.label, wish.access, &hash, tokens::expiry(&wish)).await;
-            made.map_err(Failure::unavailable("the catalog"))?;
-            output::line(&token)
+            let made = tokens::make(&catalog, "tenantry token create", &wish).await;
+            output::line(&made.map_err(Failure::unavailable("the catalog"))?.token)
         }
         T::List { api } => {
             let items = all(&Client::new(&api)?, "/v1/tokens").await?;
@@ -247,68 +272,98 @@ async fn begin(
 ) -> Result<(), Failure> {
     let client = Client::new(api)?;
     let path = if how.dry_run { format!("{path}?dry_run=true") } else { path.to_owned() };
-    // The job is begun at once and followed, so that a person sees how far it is.
-    let options = Options { no_wait: true, ..options };
-    let mut begun = client.send(method, &path, Some(body), options).await?;
+    // The job is begun at once and followed, so that a person sees how far it is; under a key, so that it may be asked for
+    // twice.
+    let own_key = (!how.dry_run).then(|| format!("tenantry-{:032x}", rand::random::<u128>()));
+    let idempotency_key = options.idempotency_key.or(own_key.as_deref());
+    let options = Options { no_wait: true, idempotency_key, ..options };
+    let (mut begun, is_repeated) = match client.send(method.clone(), &path, Some(body), options).await {
+        Err(Failure::Unavailable(_)) if !how.dry_run => {
+            tokio::time::sleep(BEFORE_REPEATING).await;
+            (client.send(method, &path, Some(body), options).await?, true)
+        }
+        other => (other?, false),
+    };
     if how.dry_run {
         let steps: Vec<String> = begun["steps"].as_array().into_iter().flatten().map(word).collect();
         return output::line(&if api.json { begun.to_string() } else { steps.join("\n") });
     }
     let Some(id) = begun["job"]["id"].as_i64() else { return output::line(&begun.to_string()) };
-    if !how.no_wait {
-        begun["job"] = watch(&client, id, !api.json && env.is_none()).await?;
-        if begun["job"]["state"] != "succeeded" {
-            return verdict(&begun["job"]);
-        }
+    let followed = match how.no_wait {
+        true => Ok(()),
+        false => watch(&client, id, !api.json && env.is_none()).await.map(|job| begun["job"] = job),
+    };
+    if followed.is_ok() && !how.no_wait && begun["job"]["state"] != "succeeded" {
+        return verdict(&begun["job"]);
     }
-    let credentials = &begun["credentials"];
+    let kind = begun["job"]["kind"].as_str();
+    if is_repeated && begun["credentials"].is_null() && matches!(kind, Some("create" | "rotate")) {
+        let name = word(&begun["job"]["tenant"]);
+        eprintln!("the answer with the password was lost on its way; `tenantry tenant rotate {name}` makes a new one");
+    }
+    // Also where the job could not be followed: the password is in this answer and nowhere else.
+    tell(api, &begun, how.no_wait || followed.is_err(), env)?;
+    followed
+}
+
+/// What was begun, or done.
+fn tell(api: &cli::Api, begun: &Value, is_open: bool, env: Option<EnvFormat>) -> Result<(), Failure> {
+    let (id, credentials) = (word(&begun["job"]["id"]), &begun["credentials"]);
+    let is_shown = credentials.is_object();
     match env {
-        Some(format) if credentials.is_object() => output::line(&variables(credentials, format)),
+        Some(format) if is_shown => output::line(&variables(credentials, format)),
         _ if api.json => output::line(&begun.to_string()),
-        _ if credentials.is_object() => output::line(&format!(
-            "{}\n\nThe password is told this once. Connect with:\n  {}",
+        _ if is_shown => output::line(&format!(
+            "{}\n\nThe password is told this once. Connect{} with:\n  {}",
             variables(credentials, EnvFormat::Env),
+            if is_open { format!(", once job {id} has succeeded,") } else { String::new() },
             word(&credentials["url"])
         )),
-        _ if how.no_wait => output::line(&format!("job {id} is under way; `tenantry job watch {id}` follows it")),
+        _ if is_open => output::line(&format!("job {id} is under way; `tenantry job watch {id}` follows it")),
         _ => verdict(&begun["job"]),
     }
 }
 
 /// Follows a job to its end, with a bar on a terminal; the job as it is then.
 async fn watch(client: &Client, id: i64, is_shown: bool) -> Result<Value, Failure> {
-    let bar = if is_shown && std::io::stderr().is_terminal() {
-        let style = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} {wide_msg}");
-        let bar = indicatif::ProgressBar::new(0);
-        bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
-        bar
-    } else {
-        indicatif::ProgressBar::hidden()
-    };
-    let job = client.get(&format!("/v1/jobs/{id}")).await?;
-    bar.set_length(job["steps"].as_array().map_or(0, |steps| u64::try_from(steps.len()).unwrap_or(0)));
-    let mut end = Value::Null;
-    let path = format!("/v1/jobs/{id}/events");
-    client
-        .events(&path, |event, data| match event {
-            "step" => {
-                if data["text"].as_str().is_some_and(|text| text.ends_with(" done")) {
-                    bar.inc(1);
-                }
-                bar.set_message(word(&data["text"]));
-            }
-            "progress" => bar.set_message(word(&data["text"])),
-            "end" => end = data.clone(),
-            _ => {}
-        })
-        .await?;
-    bar.finish_and_clear();
-    if end.is_null() {
-        return Err(Failure::Unavailable(format!(
-            "the stream of job {id} ended early; `tenantry job watch {id}` goes on"
-        )));
+    let bar = bar(is_shown);
+    if let Ok(job) = client.get(&format!("/v1/jobs/{id}")).await {
+        bar.set_length(job["steps"].as_array().map_or(0, |steps| u64::try_from(steps.len()).unwrap_or(0)));
     }
+    let mut end = Value::Null;
+    let followed = client
+        .follow(&format!("/v1/jobs/{id}/events"), |event, data| {
+            match event {
+                "step" => {
+                    if data["text"].as_str().is_some_and(|text| text.ends_with(" done")) {
+                        bar.inc(1);
+                    }
+                    bar.set_message(word(&data["text"]));
+                }
+                "progress" => bar.set_message(word(&data["text"])),
+                "end" => end = data.clone(),
+                _ => {}
+            }
+            event == "end"
+        })
+        .await;
+    bar.finish_and_clear();
+    let goes_on = |why: String| format!("{why}\njob {id} may go on; `tenantry job watch {id}` follows it");
+    followed.map_err(|failure| match failure {
+        Failure::Unavailable(why) => Failure::Unavailable(goes_on(why)),
+        other => other,
+    })?;
     Ok(end)
+}
+
+fn bar(is_shown: bool) -> indicatif::ProgressBar {
+    if !is_shown || !std::io::stderr().is_terminal() {
+        return indicatif::ProgressBar::hidden();
+    }
+    let style = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} {wide_msg}");
+    let bar = indicatif::ProgressBar::new(0);
+    bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
+    bar
 }
 
 /// How a job ended, in words; a failed one is a failure.
@@ -434,6 +489,13 @@ pub fn variables(credentials: &Value, format: EnvFormat) -> String {
     }
 }
 
+/// Whom its clients log in as: the owner, or of an adopted tenant the role that was named then.
+fn user_of(tenant: &Value) -> &Value {
+    let roles = tenant["roles"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let owner = &tenant["owner_role"];
+    if roles.contains(owner) { owner } else { roles.first().unwrap_or(owner) }
+}
+
 /// A part of a path, whatever it holds.
 fn segment(text: &str) -> String {
     text.bytes()
@@ -458,4 +520,16 @@ fn word(value: &Value) -> String {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_tenants_clients_log_in_as_its_owner_only_if_the_owner_may() {
+        assert_eq!(user_of(&json!({ "owner_role": "o", "roles": ["r", "o"] })), "o");
+        assert_eq!(user_of(&json!({ "owner_role": "o", "roles": ["r"] })), "r");
+        assert_eq!(user_of(&json!({ "owner_role": "o", "roles": [] })), "o");
+    }
 }

@@ -42,6 +42,7 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Tenant(args) => on_runtime(OrAuto::Auto, commands::tenant(*args)),
         Command::Server(args) => on_runtime(OrAuto::Auto, commands::server(args)),
         Command::Job(args) => on_runtime(OrAuto::Auto, commands::job(args)),
+        Command::Audit(args) => on_runtime(OrAuto::Auto, commands::audit(args)),
         Command::Token(args) => on_runtime(OrAuto::Auto, commands::token(args)),
         Command::Completion { shell } => commands::completion(shell),
         Command::Version => output::line(&format!("tenantry {}", env!("CARGO_PKG_VERSION"))),

@@ -4,10 +4,11 @@ use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tenantry_testkit::{
-    Api, Mode, ProxyBuilder, Relay, cluster,
-    control::{control_builder, control_proxy, control_role},
+    Api, Mode, Proxy, ProxyBuilder, Relay, Tenant, cluster,
+    control::{control_builder, control_proxy, control_role, tenant_of},
     eventually,
     proxy::binary,
+    tls::write_certificates,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -19,7 +20,8 @@ const ACCESS: [&str; 4] = ["nobody", "viewer", "operator", "admin"];
 /// What each may do, as told in the README: written here once more, so that a slip in the table is seen.
 fn least(method: &str, path: &str) -> &'static str {
     match (method, path) {
-        ("get", "/v1/audit" | "/v1/tokens") | ("post" | "delete", "/v1/tokens" | "/v1/tokens/{token}") => "admin",
+        ("get", "/v1/audit" | "/v1/audit/verify" | "/v1/tokens")
+        | ("post" | "delete", "/v1/tokens" | "/v1/tokens/{token}") => "admin",
         ("delete", _) => "admin",
         ("get", _) => "viewer",
         _ => "operator",
@@ -252,6 +254,7 @@ async fn a_request_with_the_same_key_is_done_once() {
     let first = api.send("POST", "/v1/tenants", Some(&body), &key).await;
     let again = api.send("POST", "/v1/tenants", Some(&body), &key).await;
     assert_eq!((first.status, again.status), (201, 201), "{}", again.body);
+    assert_eq!(first.headers["cache-control"], "no-store");
     assert_eq!(first.body["job"]["id"], again.body["job"]["id"]);
     assert!(again.body["credentials"].is_null(), "the password is told once");
     let other = api.send("POST", "/v1/tenants", Some(&json!({ "name": "other" })), &key).await;
@@ -280,13 +283,124 @@ async fn the_audit_log_has_what_was_wanted_and_what_came_of_it() {
     let (_proxy, api) = control_proxy().await;
     api.create("watched").await;
     api.post("/v1/tenants/watched/resume", json!({})).await;
-    let rows = api.get("/v1/audit").await.body["items"].as_array().cloned().unwrap_or_default();
-    let row = |action: &str, outcome: &str| {
-        rows.iter().any(|row| row["action"] == action && row["outcome"] == outcome && row["tenant"] == "watched")
+    let change = json!({ "owner": "ada" });
+    api.send("PATCH", "/v1/tenants/watched", Some(&change), &[("If-Match", "*")]).await;
+    // Its role is there already, and is not ours: the job gives up.
+    cluster().sql("CREATE ROLE unlucky").await;
+    let failed = api.post("/v1/tenants", json!({ "name": "unlucky" })).await;
+    assert_eq!(failed.status, 409, "{}", failed.body);
+    let rows = audit(&api).await;
+    let of = |action: &str, tenant: &str| -> Vec<&Value> {
+        rows.iter().rev().filter(|row| row["action"] == action && row["tenant"] == tenant).collect()
     };
-    assert!(row("create", "intent") && row("create", "done"), "{rows:?}");
-    assert!(row("resume", "intent") && row("resume", "done"), "{rows:?}");
+    let outcomes = |action: &str, tenant: &str| -> Vec<&str> {
+        of(action, tenant).iter().map(|row| row["outcome"].as_str().expect("text")).collect()
+    };
+    assert_eq!(outcomes("create", "watched"), ["intent", "begun", "succeeded"]);
+    assert_eq!(outcomes("create", "unlucky"), ["intent", "begun", "failed"]);
+    assert_eq!(outcomes("resume", "watched"), ["intent", "done"]);
+    let [_, done] = of("update", "watched")[..] else { panic!("{rows:?}") };
+    assert_eq!((&done["before"]["spec"]["owner"], &done["after"]["spec"]["owner"]), (&Value::Null, &json!("ada")));
+    let requests: BTreeSet<_> = of("create", "watched").iter().map(|row| row["request"].as_str()).collect();
+    assert_eq!(requests.len(), 1, "one request, from its intent to the end of its job");
+    assert!(rows.iter().any(|row| row["action"] == "create_token" && row["actor"] == "tenantry token create"));
     assert!(!json!(rows).to_string().contains("SCRAM-SHA-256$"), "a verifier is in the audit log");
+}
+
+async fn audit(api: &Api) -> Vec<Value> {
+    api.get("/v1/audit?limit=500").await.body["items"].as_array().cloned().expect("rows")
+}
+
+#[tokio::test]
+async fn changes_that_are_refused_at_the_door_are_in_the_audit_log_and_not_without_end() {
+    let (proxy, api) = control_proxy().await;
+    let viewer = Api::new(&proxy, "viewer").await;
+    assert_eq!(viewer.post("/v1/tenants", json!({ "name": "mine" })).await.status, 403);
+    // Whoever has no token is soon told to slow down.
+    eventually("refused", async || {
+        (api.with_token("").post("/v1/tokens", json!({})).await.status == 401).then_some(())
+    })
+    .await;
+    let rows = eventually("both rows", async || {
+        let rows = audit(&api).await;
+        let refused = |row: &&Value| matches!(row["outcome"].as_str(), Some("forbidden" | "no-token"));
+        let refused: Vec<Value> = rows.iter().filter(refused).cloned().collect();
+        (refused.len() == 2).then_some(refused)
+    })
+    .await;
+    assert!(
+        rows.iter()
+            .any(|row| row["action"] == "POST /v1/tenants" && row["actor"].as_str().expect("text").ends_with(" test"))
+    );
+    assert!(rows.iter().any(|row| row["action"] == "POST /v1/tokens" && row["actor"] == "-"));
+    for _ in 0..150 {
+        viewer.post("/v1/tenants", json!({ "name": "mine" })).await;
+    }
+    assert!(audit(&api).await.len() < 100, "a bounded rate");
+}
+
+#[tokio::test]
+async fn a_row_of_the_audit_log_that_was_changed_or_taken_out_is_found() {
+    let (proxy, api) = control_proxy().await;
+    api.create("honest").await;
+    let whole = api.get("/v1/audit/verify").await.body;
+    let rows = audit(&api).await;
+    assert_eq!((&whole["broken"], &whole["rows"]), (&Value::Null, &json!(rows.len())), "{whole}");
+    assert_eq!((&whole["last"], &whole["chain"]), (&rows[0]["id"], &rows[0]["chain"]));
+    let verify = || cli(&proxy, &api, &["audit", "verify"]);
+    let (code, said) = verify();
+    assert!(code == 0 && said.contains("whole"), "{said}");
+    let sql = "UPDATE tenantry.audit SET actor = 'nobody' WHERE id = 2";
+    cluster().sql_in("tenantry_control", sql).await;
+    assert_eq!(api.get("/v1/audit/verify").await.body["broken"], 2);
+    assert_eq!(verify().0, 65);
+    cluster().sql_in("tenantry_control", "DELETE FROM tenantry.audit WHERE id = 2").await;
+    assert_eq!(api.get("/v1/audit/verify").await.body["broken"], 3);
+}
+
+/// The command line, on the API.
+fn cli_at(url: &str, token: &str, words: &[&str]) -> (i32, String) {
+    let output = Command::new(binary())
+        .args(words)
+        .env("TENANTRY_URL", url)
+        .env("TENANTRY_TOKEN", token)
+        .output()
+        .expect("tenantry");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code().unwrap_or(-1), String::from_utf8_lossy(&said).into_owned())
+}
+
+fn cli(proxy: &Proxy, api: &Api, words: &[&str]) -> (i32, String) {
+    cli_at(&format!("http://{}", proxy.admin()), &api.token, words)
+}
+
+#[tokio::test]
+async fn a_change_whose_caller_hangs_up_still_has_its_outcome_in_the_audit_log() {
+    let (proxy, api) = control_proxy().await;
+    api.create("left").await;
+    // Whoever changes something now waits for us.
+    let hold = cluster().admin("tenantry_control").await;
+    hold.batch_execute("BEGIN; SELECT FROM tenantry.meta FOR UPDATE").await.expect("locked");
+    let body = r#"{"owner":"ada"}"#;
+    let request = format!(
+        "PATCH /v1/tenants/left HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nIf-Match: *\r\nContent-Length: {}\r\n\r\n{body}",
+        api.token,
+        body.len()
+    );
+    let mut caller = TcpStream::connect(proxy.admin()).await.expect("connect");
+    caller.write_all(request.as_bytes()).await.expect("write");
+    eventually("it waits for the lock", async || {
+        let waits = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE tenantry.meta%'";
+        (cluster().sql(waits).await.as_deref() == Some("1")).then_some(())
+    })
+    .await;
+    drop(caller);
+    hold.batch_execute("COMMIT").await.expect("unlocked");
+    eventually("its outcome", async || {
+        let rows = audit(&api).await;
+        rows.iter().any(|row| row["action"] == "update" && row["outcome"] == "done").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -306,6 +420,8 @@ async fn a_job_can_be_cancelled_and_undoes_what_it_did() {
     assert_eq!(begun.status, 202, "{}", begun.body);
     let id = begun.body["job"]["id"].as_i64().expect("a number");
     assert_eq!(api.post("/v1/tenants/busy/pause", json!({})).await.status, 409, "one thing at a time");
+    let twice = api.post("/v1/tenants/busy/drain", json!({})).await;
+    assert_eq!((twice.status, twice.body["job"].as_i64()), (409, Some(id)), "{}", twice.body);
     assert_eq!(api.post(&format!("/v1/jobs/{id}/cancel"), json!({})).await.status, 202);
     let events = api.get(&format!("/v1/jobs/{id}/events")).await;
     let text = events.body.as_str().expect("a stream");
@@ -315,6 +431,371 @@ async fn a_job_can_be_cancelled_and_undoes_what_it_did() {
     assert_eq!(client.value("SELECT current_database()").await, "busy");
     client.run("COMMIT").await;
     assert_eq!(client.value("SELECT 1").await, "1");
+}
+
+/// A proxy whose catalog is behind a link that can break, and whose tenants are behind another, on server `data`.
+async fn two_links() -> (Proxy, Api, Relay, Relay) {
+    let cluster = cluster();
+    control_role(cluster).await;
+    let (catalog, data) = (Relay::start(cluster.address()).await, Relay::start(cluster.address()).await);
+    let control =
+        [("role", "tenantry_control"), ("database", "tenantry_control"), ("password", "secret-of-the-control-role")];
+    let control = toml::Table::from_iter(control.map(|(key, value)| (key.to_owned(), toml::Value::from(value))));
+    let proxy = control_builder(ProxyBuilder::to(catalog.address()))
+        .set("servers.data.host", data.address().ip().to_string())
+        .set("servers.data.port", i64::from(data.address().port()))
+        .set("servers.data.control", control)
+        .start()
+        .await;
+    let api = Api::new(&proxy, "admin").await;
+    (proxy, api, catalog, data)
+}
+
+fn break_off(link: &Relay) {
+    link.mode(Mode::Refuse);
+    link.reset();
+}
+
+/// Until whoever runs jobs has one, and whoever asked for it could know.
+async fn begun() {
+    let sql = "SELECT count(*) FROM tenantry.jobs WHERE state <> 'queued'";
+    let count = async || cluster().sql_in("tenantry_control", sql).await;
+    eventually("a job is begun", async || (count().await.as_deref() == Some("1")).then_some(())).await;
+}
+
+/// Until somebody follows its events.
+async fn followed() {
+    let sql = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'SELECT id, at, text FROM tenantry.job_events%'";
+    eventually("a job is followed", async || (cluster().sql(sql).await.as_deref() != Some("0")).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_that_was_written_down_is_answered_with_its_password_also_when_the_catalog_fails_then() {
+    let (proxy, api, catalog, data) = two_links().await;
+    break_off(&data);
+    let body = json!({ "name": "kept", "server": "data" });
+    let (made, ()) = tokio::join!(api.post("/v1/tenants", body), async {
+        begun().await;
+        break_off(&catalog);
+    });
+    assert_eq!(made.status, 202, "{}", made.body);
+    assert!(made.body["job"]["id"].is_i64() && made.headers.contains_key("location"), "{}", made.body);
+    let tenant = tenant_of(&made.body);
+    catalog.mode(Mode::Pass);
+    data.mode(Mode::Pass);
+    eventually("it is made", async || proxy.connect(&tenant).try_login().await.ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_prints_a_password_also_when_it_cannot_follow_the_job() {
+    let (proxy, api, _catalog, data) = two_links().await;
+    break_off(&data);
+    let way = Relay::start(proxy.admin()).await;
+    let (url, token) = (format!("http://{}", way.address()), api.token.clone());
+    let words = ["tenant", "create", "printed", "--server", "data", "--env"];
+    let command = tokio::task::spawn_blocking(move || cli_at(&url, &token, &words));
+    followed().await;
+    break_off(&way);
+    let (code, said) = command.await.expect("the command");
+    assert_eq!(code, 69, "{said}");
+    assert!(said.contains("job watch"), "{said}");
+    let value = |name: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(&format!("{name}=")));
+        line.unwrap_or_else(|| panic!("no {name} in {said}")).to_owned()
+    };
+    let tenant =
+        Tenant { name: value("DATABASE_NAME"), role: value("DATABASE_USER"), password: value("DATABASE_PASSWORD") };
+    data.mode(Mode::Pass);
+    eventually("it is made", async || proxy.connect(&tenant).try_login().await.ok()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_follows_a_job_goes_on_where_its_connection_broke() {
+    let (proxy, api, _catalog, data) = two_links().await;
+    break_off(&data);
+    let way = Relay::start(proxy.admin()).await;
+    let (url, token) = (format!("http://{}", way.address()), api.token.clone());
+    let command =
+        tokio::task::spawn_blocking(move || cli_at(&url, &token, &["tenant", "create", "patient", "--server", "data"]));
+    followed().await;
+    let before = way.accepted();
+    way.reset();
+    eventually("it is followed again", async || (way.accepted() > before).then_some(())).await;
+    data.mode(Mode::Pass);
+    let (code, said) = command.await.expect("the command");
+    assert!(code == 0 && said.contains("DATABASE_PASSWORD="), "{code}: {said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_is_lost_on_its_way_makes_no_second_job_and_the_way_to_a_password_is_told() {
+    let (proxy, api) = control_proxy().await;
+    let way = Relay::start(proxy.admin()).await;
+    way.reset_after(1);
+    let (url, token) = (format!("http://{}", way.address()), api.token.clone());
+    let command = tokio::task::spawn_blocking(move || cli_at(&url, &token, &["tenant", "create", "twice"]));
+    begun().await;
+    way.reset_after(u64::MAX);
+    let (code, said) = command.await.expect("the command");
+    assert!(code == 0 && said.contains("tenant rotate twice"), "{code}: {said}");
+    assert_eq!(api.get("/v1/jobs").await.body["items"].as_array().map(Vec::len), Some(1));
+}
+
+#[tokio::test]
+async fn a_parameter_that_an_operation_does_not_know_is_refused_and_nothing_is_done() {
+    let (_proxy, api) = control_proxy().await;
+    api.create("steady").await;
+    for (method, path) in [
+        ("POST", "/v1/tenants/steady/pause?dry_run=true"),
+        ("PATCH", "/v1/tenants/steady?dry_run=true"),
+        ("POST", "/v1/tenants/other/adopt?dry_run=true"),
+        ("POST", "/v1/tokens?dry_run=true"),
+        ("POST", "/v1/jobs/1/cancel?dry_run=true"),
+        ("POST", "/v1/tenants?dryrun=true"),
+        ("GET", "/v1/tenants?limits=1"),
+        ("GET", "/v1/servers?limit=1"),
+    ] {
+        let body = (method != "GET").then(|| json!({}));
+        let reply = api.send(method, path, body.as_ref(), &[("If-Match", "*")]).await;
+        assert_eq!(reply.status, 422, "{method} {path}: {}", reply.body);
+    }
+    for path in ["/v1/tenants/steady/pause", "/v1/tokens", "/v1/tenants/other/adopt"] {
+        let reply = api.send("POST", path, Some(&json!({})), &[("Idempotency-Key", "k")]).await;
+        assert_eq!(reply.status, 422, "{path}: {}", reply.body);
+    }
+    assert_eq!(api.get("/v1/tenants/steady").await.body["state"], "active");
+    for path in ["/v1/tenants/%FF", "/v1/jobs/%FF/events", "/v1/explain/%C3"] {
+        let reply = api.get(path).await;
+        assert_eq!(
+            (reply.status, reply.headers["content-type"].to_str().ok()),
+            (400, Some("application/problem+json")),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_key_is_the_same_job_also_after_a_rename_and_also_at_the_same_time() {
+    let (_proxy, api) = control_proxy().await;
+    let keyed = async |path: &str, body: Value, key: &str| {
+        api.send("POST", path, Some(&body), &[("Idempotency-Key", key)]).await
+    };
+    let (a, b) = tokio::join!(
+        keyed("/v1/tenants", json!({ "name": "first" }), "make"),
+        keyed("/v1/tenants", json!({ "name": "first" }), "make")
+    );
+    assert_eq!((a.status, b.status, &a.body["job"]["id"]), (201, 201, &b.body["job"]["id"]), "{} {}", a.body, b.body);
+    assert!(a.body["credentials"].is_null() != b.body["credentials"].is_null(), "told to one of them");
+    let one = keyed("/v1/tenants/first/rename", json!({ "to": "second" }), "name").await;
+    let two = keyed("/v1/tenants/first/rename", json!({ "to": "second" }), "name").await;
+    assert_eq!((one.status, two.status, &one.body["job"]["id"]), (200, 200, &two.body["job"]["id"]), "{}", two.body);
+    let dry = keyed("/v1/tenants/second/rename?dry_run=true", json!({ "to": "third" }), "name").await;
+    assert_eq!((dry.status, &dry.body["job"]), (200, &Value::Null), "{}", dry.body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_changes_at_once_that_do_not_go_together_one_is_refused() {
+    let (_proxy, api) = control_proxy().await;
+    api.create("left").await;
+    api.create("right").await;
+    for round in 0..5 {
+        let tag = api.get("/v1/tenants/left").await.headers["etag"].to_str().expect("text").to_owned();
+        let patch = async |owner: String| {
+            api.send("PATCH", "/v1/tenants/left", Some(&json!({ "owner": owner })), &[("If-Match", &tag)]).await.status
+        };
+        let both = tokio::join!(patch(format!("ada{round}")), patch(format!("bob{round}")));
+        assert_eq!(BTreeSet::from([both.0, both.1]), BTreeSet::from([200, 412]), "of one version");
+        // The server's cap is 30.
+        let floor = async |tenant: &str, floor: u32| {
+            let path = format!("/v1/tenants/{tenant}");
+            api.send("PATCH", &path, Some(&json!({ "floor": floor })), &[("If-Match", "*")]).await.status
+        };
+        let both = tokio::join!(floor("left", 20), floor("right", 20));
+        assert_eq!(
+            BTreeSet::from([both.0, both.1]),
+            BTreeSet::from([200, 422]),
+            "the floors of both are more than the cap"
+        );
+        assert_eq!((floor("left", 0).await, floor("right", 0).await), (200, 200));
+    }
+    assert_eq!(
+        api.get("/v1/audit/verify").await.body["broken"],
+        Value::Null,
+        "those who write at once write one chain"
+    );
+}
+
+#[tokio::test]
+async fn what_others_live_on_is_not_adopted_and_whether_everybody_may_connect_is_told() {
+    let old = cluster().tenant("legacy").await;
+    let fixed = cluster().tenant("fixed").await;
+    control_role(cluster()).await;
+    let proxy = control_builder(ProxyBuilder::new(cluster())).tenant(&fixed).start().await;
+    let api = Api::new(&proxy, "admin").await;
+    let sql = |sql: String| async move { cluster().sql(&sql).await };
+    let verifier = sql(format!("SELECT rolpassword FROM pg_authid WHERE rolname = '{}'", old.role)).await;
+    let adopt = async |database: &str, role: &str| {
+        let body = json!({ "database": database, "role": role, "verifier": verifier });
+        api.post("/v1/tenants/taken_over/adopt", body).await
+    };
+    let refused = async |database: &str, role: &str, why: &str| {
+        let reply = adopt(database, role).await;
+        let detail = reply.body["detail"].as_str().unwrap_or_default();
+        assert!(reply.status == 422 && detail.contains(why), "{database} {role}: {} {}", reply.status, reply.body);
+    };
+    refused(&old.name, &old.role, "GRANT").await;
+    for role in [&old.role, &fixed.role] {
+        sql(format!("GRANT {role} TO tenantry_control")).await;
+    }
+    refused("tenantry_control", &old.role, "control database").await;
+    refused("postgres", &old.role, "PostgreSQL's own").await;
+    refused("template1", &old.role, "PostgreSQL's own").await;
+    refused(&fixed.name, &old.role, "settings file").await;
+    refused("none_such", &old.role, "none of that name").await;
+    refused("a\u{0}b", &old.role, "control characters").await;
+    refused(&old.name, "a\u{0}b", "control characters").await;
+    refused(&old.name, "none_such", "may log in").await;
+    refused(&old.name, "pg_signal_backend", "may log in").await;
+    refused(&old.name, "tenantry_control", "Tenantry's own").await;
+    let superuser = sql("SELECT rolname FROM pg_roles WHERE rolsuper LIMIT 1".to_owned()).await.expect("one");
+    refused(&old.name, &superuser, "superuser").await;
+    for (setting, off, why) in [("IS_TEMPLATE", "true", "template"), ("ALLOW_CONNECTIONS", "false", "lets nobody in")] {
+        sql(format!("ALTER DATABASE {} {setting} {off}", old.name)).await;
+        refused(&old.name, &old.role, why).await;
+        sql(format!("ALTER DATABASE {} {setting} {}", old.name, if off == "true" { "false" } else { "true" })).await;
+    }
+    let spec = json!({ "database": old.name, "verifier": verifier, "spec": { "settings": { "jit": "off" } } });
+    assert_eq!(api.post("/v1/tenants/taken_over/adopt", spec).await.status, 422);
+    sql(format!("GRANT CONNECT ON DATABASE {} TO PUBLIC", old.name)).await;
+    let adopted = adopt(&old.name, &old.role).await;
+    assert_eq!((adopted.status, &adopted.body["public_may_connect"]), (201, &json!(true)), "{}", adopted.body);
+    assert_eq!(adopted.body["name"], "taken_over");
+    // What it logs in as is told, whoever owns it.
+    let (code, said) = cli(&proxy, &api, &["tenant", "env", "taken_over"]);
+    assert!(code == 0 && said.contains(&format!("DATABASE_USER={}", old.role)), "{said}");
+}
+
+#[tokio::test]
+async fn health_is_answered_while_others_keep_every_place_and_streams_have_a_limit() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("followed").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("BEGIN").await;
+    let wait = [("Prefer", "respond-async")];
+    let begun = api.send("POST", "/v1/tenants/followed/rename", Some(&json!({ "to": "on" })), &wait).await;
+    let path = format!("/v1/jobs/{}/events", begun.body["job"]["id"]);
+    let mut streams = Vec::new();
+    let mut statuses = Vec::new();
+    for _ in 0..17 {
+        let mut stream = TcpStream::connect(proxy.admin()).await.expect("connect");
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", api.token);
+        stream.write_all(head.as_bytes()).await.expect("write");
+        let mut status = [0; 12];
+        stream.read_exact(&mut status).await.expect("an answer");
+        statuses.push(String::from_utf8_lossy(&status[9..]).into_owned());
+        streams.push(stream);
+    }
+    assert_eq!(statuses.iter().filter(|status| *status == "200").count(), 16);
+    assert_eq!(statuses.last().map(String::as_str), Some("429"));
+    drop(streams);
+    let mut silent = Vec::new();
+    for _ in 0..100 {
+        silent.push(TcpStream::connect(proxy.admin()).await.expect("connect"));
+    }
+    eventually("health", async || {
+        let mut stream = TcpStream::connect(proxy.admin()).await.ok()?;
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.ok()?;
+        answer.starts_with("HTTP/1.1 200").then_some(())
+    })
+    .await;
+    client.run("COMMIT").await;
+}
+
+#[tokio::test]
+async fn a_suspended_tenant_that_woke_by_itself_can_be_suspended_again_and_paused() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("sleeper").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for _ in 0..2 {
+        assert_eq!(client.value("SELECT 1").await, "1");
+        let suspended = api.post("/v1/tenants/sleeper/suspend", json!({})).await;
+        assert_eq!((suspended.status, &suspended.body["live"]["connections"]), (200, &json!(0)), "{}", suspended.body);
+        assert_eq!(suspended.body["state"], "suspended");
+    }
+    assert_eq!(client.value("SELECT 1").await, "1");
+    assert_eq!(api.get("/v1/tenants/sleeper").await.body["state"], "active");
+    let paused = api.post("/v1/tenants/sleeper/pause", json!({})).await;
+    assert_eq!((paused.status, &paused.body["state"]), (200, &json!("paused")), "{}", paused.body);
+    assert_eq!(api.post("/v1/tenants/sleeper/resume", json!({})).await.status, 200);
+    assert_eq!(client.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn a_rename_does_not_hold_clients_for_longer_than_they_wait() {
+    control_role(cluster()).await;
+    let proxy = control_builder(ProxyBuilder::new(cluster())).set("pool.query_wait_timeout", "20s").start().await;
+    let api = Api::new(&proxy, "admin").await;
+    api.create("brief").await;
+    let rename = async |body: Value| api.post("/v1/tenants/brief/rename?dry_run=true", body).await.status;
+    assert_eq!(rename(json!({ "to": "x", "wait_ms": 10_001 })).await, 422);
+    assert_eq!(rename(json!({ "to": "x", "wait_ms": 10_000 })).await, 200);
+    assert_eq!(rename(json!({ "to": "x" })).await, 200);
+    let (code, said) = cli(&proxy, &api, &["tenant", "rename", "brief", "briefer"]);
+    assert_eq!(code, 0, "{said}");
+}
+
+#[tokio::test]
+async fn every_list_that_can_be_long_comes_in_pages() {
+    let (proxy, api) = control_proxy().await;
+    for name in ["a", "b", "c"] {
+        api.create(name).await;
+        Api::new(&proxy, "viewer").await;
+    }
+    let sql = "INSERT INTO tenantry.archives (tenant, path, bytes, sha256, tables) SELECT 1, 'p' || n, 1, '', '{}' FROM generate_series(1, 3) n";
+    cluster().sql_in("tenantry_control", sql).await;
+    for list in ["tenants", "jobs", "audit", "archives", "tokens"] {
+        let whole = api.get(&format!("/v1/{list}?limit=500")).await.body;
+        let whole = whole["items"].as_array().expect("items");
+        let (mut parts, mut after) = (Vec::new(), String::new());
+        loop {
+            let page = api.get(&format!("/v1/{list}?limit=1{after}")).await.body;
+            parts.extend(page["items"].as_array().expect("items").clone());
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => break,
+            }
+        }
+        assert!(whole.len() >= 3 && parts.len() == whole.len(), "{list}");
+        assert!(parts.iter().zip(whole).all(|(a, b)| a["id"] == b["id"] && a["name"] == b["name"]), "{list}");
+    }
+}
+
+#[tokio::test]
+async fn the_api_over_tls_asks_for_a_certificate_of_the_client_where_it_is_told_to() {
+    let dir = tempfile::tempdir().expect("a directory");
+    write_certificates(dir.path());
+    let at = |name: &str| dir.path().join(name).to_str().expect("text").to_owned();
+    control_role(cluster()).await;
+    let proxy = control_builder(ProxyBuilder::new(cluster())).start().await;
+    let api = Api::new(&proxy, "admin").await;
+    let fresh = proxy.settings().set("admin.cert_file", at("server.crt")).set("admin.key_file", at("server.key"));
+    let restart = async |text: String| {
+        std::fs::write(proxy.file(), text).expect("settings");
+        proxy.restart(&[]).await;
+    };
+    let url = format!("https://{}", proxy.admin());
+    let ca = at("ca.crt");
+    let list = |more: &[&str]| cli_at(&url, &api.token, &[&["tenant", "list", "--ca-file", &ca], more].concat());
+    restart(fresh.text()).await;
+    assert_eq!(list(&[]).0, 0, "{}", list(&[]).1);
+    assert_eq!(cli(&proxy, &api, &["tenant", "list"]).0, 69, "not in plain text");
+    // One authority signs both here.
+    restart(fresh.set("admin.client_ca_file", at("ca.crt")).text()).await;
+    assert_eq!(list(&[]).0, 69, "without a certificate");
+    let (cert, key) = (at("server.crt"), at("server.key"));
+    let (code, said) = list(&["--cert-file", &cert, "--key-file", &key]);
+    assert_eq!(code, 0, "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,4 +1,6 @@
 //! The listener: at most so many connections, each with a deadline.
+//!
+//! What always holds: whoever keeps all places, with streams or with silence, keeps nobody from `/healthz` and `/metrics`.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -17,7 +19,7 @@ use tenantry_config::Admin;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::{TcpListener, TcpStream},
-    sync::{Mutex, Semaphore},
+    sync::{Mutex, OwnedSemaphorePermit, Semaphore},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +34,11 @@ use crate::{
 
 /// Prometheus, a load balancer and a person need three; a fleet of them not more than this.
 const MAX_CONNECTIONS: usize = 64;
+/// Beyond those: for one look at health or metrics each, so that a fleet that follows jobs kills no healthy process.
+const SPARE_CONNECTIONS: usize = 16;
+const SPARE_HEADER_LIMIT: Duration = Duration::from_secs(1);
+/// An answer in a spare place, from accept to its last byte; a scrape gets 5 s.
+const SPARE_LIMIT: Duration = Duration::from_secs(8);
 /// For the request's headers, from accept or from the last answer.
 const HEADER_LIMIT: Duration = Duration::from_secs(10);
 /// For one connection, however busy; a scraper that keeps its connection alive reconnects without noticing.
@@ -102,15 +109,51 @@ pub fn tls(admin: &Admin) -> Result<Option<TlsAcceptor>, String> {
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
 
+/// What a connection may do, and for how long.
+#[derive(Debug, Clone, Copy)]
+struct Terms {
+    header: Duration,
+    whole: Duration,
+    keep_alive: bool,
+}
+
+const ORDINARY: Terms = Terms { header: HEADER_LIMIT, whole: CONNECTION_LIMIT, keep_alive: true };
+const SPARE: Terms = Terms { header: SPARE_HEADER_LIMIT, whole: SPARE_LIMIT, keep_alive: false };
+
+/// The places there are, and what is answered in each.
+struct Places {
+    ordinary: (Arc<Semaphore>, Router),
+    spare: (Arc<Semaphore>, Router),
+}
+
+impl Places {
+    fn new(app: Arc<App>, plane: Option<Arc<ControlPlane>>) -> Self {
+        let health = routes::router(Arc::clone(&app));
+        let all = match plane {
+            Some(plane) => health.merge(api::router(plane)),
+            None => health,
+        };
+        Self {
+            ordinary: (Arc::new(Semaphore::new(MAX_CONNECTIONS)), all),
+            spare: (Arc::new(Semaphore::new(SPARE_CONNECTIONS)), routes::spare(app)),
+        }
+    }
+
+    /// `None`: dropped, and the caller sees a closed connection rather than a wait without end.
+    fn take(&self) -> Option<(OwnedSemaphorePermit, Router, Terms)> {
+        let free = |(places, router): &(Arc<Semaphore>, Router)| {
+            Some((Arc::clone(places).try_acquire_owned().ok()?, router.clone()))
+        };
+        let with = |terms| move |(place, router)| (place, router, terms);
+        free(&self.ordinary).map(with(ORDINARY)).or_else(|| free(&self.spare).map(with(SPARE)))
+    }
+}
+
 /// Answers until `stop`; open connections are cut then, for a scrape can be repeated.
 pub async fn serve(listener: Listener, parts: Parts, stop: CancellationToken) {
     let Parts { view, status, fences, recorder, plane, tls } = parts;
     let app = Arc::new(App { view, status, fences, recorder, scraping: Mutex::new(()) });
-    let mut router = routes::router(app);
-    if let Some(plane) = plane {
-        router = router.merge(api::router(plane));
-    }
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let places = Places::new(app, plane);
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -124,38 +167,38 @@ pub async fn serve(listener: Listener, parts: Parts, stop: CancellationToken) {
                 continue;
             }
         };
-        // No place: dropped, and the scraper sees a closed connection rather than a wait without end.
-        let Ok(place) = Arc::clone(&places).try_acquire_owned() else { continue };
-        let router = router.clone().layer(Extension(Peer(Some(peer.ip()))));
+        let Some((place, router, terms)) = places.take() else { continue };
+        let router = router.layer(Extension(Peer(Some(peer.ip()))));
         let (service, stop, tls) = (TowerToHyperService::new(router), stop.clone(), tls.clone());
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = serve_one(tcp, tls, service) => {}
+                () = serve_one(tcp, tls, service, terms) => {}
             }
         });
     }
 }
 
-async fn serve_one(tcp: TcpStream, tls: Option<TlsAcceptor>, service: TowerToHyperService<Router>) {
-    let Some(tls) = tls else { return answer(tcp, service).await };
-    match tokio::time::timeout(HEADER_LIMIT, tls.accept(tcp)).await {
-        Ok(Ok(stream)) => answer(stream, service).await,
+async fn serve_one(tcp: TcpStream, tls: Option<TlsAcceptor>, service: TowerToHyperService<Router>, terms: Terms) {
+    let Some(tls) = tls else { return answer(tcp, service, terms).await };
+    match tokio::time::timeout(terms.header, tls.accept(tcp)).await {
+        Ok(Ok(stream)) => answer(stream, service, terms).await,
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake of the admin listener failed"),
         Err(_) => {}
     }
 }
 
-async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, service: TowerToHyperService<Router>) {
+async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, service: TowerToHyperService<Router>, terms: Terms) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_LIMIT)
+        .header_read_timeout(terms.header)
+        .keep_alive(terms.keep_alive)
         .max_buf_size(MAX_HEAD_BYTES)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
     // What goes wrong with one scraper's connection is the scraper's to see.
-    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_LIMIT, connection).await {
+    if let Ok(Err(error)) = tokio::time::timeout(terms.whole, connection).await {
         tracing::debug!(%error, "a connection to the admin listener ended");
     }
 }

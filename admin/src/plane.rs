@@ -187,6 +187,11 @@ impl ControlPlane {
         Ok(problems)
     }
 
+    /// A suspended tenant gives up the server connections that it has opened since.
+    pub fn release(&self, tenant: &str) {
+        self.data.release(tenant);
+    }
+
     /// Reads the catalog and serves what it says. One that must not be believed changes nothing.
     pub async fn refresh(&self) -> Result<(), CatalogError> {
         let mut told = self.reading.lock().await;
@@ -316,6 +321,8 @@ mod tests {
         fn end_sessions(&self, _: &str, _: Option<i64>, _: bool) -> usize {
             0
         }
+
+        fn release(&self, _: &str) {}
 
         fn explain(&self, _: &str) -> Vec<(String, Explanation)> {
             Vec::new()

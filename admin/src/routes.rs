@@ -33,12 +33,25 @@ pub(crate) struct App {
     pub scraping: Mutex<()>,
 }
 
-pub(crate) fn router(app: Arc<App>) -> Router {
+fn pages() -> Router<Arc<App>> {
     Router::new()
         .route("/metrics", get(scrape))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .method_not_allowed_fallback(async || Problem::method("only GET"))
+}
+
+/// Where all ordinary places are taken.
+pub(crate) fn spare(app: Arc<App>) -> Router {
+    let full = async || {
+        let problem = Problem::too_many("too many connections; only /healthz, /readyz and /metrics are answered now");
+        Problem { retry_after: Some(5), ..problem }
+    };
+    pages().fallback(full).with_state(app)
+}
+
+pub(crate) fn router(app: Arc<App>) -> Router {
+    pages()
         .fallback(async || {
             Problem::not_found("no such page; there are /metrics, /healthz, /readyz and, with admin.catalog, /v1")
         })

@@ -62,6 +62,8 @@ pub trait Plane: View {
     fn cancel_running(&self, tenant: &str, number: Option<i64>) -> usize;
     /// Ends sessions, those in a transaction too if `at_once`; how many are in one.
     fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize;
+    /// Gives up a tenant's server connections: idle ones now, others as they come to rest.
+    fn release(&self, tenant: &str);
     /// Why each of its roles would wait, or waits.
     fn explain(&self, tenant: &str) -> Vec<(String, Explanation)>;
     /// Where clients reach it.
@@ -98,6 +100,10 @@ impl Status {
 }
 
 impl Plane for Directory {
+    fn release(&self, tenant: &str) {
+        Directory::release(self, tenant);
+    }
+
     fn apply(&self, settings: Settings) -> Result<(), String> {
         self.reload(settings).map_err(|error| error.to_string())
     }

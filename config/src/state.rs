@@ -88,7 +88,8 @@ impl TenantState {
             | (S::Paused | S::Drained | S::Draining, E::Resume)
             | (S::Suspended, E::Wake)
             | (S::Archived, E::Restore) => S::Active,
-            (S::Active, E::Pause) => S::Paused,
+            // A suspended tenant wakes by a query: whether it sleeps now only the data plane knows.
+            (S::Active | S::Suspended, E::Pause) => S::Paused,
             (S::Active | S::Paused | S::Suspended, E::Drain) => S::Draining,
             (S::Draining, E::Emptied) => S::Drained,
             (S::Active, E::Suspend) => S::Suspended,
@@ -184,7 +185,7 @@ mod tests {
              paused: - - active draining - - - - - -\n\
              draining: - - active - drained - - - - -\n\
              drained: - - active - - - - archived - dropped\n\
-             suspended: - - - draining - - active - - -\n\
+             suspended: - paused - draining - - active - - -\n\
              archived: - - - - - - - - active dropped\n\
              dropped: - - - - - - - - - -\n"
         );

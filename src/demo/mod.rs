@@ -14,7 +14,7 @@ use std::{net::TcpListener, time::Duration};
 use rand::{Rng, distr::Alphanumeric};
 use serde_json::json;
 use tenantry_admin::{
-    api::{auth, tokens, types::NewToken},
+    api::{tokens, types::NewToken},
     catalog::model::Access,
 };
 use tenantry_config::Overrides;
@@ -104,13 +104,19 @@ async fn create(running: &Running, place: &Place, cluster: &Cluster) -> Result<V
         return Err(Failure::Internal("the demo has no API".to_owned()));
     };
     let wish = NewToken { label: "demo".to_owned(), access: Access::Admin, days: 1 };
-    let (id, token, hash) = auth::new_token();
-    let made = plane.catalog.insert_token(&id, &wish.label, wish.access, &hash, tokens::expiry(&wish)).await;
-    made.map_err(Failure::internal("cannot make a token"))?;
+    let made = tokens::make(&plane.catalog, "tenantry demo", &wish).await;
+    let token = made.map_err(Failure::internal("cannot make a token"))?.token;
     plane.refresh().await.map_err(Failure::internal("cannot read the catalog"))?;
     place.write("token", &token)?;
-    let api =
-        cli::Api { url: format!("http://{admin}"), token: Some(token), token_file: None, ca_file: None, json: false };
+    let api = cli::Api {
+        url: format!("http://{admin}"),
+        token: Some(token),
+        token_file: None,
+        ca_file: None,
+        cert_file: None,
+        key_file: None,
+        json: false,
+    };
     let client = Client::new(&api)?;
     let mut forks = Vec::new();
     for name in NAMES {

@@ -1,118 +1,189 @@
 //! Operations on jobs.
 
-use std::{convert::Infallible, time::Duration};
+use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
-    Json,
-    extract::{Path, Query, State},
+    Extension, Json,
+    extract::State,
+    http::StatusCode,
     response::{
         IntoResponse, Response,
         sse::{Event, KeepAlive, Sse},
     },
 };
 use futures_util::stream;
-use serde_json::json;
+use serde_json::{Value, json};
+use time::{OffsetDateTime, format_description::well_known::Rfc3339};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
-    Plane, Who,
-    body::MaybeBody,
+    Plane, Shared, Who,
+    begin::{audited, deed},
+    body::{Asked, At, MaybeBody},
+    page,
     problem::{Answer, Errors, Problem},
-    tenants::{MAX_AFTER, audited, page},
     types::{JobEvent, JobQuery, JobView, Nothing, Page},
 };
-use crate::jobs::work::JobState;
+use crate::{
+    catalog::{CatalogError, store::JobRow},
+    jobs::work::JobState,
+    plane::ControlPlane,
+};
 
-const LOOK: Duration = Duration::from_millis(200);
+/// Between two looks at a job that somebody follows.
+const LOOK: Duration = Duration::from_millis(250);
+/// The same, while the catalog does not answer.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 
 /// Jobs, the newest first.
 #[utoipa::path(get, path = "/v1/jobs", operation_id = "list_jobs", params(JobQuery),
     responses((status = 200, body = Page<JobView>), Errors))]
 pub async fn list(
     State(plane): Plane,
-    query: Result<Query<JobQuery>, axum::extract::rejection::QueryRejection>,
+    Asked(JobQuery { after, limit, tenant }): Asked<JobQuery>,
 ) -> Answer<Json<Page<JobView>>> {
-    let Query(JobQuery { after, limit, tenant }) = query.map_err(|error| Problem::invalid(error.body_text()))?;
     if tenant.as_ref().is_some_and(|tenant| tenant.len() > 63 || tenant.contains('\0')) {
         return Err(Problem::invalid("tenant: is no name of one"));
     }
-    let (limit, before) = (page(limit)?, number(after)?);
-    let rows = plane.catalog.jobs(before, i64::try_from(limit + 1).unwrap_or(i64::MAX), tenant.as_deref()).await?;
-    let is_more = rows.len() > limit;
-    let items: Vec<JobView> = rows.into_iter().take(limit).map(JobView::from).collect();
-    let next = items.last().filter(|_| is_more).map(|job| job.id.to_string());
-    Ok(Json(Page { items, next }))
+    let (limit, before) = (page::size(limit)?, page::number(after)?);
+    let rows = plane.catalog.jobs(before, page::and_one(limit), tenant.as_deref()).await?;
+    let (rows, next) = page::cut(rows, limit, |job| job.id.to_string());
+    Ok(Json(Page { items: rows.into_iter().map(JobView::from).collect(), next }))
 }
 
-/// `after` of a list that is ordered by number, newest first.
-pub(super) fn number(after: Option<String>) -> Answer<i64> {
-    let number = after.map(|after| {
-        after
-            .parse()
-            .ok()
-            .filter(|_| after.len() <= MAX_AFTER)
-            .ok_or_else(|| Problem::invalid("after: must be `next` of the page before"))
-    });
-    Ok(number.transpose()?.unwrap_or(i64::MAX))
+fn none() -> Problem {
+    Problem::not_found("no job of that number")
 }
 
 fn id(text: &str) -> Answer<i64> {
-    text.parse().map_err(|_| Problem::not_found("no job of that number"))
+    text.parse().map_err(|_| none())
 }
 
 /// One job.
 #[utoipa::path(get, path = "/v1/jobs/{job}", operation_id = "show_job", params(("job" = String, Path)),
     responses((status = 200, body = JobView), Errors))]
-pub async fn show(State(plane): Plane, Path(job): Path<String>) -> Answer<Json<JobView>> {
+pub async fn show(State(plane): Plane, At(job): At) -> Answer<Json<JobView>> {
     let row = plane.catalog.job(id(&job)?).await?;
-    row.map(|row| Json(row.into())).ok_or_else(|| Problem::not_found("no job of that number"))
+    row.map(|row| Json(row.into())).ok_or_else(none)
 }
 
-/// What a job has done so far and does from now on, as server-sent events; the stream ends with the job. `Last-Event-ID` goes on.
+/// What a job has done so far and does from now on, as server-sent events; the stream ends with the job, or when its
+/// connection has lived for ten minutes: `Last-Event-ID` goes on. At most 16 are followed at once, over all.
 #[utoipa::path(get, path = "/v1/jobs/{job}/events", operation_id = "follow_job",
     params(("job" = String, Path), ("Last-Event-ID" = Option<String>, Header)),
     responses((status = 200, content_type = "text/event-stream", body = JobEvent), Errors))]
-pub async fn events(State(plane): Plane, Path(job): Path<String>, headers: axum::http::HeaderMap) -> Answer<Response> {
+pub async fn events(
+    State(plane): Plane,
+    Extension(shared): Extension<Shared>,
+    At(job): At,
+    headers: axum::http::HeaderMap,
+) -> Answer<Response> {
     let id = id(&job)?;
-    if plane.catalog.job(id).await?.is_none() {
-        return Err(Problem::not_found("no job of that number"));
-    }
+    let place = shared.streams.try_acquire_owned();
+    let place = place.map_err(|_| {
+        let problem = Problem::too_many("too many follow a job now; look at GET /v1/jobs/{job} now and then");
+        Problem { retry_after: Some(5), ..problem }
+    })?;
+    plane.catalog.job(id).await?.ok_or_else(none)?;
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0i64);
-    let follow = stream::unfold(Some((last, String::new())), move |at| {
-        let plane = std::sync::Arc::clone(&plane);
-        async move {
-            let (last, told) = at?;
-            loop {
-                // First the job: what it told before its end is then among the events.
-                let Ok(Some(row)) = plane.catalog.job(id).await else { return None };
-                let Ok(events) = plane.catalog.events(id, last).await else { return None };
-                let newest = events.last().map_or(last, |(number, ..)| *number);
-                let progress = row.progress.clone().unwrap_or_default();
-                if events.is_empty() && progress == told && !row.state.is_over() {
-                    tokio::time::sleep(LOOK).await;
-                    continue;
+    let follower = Follower {
+        plane,
+        id,
+        last,
+        told: String::new(),
+        seen: None,
+        ready: VecDeque::new(),
+        is_over: false,
+        _place: place,
+    };
+    let follow = stream::unfold(follower, |mut follower| async move {
+        let event = follower.next().await?;
+        Some((Ok::<_, Infallible>(event), follower))
+    });
+    Ok(Sse::new(follow).keep_alive(KeepAlive::default()).into_response())
+}
+
+/// Somebody who follows a job.
+struct Follower {
+    plane: Arc<ControlPlane>,
+    id: i64,
+    /// The last event that was told.
+    last: i64,
+    /// The last progress that was told.
+    told: String,
+    /// When what was told had changed.
+    seen: Option<OffsetDateTime>,
+    ready: VecDeque<Event>,
+    is_over: bool,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Follower {
+    /// The next event; `None` after the last.
+    async fn next(&mut self) -> Option<Event> {
+        loop {
+            if let Some(event) = self.ready.pop_front() {
+                return Some(event);
+            }
+            if self.is_over {
+                return None;
+            }
+            let pause = match self.look().await {
+                Ok(_) if !self.ready.is_empty() || self.is_over => continue,
+                Ok(()) => LOOK,
+                Err(error) => {
+                    tracing::debug!(%error, job = self.id, "a follower of a job waits for the catalog");
+                    LOOK_AGAIN
                 }
-                let mut out: Vec<Result<Event, Infallible>> = Vec::new();
-                for (number, at, text) in events {
-                    let at = at.format(&time::format_description::well_known::Rfc3339).unwrap_or_default();
-                    let data = json!({ "at": at, "text": text }).to_string();
-                    out.push(Ok(Event::default().id(number.to_string()).event("step").data(data)));
-                }
-                if progress != told && !progress.is_empty() {
-                    out.push(Ok(Event::default().event("progress").data(json!({ "text": progress }).to_string())));
-                }
-                let next = if row.state.is_over() {
-                    let data = serde_json::to_string(&JobView::from(row)).unwrap_or_default();
-                    out.push(Ok(Event::default().event("end").data(data)));
-                    None
-                } else {
-                    Some((newest, progress))
-                };
-                return Some((stream::iter(out), next));
+            };
+            let plane = Arc::clone(&self.plane);
+            tokio::select! {
+                () = plane.job_over.notified() => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
-    });
-    use futures_util::StreamExt as _;
-    Ok(Sse::new(follow.flatten()).keep_alive(KeepAlive::default()).into_response())
+    }
+
+    /// One query while nothing happens.
+    async fn look(&mut self) -> Result<(), CatalogError> {
+        // First the job: what it told before its end is then among the events.
+        let Some(row) = self.plane.catalog.job(self.id).await? else {
+            self.is_over = true;
+            return Ok(());
+        };
+        if self.seen == Some(row.updated_at) && !row.state.is_over() {
+            return Ok(());
+        }
+        let events = self.plane.catalog.events(self.id, self.last).await?;
+        let is_all = events.is_empty();
+        for (number, at, text) in events {
+            self.last = number;
+            let data = json!({ "at": at.format(&Rfc3339).unwrap_or_default(), "text": text });
+            self.ready.push_back(event("step", &data).id(number.to_string()));
+        }
+        if is_all {
+            self.seen = Some(row.updated_at);
+            self.tell_rest(row);
+        }
+        Ok(())
+    }
+
+    /// What has no number.
+    fn tell_rest(&mut self, row: JobRow) {
+        let progress = row.progress.clone().unwrap_or_default();
+        if progress != self.told && !progress.is_empty() {
+            self.ready.push_back(event("progress", &json!({ "text": progress })));
+        }
+        self.told = progress;
+        if row.state.is_over() {
+            self.is_over = true;
+            self.ready.push_back(event("end", &json!(JobView::from(row))));
+        }
+    }
+}
+
+fn event(name: &str, data: &Value) -> Event {
+    Event::default().event(name).data(data.to_string())
 }
 
 /// Turns a job back, where there still is a way back.
@@ -121,13 +192,14 @@ pub async fn events(State(plane): Plane, Path(job): Path<String>, headers: axum:
 pub async fn cancel(
     State(plane): Plane,
     who: Who,
-    Path(job): Path<String>,
+    At(job): At,
     MaybeBody(Nothing {}): MaybeBody<Nothing>,
 ) -> Answer<Response> {
     let id = id(&job)?;
-    let row = plane.catalog.job(id).await?.ok_or_else(|| Problem::not_found("no job of that number"))?;
-    audited(&plane, &who, "cancel", Some(&row.name), json!({ "job": id }), async {
-        if plane.catalog.cancel_job(id).await? {
+    let row = plane.catalog.job(id).await?.ok_or_else(none)?;
+    let deed = deed(&who, "cancel", Some(&row.name));
+    audited(&plane, &deed, None, json!({ "job": id }), async {
+        if plane.catalog.cancel_job(&deed, id).await? {
             Ok(())
         } else {
             let state = plane.catalog.job(id).await?.map_or(row.state, |row| row.state);
@@ -141,6 +213,7 @@ pub async fn cancel(
     })
     .await?;
     plane.new_job.notify_one();
-    let row = plane.catalog.job(id).await?.ok_or_else(|| Problem::not_found("no job of that number"))?;
-    Ok((axum::http::StatusCode::ACCEPTED, Json(JobView::from(row))).into_response())
+    // It is cancelled, whether or not it can be looked at again.
+    let row = plane.catalog.job(id).await.ok().flatten().unwrap_or(row);
+    Ok((StatusCode::ACCEPTED, Json(JobView::from(row))).into_response())
 }

@@ -1,8 +1,8 @@
 //! What can be looked at besides tenants and jobs.
 
 use axum::{
-    Json,
-    extract::{Path, Query, State},
+    Extension, Json,
+    extract::State,
     http::header,
     response::{IntoResponse, Response},
 };
@@ -10,20 +10,31 @@ use axum::{
 use tenantry_config::TenantState;
 
 use super::{
-    Plane,
-    jobs::number,
+    Plane, Shared,
+    body::{Asked, At},
+    page,
     problem::{Answer, Errors, Problem},
-    tenants::page,
     types::{Explained, Page, PageQuery, ServerView, Why},
 };
-use crate::catalog::store::{ArchiveRow, AuditRow};
+use crate::{
+    catalog::{
+        audit::{AuditChain, AuditRow},
+        store::ArchiveRow,
+    },
+    plane::ControlPlane,
+};
 
 /// The servers of the settings, and what is used of them.
 #[utoipa::path(get, path = "/v1/servers", operation_id = "list_servers", responses((status = 200, body = Page<ServerView>), Errors))]
-pub async fn servers(State(plane): Plane) -> Answer<Json<Page<ServerView>>> {
+pub async fn servers(State(plane): Plane, Extension(shared): Extension<Shared>) -> Answer<Json<Page<ServerView>>> {
+    let items = shared.aside(move || server_views(&plane)).await?;
+    Ok(Json(Page { items, next: None }))
+}
+
+fn server_views(plane: &ControlPlane) -> Vec<ServerView> {
     let (file, (merged, _)) = (plane.file(), plane.known().merge(&plane.file()));
     let live = plane.data.snapshot();
-    let items = file.servers.iter().map(|(name, server)| {
+    let view = |(name, server): (&String, &tenantry_config::Server)| {
         let now = live.servers.iter().find(|now| now.name == *name);
         let tenants = || merged.tenants.values().filter(|tenant| tenant.server == *name);
         ServerView {
@@ -34,14 +45,21 @@ pub async fn servers(State(plane): Plane) -> Answer<Json<Page<ServerView>>> {
             floors: tenants().map(|tenant| u64::from(tenant.floor)).sum(),
             has_control: server.control.is_some(),
         }
-    });
-    Ok(Json(Page { items: items.collect(), next: None }))
+    };
+    file.servers.iter().map(view).collect()
 }
 
 /// Archives, the newest first.
-#[utoipa::path(get, path = "/v1/archives", operation_id = "list_archives", responses((status = 200, body = Page<ArchiveRow>), Errors))]
-pub async fn archives(State(plane): Plane) -> Answer<Json<Page<ArchiveRow>>> {
-    Ok(Json(Page { items: plane.catalog.archives(None).await?, next: None }))
+#[utoipa::path(get, path = "/v1/archives", operation_id = "list_archives", params(PageQuery),
+    responses((status = 200, body = Page<ArchiveRow>), Errors))]
+pub async fn archives(
+    State(plane): Plane,
+    Asked(PageQuery { after, limit }): Asked<PageQuery>,
+) -> Answer<Json<Page<ArchiveRow>>> {
+    let limit = page::size(limit)?;
+    let rows = plane.catalog.archives_before(page::number(after)?, page::and_one(limit)).await?;
+    let (items, next) = page::cut(rows, limit, |row| row.id.to_string());
+    Ok(Json(Page { items, next }))
 }
 
 /// Who wanted what, and what came of it, the newest first.
@@ -49,21 +67,25 @@ pub async fn archives(State(plane): Plane) -> Answer<Json<Page<ArchiveRow>>> {
     responses((status = 200, body = Page<AuditRow>), Errors))]
 pub async fn audit(
     State(plane): Plane,
-    query: Result<Query<PageQuery>, axum::extract::rejection::QueryRejection>,
+    Asked(PageQuery { after, limit }): Asked<PageQuery>,
 ) -> Answer<Json<Page<AuditRow>>> {
-    let Query(PageQuery { after, limit }) = query.map_err(|error| Problem::invalid(error.body_text()))?;
-    let limit = page(limit)?;
-    let mut items = plane.catalog.audit_rows(number(after)?, i64::try_from(limit + 1).unwrap_or(i64::MAX)).await?;
-    let is_more = items.len() > limit;
-    items.truncate(limit);
-    let next = items.last().filter(|_| is_more).map(|row| row.id.to_string());
+    let limit = page::size(limit)?;
+    let rows = plane.catalog.audit_rows(page::number(after)?, page::and_one(limit)).await?;
+    let (items, next) = page::cut(rows, limit, |row| row.id.to_string());
     Ok(Json(Page { items, next }))
+}
+
+/// Whether a row of the audit log was changed or taken out since it was written.
+#[utoipa::path(get, path = "/v1/audit/verify", operation_id = "verify_audit",
+    responses((status = 200, body = AuditChain), Errors))]
+pub async fn verify_audit(State(plane): Plane) -> Answer<Json<AuditChain>> {
+    Ok(Json(plane.catalog.verify_audit().await?))
 }
 
 /// Why a tenant's clients wait, or would: which limit, how long, how many before.
 #[utoipa::path(get, path = "/v1/explain/{tenant}", operation_id = "explain_tenant", params(("tenant" = String, Path)),
     responses((status = 200, body = Explained), Errors))]
-pub async fn explain(State(plane): Plane, Path(name): Path<String>) -> Answer<Json<Explained>> {
+pub async fn explain(State(plane): Plane, At(name): At) -> Answer<Json<Explained>> {
     let (merged, _) = plane.known().merge(&plane.file());
     let explained = plane.data.explain(&name);
     // A database of `[tenants."*"]` is in no settings; it is there once somebody uses it.

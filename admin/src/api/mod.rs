@@ -3,11 +3,14 @@
 //! What always holds: nothing here changes anything before the audit log has it; no handler touches PostgreSQL but through the
 //! catalog and the jobs; every error is a problem document.
 
+mod adopt;
 pub mod auth;
+mod begin;
 mod body;
 mod check;
 mod jobs;
 mod lists;
+mod page;
 pub mod problem;
 mod tenants;
 pub mod tokens;
@@ -16,13 +19,14 @@ pub mod types;
 use std::sync::Arc;
 
 use axum::{
-    Router,
+    Extension, Router,
     http::{HeaderValue, header},
     middleware,
     response::{IntoResponse, Response},
     routing::get,
 };
 use tenantry_config::TenantState;
+use tokio::sync::{Mutex, Semaphore};
 use utoipa::{
     Modify, OpenApi,
     openapi::security::{HttpAuthScheme, HttpBuilder, SecurityScheme},
@@ -30,7 +34,8 @@ use utoipa::{
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
-    auth::{Caller, Limits},
+    auth::{Caller, Door},
+    body::Inputs,
     problem::{Answer, Problem},
     types::{Address, Live, TenantView},
 };
@@ -41,7 +46,11 @@ type Who = axum::Extension<Caller>;
 
 #[derive(OpenApi)]
 #[openapi(
-    info(title = "Tenantry", description = "Tenants of PostgreSQL: made, renamed, paused, archived and restored by one call."),
+    info(title = "Tenantry", description = "Tenants of PostgreSQL: made, renamed, paused, archived and restored by one call.\n\n\
+        What begins a job takes an `Idempotency-Key`: the same request with the same key, also at the same time, is answered \
+        with the same job, for a day; passwords are told once. A parameter or an `Idempotency-Key` that an operation does not have \
+        here is refused with 422, never passed over. Requests are limited per token (100 a second) and over all tokens \
+        (400 a second)."),
     modifiers(&Bearer),
     security(("bearer" = []))
 )]
@@ -64,7 +73,7 @@ fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
         .routes(routes!(lists::servers))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::show, tenants::update, tenants::delete))
-        .routes(routes!(tenants::adopt))
+        .routes(routes!(adopt::adopt))
         .routes(routes!(tenants::rename))
         .routes(routes!(tenants::pause))
         .routes(routes!(tenants::resume))
@@ -81,6 +90,7 @@ fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
         .routes(routes!(jobs::cancel))
         .routes(routes!(lists::archives))
         .routes(routes!(lists::audit))
+        .routes(routes!(lists::verify_audit))
         .routes(routes!(tokens::list, tokens::create))
         .routes(routes!(tokens::delete))
         .routes(routes!(lists::explain))
@@ -96,15 +106,42 @@ pub fn document() -> utoipa::openapi::OpenApi {
 /// `/v1` and `/openapi.json`.
 pub fn router(plane: Arc<ControlPlane>) -> Router {
     let (router, document) = operations().split_for_parts();
+    let inputs = Inputs::of(&serde_json::to_value(&document).unwrap_or_default());
     let document: Arc<str> = document.to_json().unwrap_or_default().into();
-    let limits = Arc::new(Limits::default());
+    let door = Door::new(Arc::clone(&plane), inputs);
     router
         .method_not_allowed_fallback(async || {
             Problem::method("nothing is done here with that method; see /openapi.json")
         })
-        .route_layer(middleware::from_fn_with_state((Arc::clone(&plane), limits), auth::guard))
+        .route_layer(Extension(Shared::default()))
+        .route_layer(middleware::from_fn_with_state(door, auth::guard))
         .with_state(plane)
         .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, "application/json")], document.to_string())))
+}
+
+/// Followers of jobs at once: each keeps a connection, and asks the catalog a few times a second.
+const MAX_STREAMS: usize = 16;
+
+/// What requests share.
+#[derive(Clone)]
+struct Shared {
+    streams: Arc<Semaphore>,
+    /// One at a time, of what looks at every tenant or pool.
+    aside: Arc<Mutex<()>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self { streams: Arc::new(Semaphore::new(MAX_STREAMS)), aside: Arc::default() }
+    }
+}
+
+impl Shared {
+    /// With thousands of tenants it takes milliseconds: too long for a thread that carries sessions.
+    async fn aside<T: Send + 'static>(&self, work: impl FnOnce() -> T + Send + 'static) -> Answer<T> {
+        let _one = self.aside.lock().await;
+        tokio::task::spawn_blocking(work).await.map_err(|_| Problem::internal("the look at all tenants failed"))
+    }
 }
 
 /// A tenant of the catalog, by name; a tenant of the file and one that is not there are different errors.
@@ -148,8 +185,12 @@ fn live(plane: &ControlPlane, name: &str, number: Option<i64>) -> Option<Live> {
 }
 
 fn view(plane: &ControlPlane, entry: &Entry) -> TenantView {
+    view_with(plane, entry, live(plane, &entry.name, Some(entry.number)))
+}
+
+fn view_with(plane: &ControlPlane, entry: &Entry, live: Option<Live>) -> TenantView {
     // A suspended tenant wakes by itself.
-    let mut view = TenantView::of(entry, address(plane), live(plane, &entry.name, Some(entry.number)));
+    let mut view = TenantView::of(entry, address(plane), live);
     if entry.state == TenantState::Suspended && view.live.as_ref().is_some_and(|live| live.connections > 0) {
         view.state = TenantState::Active.to_string();
     }

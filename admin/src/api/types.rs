@@ -11,7 +11,7 @@ use crate::{
         model::{Access, Entry, Mode, Spec},
         store::JobRow,
     },
-    jobs::work::{JobState, Step},
+    jobs::work::{JobState, Step, Work},
 };
 
 /// A tenant.
@@ -48,6 +48,16 @@ pub struct TenantView {
     pub updated_at: Option<OffsetDateTime>,
 }
 
+/// A tenant that was adopted.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Adopted {
+    #[serde(flatten)]
+    pub tenant: TenantView,
+    /// Every role of the server may connect to the database, also around Tenantry; `REVOKE CONNECT ON DATABASE ... FROM PUBLIC`
+    /// ends that, and is not done here, since others may rely on it.
+    pub public_may_connect: bool,
+}
+
 /// Host and port.
 #[derive(Debug, Clone, Serialize, ToSchema)]
 pub struct Address {
@@ -56,7 +66,7 @@ pub struct Address {
 }
 
 /// What goes on in a tenant.
-#[derive(Debug, Serialize, ToSchema)]
+#[derive(Debug, Clone, Default, Serialize, ToSchema)]
 pub struct Live {
     /// Client connections.
     pub clients: u32,
@@ -160,6 +170,7 @@ pub struct Adopt {
     #[serde(default)]
     #[schema(max_length = 500)]
     pub verifier: Option<String>,
+    /// Without extensions and settings: the database keeps those that it has.
     #[serde(default)]
     pub spec: Spec,
 }
@@ -238,16 +249,11 @@ pub struct Rename {
     /// Of the tenant and, if it had the tenant's name, of its database.
     #[schema(pattern = "^[a-z][a-z0-9_]{0,47}$", example = "store")]
     pub to: String,
-    /// How long transactions under way may take to finish; past it nothing is renamed.
-    #[serde(default = "Rename::wait")]
-    #[schema(minimum = 0, maximum = 600_000, default = 30_000)]
-    pub wait_ms: u64,
-}
-
-impl Rename {
-    fn wait() -> u64 {
-        30_000
-    }
+    /// How long transactions under way may take to finish; past it nothing is renamed. Clients are held meanwhile, so it must
+    /// be less than `pool.query_wait_timeout`, by 10 s or by half of it; null: 30 s, or as long as that allows.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 600_000)]
+    pub wait_ms: Option<u64>,
 }
 
 /// How long transactions under way may take.
@@ -378,6 +384,28 @@ pub struct JobView {
     pub created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
+}
+
+impl JobView {
+    /// One that was just written down.
+    #[must_use]
+    pub fn written(id: i64, work: &Work, tenant: &str, actor: &str) -> Self {
+        let now = OffsetDateTime::now_utc();
+        Self {
+            id,
+            kind: work.kind().to_owned(),
+            steps: work.plan(),
+            tenant: tenant.to_owned(),
+            state: JobState::Queued,
+            step: 0,
+            progress: None,
+            result: serde_json::json!({}),
+            error: None,
+            actor: actor.to_owned(),
+            created_at: now,
+            updated_at: now,
+        }
+    }
 }
 
 impl From<JobRow> for JobView {

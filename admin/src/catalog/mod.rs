@@ -1,8 +1,9 @@
 //! The durable tables in the control database: reading, changing, and the schema itself.
 //!
-//! What always holds: a change, its audit row and the step of the revision are one transaction; what it returned `Ok` for
-//! is on PostgreSQL's disk. Nobody but this room talks to the catalog's tables.
+//! What always holds: a change, the audit row of its outcome and the step of the revision are one transaction; what it
+//! returned `Ok` for is on PostgreSQL's disk. Nobody but this room talks to the catalog's tables.
 
+pub mod audit;
 pub mod disk;
 pub mod model;
 pub mod store;

@@ -1,13 +1,15 @@
 //! Changes to the catalog, and what is read of it on demand.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use tenantry_config::TenantState;
 use time::OffsetDateTime;
 use tokio_postgres::{Row, Transaction, types::Json};
 
 use super::{
-    Catalog, CatalogError, entry,
-    model::{Access, Entry, RoleRow, Spec},
+    Catalog, CatalogError,
+    audit::{self, Deed, shown},
+    entry,
+    model::{Access, Entry, Known, RoleRow, Spec},
 };
 use crate::{
     jobs::work::{JobState, Work},
@@ -22,27 +24,6 @@ pub struct Asker {
     pub peer: String,
     /// Ties intent and outcome together.
     pub request: String,
-}
-
-/// A row of the audit log.
-#[derive(Debug, Clone, serde::Serialize, utoipa::ToSchema)]
-pub struct AuditRow {
-    pub id: i64,
-    #[serde(with = "time::serde::rfc3339")]
-    pub at: OffsetDateTime,
-    /// The request that it belongs to.
-    pub request: String,
-    /// Token id and label.
-    pub actor: String,
-    /// Address that it came from.
-    pub peer: String,
-    /// The operation.
-    pub action: String,
-    pub tenant: Option<String>,
-    /// `intent`, then `done` or the kind of problem.
-    pub outcome: String,
-    pub before: Option<Value>,
-    pub after: Option<Value>,
 }
 
 /// A job as it is written down.
@@ -103,6 +84,23 @@ pub enum Changed<E> {
     Gone,
 }
 
+/// What a change must see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Look {
+    AtIt,
+    /// All tenants, too: for names and for sums.
+    AtAll,
+}
+
+/// What a change sees besides its tenant.
+#[derive(Debug)]
+pub struct Seen {
+    /// The job that the tenant is busy with.
+    pub job: Option<i64>,
+    /// With its tenants only if it was asked for.
+    pub known: Known,
+}
+
 /// A new tenant, before it has a number.
 #[derive(Debug)]
 pub struct NewTenant {
@@ -116,17 +114,20 @@ pub struct NewTenant {
 }
 
 impl Catalog {
-    /// Writes a tenant and, with it, the job that makes it real.
-    pub async fn insert_tenant(
+    /// Writes a tenant and, with it, the job that makes it real; unless `check`, who sees all others, says no.
+    pub async fn insert_tenant<E>(
         &self,
+        deed: &Deed<'_>,
         new: &NewTenant,
         work: Option<&Work>,
-        asker: &Asker,
         key: Option<(&str, &str)>,
-    ) -> Result<(i64, Option<i64>), CatalogError> {
+        check: impl FnOnce(&Known) -> Result<(), E> + Send,
+    ) -> Result<Result<(Entry, Option<i64>), E>, CatalogError> {
         let mut client = self.client().await?;
         let change = client.transaction().await?;
-        change.query_one(sql::BUMP, &[]).await?;
+        if let Err(refused) = check(&bump(&change, true).await?) {
+            return Ok(Err(refused));
+        }
         let NewTenant { name, state, server, database, owner_role, spec, roles } = new;
         let row = change
             .query_one(
@@ -134,14 +135,43 @@ impl Catalog {
                 &[name, &state.as_str(), server, database, owner_role, &Json(spec), &Json(roles)],
             )
             .await?;
-        let number: i64 = row.try_get(0)?;
-        change.execute(sql::WRITE_NAMES, &[&number]).await?;
+        let made = entry(&row)?;
+        change.execute(sql::WRITE_NAMES, &[&made.number]).await?;
         let job = match work {
-            Some(work) => Some(insert_job(&change, number, name, work, asker, key).await?),
+            Some(work) => Some(insert_job(&change, &made, work, deed.asker, key).await?),
             None => None,
         };
+        audit::write(&change, deed, if job.is_some() { "begun" } else { "done" }, None, Some(shown(&made, job)))
+            .await?;
         change.commit().await?;
-        Ok((number, job))
+        Ok(Ok((made, job)))
+    }
+
+    /// Changes a tenant as `edit` says, whole or not at all, with its outcome in the audit log. What `edit` sees cannot
+    /// change before the commit.
+    pub async fn change_at_rest<E>(
+        &self,
+        deed: &Deed<'_>,
+        number: i64,
+        look: Look,
+        edit: impl FnOnce(&mut Entry, &Seen) -> Result<(), E> + Send,
+    ) -> Result<Changed<E>, CatalogError> {
+        let mut client = self.client().await?;
+        let change = client.transaction().await?;
+        let known = bump(&change, look == Look::AtAll).await?;
+        let Some(row) = change.query_opt(sql::TENANT, &[&number]).await? else { return Ok(Changed::Gone) };
+        let before = Box::new(entry(&row)?);
+        let job = change.query_opt(sql::OPEN_JOB_OF, &[&number]).await?.map(|row| row.try_get(0)).transpose()?;
+        let mut after = before.clone();
+        if let Err(refused) = edit(&mut after, &Seen { job, known }) {
+            return Ok(Changed::Refused(refused));
+        }
+        if after != before {
+            update(&change, &mut after).await?;
+        }
+        audit::write(&change, deed, "done", Some(shown(&before, None)), Some(shown(&after, None))).await?;
+        change.commit().await?;
+        Ok(Changed::Done { before, after })
     }
 
     /// Changes a tenant as `edit` says, whole or not at all.
@@ -173,22 +203,7 @@ impl Catalog {
             return Ok(Changed::Refused(refused));
         }
         if after != before {
-            let Entry { name, state, held, server, database, owner_role, aliases, spec, roles, .. } = &*after;
-            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 10] = [
-                &number,
-                name,
-                &state.as_str(),
-                held,
-                server,
-                database,
-                owner_role,
-                aliases,
-                &Json(spec),
-                &Json(roles),
-            ];
-            change.execute(sql::UPDATE_TENANT, &parameters).await?;
-            write_names(&change, number, false).await?;
-            after.version += 1;
+            update(&change, &mut after).await?;
             change.commit().await?;
         }
         Ok(Changed::Done { before, after })
@@ -198,20 +213,27 @@ impl Catalog {
         self.client().await?.query_opt(sql::TENANT, &[&number]).await?.as_ref().map(entry).transpose()
     }
 
-    pub async fn insert_job(
+    /// Writes a job for a tenant, unless `check`, who sees it as it stays until then, says no.
+    pub async fn insert_job<E>(
         &self,
+        deed: &Deed<'_>,
         tenant: i64,
-        name: &str,
         work: &Work,
-        asker: &Asker,
         key: Option<(&str, &str)>,
-    ) -> Result<i64, CatalogError> {
+        check: impl FnOnce(Option<&Entry>) -> Result<(), E> + Send,
+    ) -> Result<Result<i64, E>, CatalogError> {
         let mut client = self.client().await?;
         let change = client.transaction().await?;
         change.query_one(sql::BUMP, &[]).await?;
-        let id = insert_job(&change, tenant, name, work, asker, key).await?;
+        let found = change.query_opt(sql::TENANT, &[&tenant]).await?.as_ref().map(entry).transpose()?;
+        if let Err(refused) = check(found.as_ref()) {
+            return Ok(Err(refused));
+        }
+        let Some(found) = found else { return Err(CatalogError::Garbage("a job for nobody".to_owned())) };
+        let id = insert_job(&change, &found, work, deed.asker, key).await?;
+        audit::write(&change, deed, "begun", Some(shown(&found, None)), Some(json!({ "job": id }))).await?;
         change.commit().await?;
-        Ok(id)
+        Ok(Ok(id))
     }
 
     /// The job that this key began, if it did, and a hash of what was asked then.
@@ -301,6 +323,9 @@ impl Catalog {
             write_names(&change, next.tenant, true).await?;
         }
         change.execute(sql::INSERT_EVENT, &[&next.id, &told]).await?;
+        if next.state.is_over() {
+            audit::job_over(&change, next).await?;
+        }
         change.commit().await?;
         Ok(Journalled::Done)
     }
@@ -318,7 +343,7 @@ impl Catalog {
     }
 
     /// False if it is over, or past the point from which there is no way back.
-    pub async fn cancel_job(&self, id: i64) -> Result<bool, CatalogError> {
+    pub async fn cancel_job(&self, deed: &Deed<'_>, id: i64) -> Result<bool, CatalogError> {
         let mut client = self.client().await?;
         let change = client.transaction().await?;
         let Some(row) = change.query_opt(sql::JOB_TO_CANCEL, &[&id]).await? else { return Ok(false) };
@@ -328,6 +353,7 @@ impl Catalog {
             return Ok(false);
         }
         change.execute(sql::CANCEL_JOB, &[&id]).await?;
+        audit::write(&change, deed, "done", None, Some(json!({ "job": id }))).await?;
         change.commit().await?;
         Ok(true)
     }
@@ -363,24 +389,22 @@ impl Catalog {
 
     /// Newest first.
     pub async fn archives(&self, tenant: Option<i64>) -> Result<Vec<ArchiveRow>, CatalogError> {
-        let rows = self.client().await?.query(sql::ARCHIVES, &[&tenant]).await?;
-        let archive = |row: &Row| {
-            Ok(ArchiveRow {
-                id: row.try_get(0)?,
-                tenant: row.try_get(1)?,
-                name: row.try_get(2)?,
-                path: row.try_get(3)?,
-                bytes: row.try_get(4)?,
-                sha256: row.try_get(5)?,
-                tables: row.try_get(6)?,
-                created_at: row.try_get(7)?,
-            })
-        };
-        rows.iter().map(archive).collect()
+        self.client().await?.query(sql::ARCHIVES, &[&tenant]).await?.iter().map(archive).collect()
+    }
+
+    /// Newest first, those before `before`.
+    pub async fn archives_before(&self, before: i64, limit: i64) -> Result<Vec<ArchiveRow>, CatalogError> {
+        self.client().await?.query(sql::ARCHIVES_BEFORE, &[&before, &limit]).await?.iter().map(archive).collect()
+    }
+
+    /// One by its number, or the newest; of a tenant, or of any.
+    pub async fn archive(&self, tenant: Option<i64>, id: Option<i64>) -> Result<Option<ArchiveRow>, CatalogError> {
+        self.client().await?.query_opt(sql::ARCHIVE, &[&tenant, &id]).await?.as_ref().map(archive).transpose()
     }
 
     pub async fn insert_token(
         &self,
+        deed: &Deed<'_>,
         id: &str,
         label: &str,
         access: Access,
@@ -391,53 +415,54 @@ impl Catalog {
         let change = client.transaction().await?;
         change.query_one(sql::BUMP, &[]).await?;
         change.execute(sql::INSERT_TOKEN, &[&id, &label, &access.as_str(), &hash, &expires_at]).await?;
+        let made = json!({ "id": id, "label": label, "access": access, "expires_at": expires_at.unix_timestamp() });
+        audit::write(&change, deed, "done", None, Some(made)).await?;
         change.commit().await?;
         Ok(())
     }
 
     /// False if there is no such token.
-    pub async fn delete_token(&self, id: &str) -> Result<bool, CatalogError> {
+    pub async fn delete_token(&self, deed: &Deed<'_>, id: &str) -> Result<bool, CatalogError> {
         let mut client = self.client().await?;
         let change = client.transaction().await?;
         change.query_one(sql::BUMP, &[]).await?;
-        let deleted = change.execute(sql::DELETE_TOKEN, &[&id]).await?;
+        if change.execute(sql::DELETE_TOKEN, &[&id]).await? == 0 {
+            return Ok(false);
+        }
+        audit::write(&change, deed, "done", Some(json!({ "id": id })), None).await?;
         change.commit().await?;
-        Ok(deleted > 0)
+        Ok(true)
     }
+}
 
-    pub async fn audit(
-        &self,
-        asker: &Asker,
-        action: &str,
-        tenant: Option<&str>,
-        outcome: &str,
-        (before, after): (Option<Value>, Option<Value>),
-    ) -> Result<(), CatalogError> {
-        let Asker { actor, peer, request } = asker;
-        let client = self.client().await?;
-        client.execute(sql::INSERT_AUDIT, &[request, actor, peer, &action, &tenant, &outcome, &before, &after]).await?;
-        Ok(())
-    }
+/// One more step of the revision, which also keeps every other change away until the commit; the tenants, if they are wanted.
+async fn bump(change: &Transaction<'_>, with_tenants: bool) -> Result<Known, CatalogError> {
+    let catalog = change.query_one(sql::BUMP, &[]).await?.try_get(1)?;
+    let rows = if with_tenants { change.query(sql::TENANTS, &[]).await? } else { Vec::new() };
+    Ok(Known { catalog, tenants: rows.iter().map(entry).collect::<Result<_, _>>()?, ..Known::default() })
+}
 
-    /// Newest first, those before `before`.
-    pub async fn audit_rows(&self, before: i64, limit: i64) -> Result<Vec<AuditRow>, CatalogError> {
-        let rows = self.client().await?.query(sql::AUDIT, &[&before, &limit]).await?;
-        let audit = |row: &Row| {
-            Ok(AuditRow {
-                id: row.try_get(0)?,
-                at: row.try_get(1)?,
-                request: row.try_get(2)?,
-                actor: row.try_get(3)?,
-                peer: row.try_get(4)?,
-                action: row.try_get(5)?,
-                tenant: row.try_get(6)?,
-                outcome: row.try_get(7)?,
-                before: row.try_get(8)?,
-                after: row.try_get(9)?,
-            })
-        };
-        rows.iter().map(audit).collect()
-    }
+async fn update(change: &Transaction<'_>, after: &mut Entry) -> Result<(), CatalogError> {
+    let Entry { number, name, state, held, server, database, owner_role, aliases, spec, roles, .. } = &*after;
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 10] =
+        [number, name, &state.as_str(), held, server, database, owner_role, aliases, &Json(spec), &Json(roles)];
+    change.execute(sql::UPDATE_TENANT, &parameters).await?;
+    write_names(change, *number, false).await?;
+    after.version += 1;
+    Ok(())
+}
+
+fn archive(row: &Row) -> Result<ArchiveRow, CatalogError> {
+    Ok(ArchiveRow {
+        id: row.try_get(0)?,
+        tenant: row.try_get(1)?,
+        name: row.try_get(2)?,
+        path: row.try_get(3)?,
+        bytes: row.try_get(4)?,
+        sha256: row.try_get(5)?,
+        tables: row.try_get(6)?,
+        created_at: row.try_get(7)?,
+    })
 }
 
 /// The names of a tenant, as its row says now.
@@ -462,15 +487,15 @@ async fn reserve_names(change: &Transaction<'_>, tenant: i64, work: &Work) -> Re
 
 async fn insert_job(
     change: &Transaction<'_>,
-    tenant: i64,
-    name: &str,
+    of: &Entry,
     work: &Work,
     asker: &Asker,
     key: Option<(&str, &str)>,
 ) -> Result<i64, CatalogError> {
-    let row = change.query_one(sql::INSERT_JOB, &[&tenant, &name, &Json(work), &asker.actor]).await?;
+    let Asker { actor, peer, request } = asker;
+    let row = change.query_one(sql::INSERT_JOB, &[&of.number, &of.name, &Json(work), actor, peer, request]).await?;
     let id: i64 = row.try_get(0)?;
-    reserve_names(change, tenant, work).await?;
+    reserve_names(change, of.number, work).await?;
     if let Some((key, hash)) = key {
         change.execute(sql::FORGET_IDEMPOTENT, &[]).await?;
         change.execute(sql::INSERT_IDEMPOTENT, &[&asker.actor, &key, &hash, &id]).await?;

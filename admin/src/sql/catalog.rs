@@ -5,6 +5,8 @@ pub const VERSIONS: [&str; 1] = [include_str!("schema.sql")];
 
 /// Held while the schema is made or changed, and by whoever runs the jobs: the numbers are "tena", "ntry".
 pub const LOCK_SCHEMA: &str = "SELECT pg_catalog.pg_advisory_xact_lock(1952803425, 1)";
+/// Held from the last row of the audit log that is read to the commit of the next; always the last lock of a transaction.
+pub const LOCK_AUDIT: &str = "SELECT pg_catalog.pg_advisory_xact_lock(1952803425, 3)";
 pub const LOCK_JOBS: &str = "SELECT pg_catalog.pg_try_advisory_lock(1952803425, 2)";
 
 /// PostgreSQL finds out within half a minute that the machine with the lock is gone.
@@ -18,7 +20,7 @@ pub const SET_VERSION: &str = "UPDATE tenantry.meta SET version = $1";
 pub const META: &str = "SELECT catalog, revision FROM tenantry.meta";
 pub const REVISION: &str = "SELECT revision FROM tenantry.meta";
 /// Also keeps two changes from happening at once.
-pub const BUMP: &str = "UPDATE tenantry.meta SET revision = revision + 1 RETURNING leader";
+pub const BUMP: &str = "UPDATE tenantry.meta SET revision = revision + 1 RETURNING leader, catalog";
 /// From now on the jobs are ours: the number that the journal asks for.
 pub const LEAD: &str = "UPDATE tenantry.meta SET leader = leader + 1 RETURNING leader";
 pub const LEADER_NOW: &str = "SELECT leader FROM tenantry.meta";
@@ -29,8 +31,12 @@ pub const TENANTS: &str = "SELECT number, name, state, held, server, database, o
      created_at, updated_at FROM tenantry.tenants WHERE state <> 'dropped' ORDER BY name";
 pub const TENANT: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
      created_at, updated_at FROM tenantry.tenants WHERE number = $1 FOR UPDATE";
+/// As it is, without a lock.
+pub const TENANT_NOW: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
+     created_at, updated_at FROM tenantry.tenants WHERE number = $1";
 pub const INSERT_TENANT: &str = "INSERT INTO tenantry.tenants (name, state, server, database, owner_role, spec, roles) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING number";
+     VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING number, name, state, held, server, database, owner_role, aliases, \
+     version, spec, roles, created_at, updated_at";
 pub const UPDATE_TENANT: &str = "UPDATE tenantry.tenants SET name = $2, state = $3, held = $4, server = $5, database = $6, \
      owner_role = $7, aliases = $8, spec = $9, roles = $10, version = version + 1, updated_at = now() WHERE number = $1";
 
@@ -56,8 +62,9 @@ pub const INSERT_TOKEN: &str =
     "INSERT INTO tenantry.tokens (id, label, access, hash, expires_at) VALUES ($1, $2, $3, $4, $5)";
 pub const DELETE_TOKEN: &str = "DELETE FROM tenantry.tokens WHERE id = $1";
 
-pub const INSERT_JOB: &str =
-    "INSERT INTO tenantry.jobs (tenant, name, work, actor) VALUES ($1, $2, $3, $4) RETURNING id";
+pub const INSERT_JOB: &str = "INSERT INTO tenantry.jobs (tenant, name, work, actor, peer, request) \
+     VALUES ($1, $2, $3, $4, $5, $6) RETURNING id";
+pub const ASKER_OF_JOB: &str = "SELECT actor, peer, request FROM tenantry.jobs WHERE id = $1";
 pub const JOBS: &str = "SELECT id, tenant, name, work, state, step, progress, result, error, cancel, actor, created_at, \
      updated_at FROM tenantry.jobs WHERE id < $1 AND ($3::text IS NULL OR name = $3) ORDER BY id DESC LIMIT $2";
 pub const JOB: &str = "SELECT id, tenant, name, work, state, step, progress, result, error, cancel, actor, created_at, \
@@ -87,10 +94,41 @@ pub const ARCHIVES: &str = "SELECT a.id, a.tenant, t.name, a.path, a.bytes, a.sh
      FROM tenantry.archives a JOIN tenantry.tenants t ON t.number = a.tenant \
      WHERE ($1::bigint IS NULL OR a.tenant = $1) ORDER BY a.id DESC LIMIT 500";
 
-pub const INSERT_AUDIT: &str = "INSERT INTO tenantry.audit (request, actor, peer, action, tenant, outcome, before, after) \
-     VALUES ($1, $2, $3, $4, $5, $6, $7, $8)";
-pub const AUDIT: &str = "SELECT id, at, request, actor, peer, action, tenant, outcome, before, after FROM tenantry.audit \
+pub const ARCHIVE: &str = "SELECT a.id, a.tenant, t.name, a.path, a.bytes, a.sha256, a.tables, a.created_at \
+     FROM tenantry.archives a JOIN tenantry.tenants t ON t.number = a.tenant \
+     WHERE ($1::bigint IS NULL OR a.tenant = $1) AND ($2::bigint IS NULL OR a.id = $2) ORDER BY a.id DESC LIMIT 1";
+pub const ARCHIVES_BEFORE: &str = "SELECT a.id, a.tenant, t.name, a.path, a.bytes, a.sha256, a.tables, a.created_at \
+     FROM tenantry.archives a JOIN tenantry.tenants t ON t.number = a.tenant WHERE a.id < $1 ORDER BY a.id DESC LIMIT $2";
+
+/// What a row of the audit log says, the same in every session.
+macro_rules! audit_text {
+    () => {
+        "pg_catalog.convert_to(pg_catalog.jsonb_build_array(id, extract(epoch FROM at), request, actor, peer, action, tenant, \
+         outcome, before, after)::text, 'UTF8')"
+    };
+}
+
+/// Under LOCK_AUDIT, so that numbers, times and the chain have one order.
+pub const INSERT_AUDIT: &str = concat!(
+    "WITH new AS MATERIALIZED (SELECT pg_catalog.nextval(pg_catalog.pg_get_serial_sequence('tenantry.audit', 'id')) AS id, \
+     pg_catalog.clock_timestamp() AS at, $1::text AS request, $2::text AS actor, $3::text AS peer, $4::text AS action, \
+     $5::text AS tenant, $6::text AS outcome, $7::jsonb AS before, $8::jsonb AS after) \
+     INSERT INTO tenantry.audit (id, at, request, actor, peer, action, tenant, outcome, before, after, chain) \
+     OVERRIDING SYSTEM VALUE SELECT new.*, pg_catalog.sha256(coalesce((SELECT last.chain FROM tenantry.audit last \
+     ORDER BY last.id DESC LIMIT 1), ''::bytea) || ",
+    audit_text!(),
+    ") FROM new"
+);
+pub const AUDIT: &str = "SELECT id, at, request, actor, peer, action, tenant, outcome, before, after, chain FROM tenantry.audit \
      WHERE id < $1 ORDER BY id DESC LIMIT $2";
+/// The next rows after $1, whose chain is $2: how many, the last, its chain, and the first that does not fit.
+pub const VERIFY_AUDIT: &str = concat!(
+    "WITH part AS (SELECT * FROM tenantry.audit WHERE id > $1 ORDER BY id LIMIT 10000), \
+     seen AS (SELECT id, chain, chain = pg_catalog.sha256(coalesce(lag(chain) OVER (ORDER BY id), $2::bytea) || ",
+    audit_text!(),
+    ") AS fits FROM part) SELECT count(*), max(id), min(id) FILTER (WHERE NOT fits), \
+     (SELECT chain FROM seen ORDER BY id DESC LIMIT 1) FROM seen"
+);
 
 pub const IDEMPOTENT: &str = "SELECT hash, job FROM tenantry.idempotency WHERE actor = $1 AND key = $2";
 pub const INSERT_IDEMPOTENT: &str = "INSERT INTO tenantry.idempotency (actor, key, hash, job) VALUES ($1, $2, $3, $4)";

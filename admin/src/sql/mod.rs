@@ -24,6 +24,13 @@ pub const CONNECTION_LIMITS: &str =
 pub const DATABASE: &str = "SELECT oid, pg_catalog.pg_get_userbyid(datdba)::text, datconnlimit, datallowconn \
      FROM pg_catalog.pg_database WHERE datname = $1::text";
 
+/// Whether a database may be adopted: owner, template, lets sessions in, connection limit, whether we may act as its owner,
+/// whether everybody may connect.
+pub const ADOPTABLE: &str = "SELECT pg_catalog.pg_get_userbyid(datdba)::text, datistemplate, datallowconn, datconnlimit, \
+     pg_catalog.pg_has_role(datdba, 'USAGE'), EXISTS (SELECT FROM \
+     pg_catalog.aclexplode(coalesce(datacl, pg_catalog.acldefault('d', datdba))) a \
+     WHERE a.grantee = 0 AND a.privilege_type = 'CONNECT') FROM pg_catalog.pg_database WHERE datname = $1::text";
+
 /// Its comment (whose it is), and whether it may log in.
 pub const ROLE: &str = "SELECT pg_catalog.shobj_description(oid, 'pg_authid'), rolcanlogin, rolsuper \
      FROM pg_catalog.pg_roles WHERE rolname = $1::text";

@@ -56,7 +56,10 @@ CREATE TABLE tenantry.jobs (
     result      jsonb       NOT NULL DEFAULT '{}',
     error       text,
     cancel      boolean     NOT NULL DEFAULT false,
+    -- Who asked, from where, in which request: for the audit log, at the end.
     actor       text        NOT NULL,
+    peer        text        NOT NULL DEFAULT '',
+    request     text        NOT NULL DEFAULT '',
     created_at  timestamptz NOT NULL DEFAULT now(),
     updated_at  timestamptz NOT NULL DEFAULT now()
 );
@@ -105,7 +108,9 @@ CREATE TABLE tenantry.audit (
     tenant    text,
     outcome   text        NOT NULL,
     before    jsonb,
-    after     jsonb
+    after     jsonb,
+    -- SHA-256 of the chain of the row before and the text of this one: a row that is changed or taken away shows.
+    chain     bytea       NOT NULL
 );
 
 CREATE TABLE tenantry.idempotency (
