@@ -14,7 +14,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
-use tenantry_config::{Control, Server, Settings};
+use tenantry_config::{Control, Server, Settings, floors_still_fit};
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -179,6 +179,11 @@ impl ControlPlane {
         let before = self.known();
         let (file, known) = change(self.file(), Arc::clone(&before));
         let (merged, problems) = known.merge(&file);
+        if !Arc::ptr_eq(&file, &self.file()) {
+            // Whoever writes the file is told; what is in the catalog was asked about when it was written there.
+            let slots = |server: &str| self.data.slots(server);
+            floors_still_fit(&self.merged.borrow(), &merged, slots).map_err(|over| over.to_string())?;
+        }
         self.data.apply(merged.clone())?;
         self.merged.send_replace(Arc::new(merged));
         self.file.store(file);

@@ -10,6 +10,7 @@ use super::{
     audit::{self, Deed, shown},
     entry,
     model::{Access, Entry, Known, RoleRow, Spec},
+    within,
 };
 use crate::{
     jobs::work::{JobState, Work},
@@ -123,28 +124,31 @@ impl Catalog {
         key: Option<(&str, &str)>,
         check: impl FnOnce(&Known) -> Result<(), E> + Send,
     ) -> Result<Result<(Entry, Option<i64>), E>, CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        if let Err(refused) = check(&bump(&change, true).await?) {
-            return Ok(Err(refused));
-        }
-        let NewTenant { name, state, server, database, owner_role, spec, roles } = new;
-        let row = change
-            .query_one(
-                sql::INSERT_TENANT,
-                &[name, &state.as_str(), server, database, owner_role, &Json(spec), &Json(roles)],
-            )
-            .await?;
-        let made = entry(&row)?;
-        change.execute(sql::WRITE_NAMES, &[&made.number]).await?;
-        let job = match work {
-            Some(work) => Some(insert_job(&change, &made, work, deed.asker, key).await?),
-            None => None,
-        };
-        audit::write(&change, deed, if job.is_some() { "begun" } else { "done" }, None, Some(shown(&made, job)))
-            .await?;
-        change.commit().await?;
-        Ok(Ok((made, job)))
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            if let Err(refused) = check(&bump(&change, true).await?) {
+                return Ok(Err(refused));
+            }
+            let NewTenant { name, state, server, database, owner_role, spec, roles } = new;
+            let row = change
+                .query_one(
+                    sql::INSERT_TENANT,
+                    &[name, &state.as_str(), server, database, owner_role, &Json(spec), &Json(roles)],
+                )
+                .await?;
+            let made = entry(&row)?;
+            change.execute(sql::WRITE_NAMES, &[&made.number]).await?;
+            let job = match work {
+                Some(work) => Some(insert_job(&change, &made, work, deed.asker, key).await?),
+                None => None,
+            };
+            audit::write(&change, deed, if job.is_some() { "begun" } else { "done" }, None, Some(shown(&made, job)))
+                .await?;
+            change.commit().await?;
+            Ok(Ok((made, job)))
+        })
+        .await
     }
 
     /// Changes a tenant as `edit` says, whole or not at all, with its outcome in the audit log. What `edit` sees cannot
@@ -156,22 +160,25 @@ impl Catalog {
         look: Look,
         edit: impl FnOnce(&mut Entry, &Seen) -> Result<(), E> + Send,
     ) -> Result<Changed<E>, CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        let known = bump(&change, look == Look::AtAll).await?;
-        let Some(row) = change.query_opt(sql::TENANT, &[&number]).await? else { return Ok(Changed::Gone) };
-        let before = Box::new(entry(&row)?);
-        let job = change.query_opt(sql::OPEN_JOB_OF, &[&number]).await?.map(|row| row.try_get(0)).transpose()?;
-        let mut after = before.clone();
-        if let Err(refused) = edit(&mut after, &Seen { job, known }) {
-            return Ok(Changed::Refused(refused));
-        }
-        if after != before {
-            update(&change, &mut after).await?;
-        }
-        audit::write(&change, deed, "done", Some(shown(&before, None)), Some(shown(&after, None))).await?;
-        change.commit().await?;
-        Ok(Changed::Done { before, after })
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            let known = bump(&change, look == Look::AtAll).await?;
+            let Some(row) = change.query_opt(sql::TENANT, &[&number]).await? else { return Ok(Changed::Gone) };
+            let before = Box::new(entry(&row)?);
+            let job = change.query_opt(sql::OPEN_JOB_OF, &[&number]).await?.map(|row| row.try_get(0)).transpose()?;
+            let mut after = before.clone();
+            if let Err(refused) = edit(&mut after, &Seen { job, known }) {
+                return Ok(Changed::Refused(refused));
+            }
+            if after != before {
+                update(&change, &mut after).await?;
+            }
+            audit::write(&change, deed, "done", Some(shown(&before, None)), Some(shown(&after, None))).await?;
+            change.commit().await?;
+            Ok(Changed::Done { before, after })
+        })
+        .await
     }
 
     /// Changes a tenant as `edit` says, whole or not at all.
@@ -190,27 +197,31 @@ impl Catalog {
         number: i64,
         edit: impl FnOnce(&mut Entry) -> Result<(), E> + Send,
     ) -> Result<Changed<E>, CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        let leads: i64 = change.query_one(sql::BUMP, &[]).await?.try_get(0)?;
-        if leader.is_some_and(|leader| leader != leads) {
-            return Err(CatalogError::Away("another process runs the jobs now".to_owned()));
-        }
-        let Some(row) = change.query_opt(sql::TENANT, &[&number]).await? else { return Ok(Changed::Gone) };
-        let before = Box::new(entry(&row)?);
-        let mut after = before.clone();
-        if let Err(refused) = edit(&mut after) {
-            return Ok(Changed::Refused(refused));
-        }
-        if after != before {
-            update(&change, &mut after).await?;
-            change.commit().await?;
-        }
-        Ok(Changed::Done { before, after })
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            let leads: i64 = change.query_one(sql::BUMP, &[]).await?.try_get(0)?;
+            if leader.is_some_and(|leader| leader != leads) {
+                return Err(CatalogError::Away("another process runs the jobs now".to_owned()));
+            }
+            let Some(row) = change.query_opt(sql::TENANT, &[&number]).await? else { return Ok(Changed::Gone) };
+            let before = Box::new(entry(&row)?);
+            let mut after = before.clone();
+            if let Err(refused) = edit(&mut after) {
+                return Ok(Changed::Refused(refused));
+            }
+            if after != before {
+                update(&change, &mut after).await?;
+                change.commit().await?;
+            }
+            Ok(Changed::Done { before, after })
+        })
+        .await
     }
 
     pub async fn tenant(&self, number: i64) -> Result<Option<Entry>, CatalogError> {
-        self.client().await?.query_opt(sql::TENANT, &[&number]).await?.as_ref().map(entry).transpose()
+        within(async { self.client().await?.query_opt(sql::TENANT, &[&number]).await?.as_ref().map(entry).transpose() })
+            .await
     }
 
     /// Writes a job for a tenant, unless `check`, who sees it as it stays until then, says no.
@@ -222,71 +233,89 @@ impl Catalog {
         key: Option<(&str, &str)>,
         check: impl FnOnce(Option<&Entry>) -> Result<(), E> + Send,
     ) -> Result<Result<i64, E>, CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        change.query_one(sql::BUMP, &[]).await?;
-        let found = change.query_opt(sql::TENANT, &[&tenant]).await?.as_ref().map(entry).transpose()?;
-        if let Err(refused) = check(found.as_ref()) {
-            return Ok(Err(refused));
-        }
-        let Some(found) = found else { return Err(CatalogError::Garbage("a job for nobody".to_owned())) };
-        let id = insert_job(&change, &found, work, deed.asker, key).await?;
-        audit::write(&change, deed, "begun", Some(shown(&found, None)), Some(json!({ "job": id }))).await?;
-        change.commit().await?;
-        Ok(Ok(id))
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            change.query_one(sql::BUMP, &[]).await?;
+            let found = change.query_opt(sql::TENANT, &[&tenant]).await?.as_ref().map(entry).transpose()?;
+            if let Err(refused) = check(found.as_ref()) {
+                return Ok(Err(refused));
+            }
+            let Some(found) = found else { return Err(CatalogError::Garbage("a job for nobody".to_owned())) };
+            let id = insert_job(&change, &found, work, deed.asker, key).await?;
+            audit::write(&change, deed, "begun", Some(shown(&found, None)), Some(json!({ "job": id }))).await?;
+            change.commit().await?;
+            Ok(Ok(id))
+        })
+        .await
     }
 
     /// The job that this key began, if it did, and a hash of what was asked then.
     pub async fn idempotent(&self, actor: &str, key: &str) -> Result<Option<(String, Option<i64>)>, CatalogError> {
-        let row = self.client().await?.query_opt(sql::IDEMPOTENT, &[&actor, &key]).await?;
-        row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
+        within(async {
+            let row = self.client().await?.query_opt(sql::IDEMPOTENT, &[&actor, &key]).await?;
+            row.map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).transpose()
+        })
+        .await
     }
 
     pub async fn job(&self, id: i64) -> Result<Option<JobRow>, CatalogError> {
-        self.client().await?.query_opt(sql::JOB, &[&id]).await?.as_ref().map(job).transpose()
+        within(async { self.client().await?.query_opt(sql::JOB, &[&id]).await?.as_ref().map(job).transpose() }).await
     }
 
     /// Newest first, those before `before`; one that this version cannot read is left out, and told.
     pub async fn jobs(&self, before: i64, limit: i64, tenant: Option<&str>) -> Result<Vec<JobRow>, CatalogError> {
-        let rows = self.client().await?.query(sql::JOBS, &[&before, &limit, &tenant]).await?;
-        Ok(rows
-            .iter()
-            .filter_map(|row| job(row).inspect_err(|error| tracing::error!(%error, "a job cannot be read")).ok())
-            .collect())
+        within(async {
+            let rows = self.client().await?.query(sql::JOBS, &[&before, &limit, &tenant]).await?;
+            Ok(rows
+                .iter()
+                .filter_map(|row| job(row).inspect_err(|error| tracing::error!(%error, "a job cannot be read")).ok())
+                .collect())
+        })
+        .await
     }
 
     /// Jobs that are not over; and those that this version cannot read, with why.
     pub async fn open_jobs(&self) -> Result<(Vec<JobRow>, Vec<(i64, CatalogError)>), CatalogError> {
-        let (mut jobs, mut unreadable) = (Vec::new(), Vec::new());
-        for row in self.client().await?.query(sql::OPEN_JOBS, &[]).await? {
-            match job(&row) {
-                Ok(job) => jobs.push(job),
-                Err(error) => unreadable.push((row.try_get(0)?, error)),
+        within(async {
+            let (mut jobs, mut unreadable) = (Vec::new(), Vec::new());
+            for row in self.client().await?.query(sql::OPEN_JOBS, &[]).await? {
+                match job(&row) {
+                    Ok(job) => jobs.push(job),
+                    Err(error) => unreadable.push((row.try_get(0)?, error)),
+                }
             }
-        }
-        Ok((jobs, unreadable))
+            Ok((jobs, unreadable))
+        })
+        .await
     }
 
     /// Takes the jobs over: the number that the journal wants to see.
     pub async fn lead(&self) -> Result<i64, CatalogError> {
-        Ok(self.client().await?.query_one(sql::LEAD, &[]).await?.try_get(0)?)
+        within(async { Ok(self.client().await?.query_one(sql::LEAD, &[]).await?.try_get(0)?) }).await
     }
 
     /// Of whoever took them over last.
     pub async fn leader(&self) -> Result<i64, CatalogError> {
-        Ok(self.client().await?.query_one(sql::LEADER_NOW, &[]).await?.try_get(0)?)
+        within(async { Ok(self.client().await?.query_one(sql::LEADER_NOW, &[]).await?.try_get(0)?) }).await
     }
 
     /// Living tenants, besides this one, that have a role on a server.
     pub async fn others_with_role(&self, of: i64, server: &str, role: &str) -> Result<Vec<i64>, CatalogError> {
-        let rows = self.client().await?.query(sql::OTHERS_WITH_ROLE, &[&of, &server, &role]).await?;
-        rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        within(async {
+            let rows = self.client().await?.query(sql::OTHERS_WITH_ROLE, &[&of, &server, &role]).await?;
+            rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+        })
+        .await
     }
 
     /// The job that a tenant is busy with.
     pub async fn busy_with(&self, tenant: i64) -> Result<Option<i64>, CatalogError> {
-        let row = self.client().await?.query_opt(sql::OPEN_JOB_OF, &[&tenant]).await?;
-        Ok(row.map(|row| row.try_get(0)).transpose()?)
+        within(async {
+            let row = self.client().await?.query_opt(sql::OPEN_JOB_OF, &[&tenant]).await?;
+            Ok(row.map(|row| row.try_get(0)).transpose()?)
+        })
+        .await
     }
 
     /// Where a job stands now, and what there is to tell of it: one transaction, and only from where `was` left it.
@@ -299,73 +328,88 @@ impl Catalog {
         told: &str,
         unless_cancelled: bool,
     ) -> Result<Journalled, CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        if change.query_one(sql::LEADER, &[]).await?.try_get::<_, i64>(0)? != leader {
-            return Ok(Journalled::Stale);
-        }
-        let step = |job: &JobRow| i32::try_from(job.step).unwrap_or(i32::MAX);
-        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 8] = [
-            &next.id,
-            &next.state.as_str(),
-            &step(next),
-            &next.result,
-            &next.error,
-            &was.state.as_str(),
-            &step(was),
-            &unless_cancelled,
-        ];
-        if change.execute(sql::JOURNAL, &parameters).await? == 0 {
-            let cancelled: bool = change.query_one(sql::IS_CANCELLED, &[&next.id]).await?.try_get(0)?;
-            return Ok(if unless_cancelled && cancelled { Journalled::Cancelled } else { Journalled::Stale });
-        }
-        if next.state.is_over() && matches!(next.work, Work::Rename { .. }) {
-            write_names(&change, next.tenant, true).await?;
-        }
-        change.execute(sql::INSERT_EVENT, &[&next.id, &told]).await?;
-        if next.state.is_over() {
-            audit::job_over(&change, next).await?;
-        }
-        change.commit().await?;
-        Ok(Journalled::Done)
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            if change.query_one(sql::LEADER, &[]).await?.try_get::<_, i64>(0)? != leader {
+                return Ok(Journalled::Stale);
+            }
+            let step = |job: &JobRow| i32::try_from(job.step).unwrap_or(i32::MAX);
+            let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 8] = [
+                &next.id,
+                &next.state.as_str(),
+                &step(next),
+                &next.result,
+                &next.error,
+                &was.state.as_str(),
+                &step(was),
+                &unless_cancelled,
+            ];
+            if change.execute(sql::JOURNAL, &parameters).await? == 0 {
+                let cancelled: bool = change.query_one(sql::IS_CANCELLED, &[&next.id]).await?.try_get(0)?;
+                return Ok(if unless_cancelled && cancelled { Journalled::Cancelled } else { Journalled::Stale });
+            }
+            if next.state.is_over() && matches!(next.work, Work::Rename { .. }) {
+                write_names(&change, next.tenant, true).await?;
+            }
+            change.execute(sql::INSERT_EVENT, &[&next.id, &told]).await?;
+            if next.state.is_over() {
+                audit::job_over(&change, next).await?;
+            }
+            change.commit().await?;
+            Ok(Journalled::Done)
+        })
+        .await
     }
 
     /// What a step wants to find again if it is done once more.
     pub async fn note(&self, job: &JobRow, result: &Value) -> Result<(), CatalogError> {
-        let step = i32::try_from(job.step).unwrap_or(i32::MAX);
-        self.client().await?.execute(sql::NOTE, &[&job.id, result, &job.state.as_str(), &step]).await?;
-        Ok(())
+        within(async {
+            let step = i32::try_from(job.step).unwrap_or(i32::MAX);
+            self.client().await?.execute(sql::NOTE, &[&job.id, result, &job.state.as_str(), &step]).await?;
+            Ok(())
+        })
+        .await
     }
 
     pub async fn progress(&self, job: i64, text: &str) -> Result<(), CatalogError> {
-        self.client().await?.execute(sql::PROGRESS, &[&job, &text]).await?;
-        Ok(())
+        within(async {
+            self.client().await?.execute(sql::PROGRESS, &[&job, &text]).await?;
+            Ok(())
+        })
+        .await
     }
 
     /// False if it is over, or past the point from which there is no way back.
     pub async fn cancel_job(&self, deed: &Deed<'_>, id: i64) -> Result<bool, CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        let Some(row) = change.query_opt(sql::JOB_TO_CANCEL, &[&id]).await? else { return Ok(false) };
-        let found = job(&row)?;
-        let open = matches!(found.state, JobState::Queued | JobState::Running);
-        if !open || found.work.way_back(found.step).is_none() {
-            return Ok(false);
-        }
-        change.execute(sql::CANCEL_JOB, &[&id]).await?;
-        audit::write(&change, deed, "done", None, Some(json!({ "job": id }))).await?;
-        change.commit().await?;
-        Ok(true)
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            let Some(row) = change.query_opt(sql::JOB_TO_CANCEL, &[&id]).await? else { return Ok(false) };
+            let found = job(&row)?;
+            let open = matches!(found.state, JobState::Queued | JobState::Running);
+            if !open || found.work.way_back(found.step).is_none() {
+                return Ok(false);
+            }
+            change.execute(sql::CANCEL_JOB, &[&id]).await?;
+            audit::write(&change, deed, "done", None, Some(json!({ "job": id }))).await?;
+            change.commit().await?;
+            Ok(true)
+        })
+        .await
     }
 
     pub async fn is_cancelled(&self, job: i64) -> Result<bool, CatalogError> {
-        Ok(self.client().await?.query_one(sql::IS_CANCELLED, &[&job]).await?.try_get(0)?)
+        within(async { Ok(self.client().await?.query_one(sql::IS_CANCELLED, &[&job]).await?.try_get(0)?) }).await
     }
 
     /// Those after the event `after`.
     pub async fn events(&self, job: i64, after: i64) -> Result<Vec<(i64, OffsetDateTime, String)>, CatalogError> {
-        let rows = self.client().await?.query(sql::EVENTS, &[&job, &after]).await?;
-        rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
+        within(async {
+            let rows = self.client().await?.query(sql::EVENTS, &[&job, &after]).await?;
+            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?, row.try_get(2)?))).collect()
+        })
+        .await
     }
 
     pub async fn insert_archive(
@@ -376,30 +420,43 @@ impl Catalog {
         sha256: &str,
         (tables, facts): (&Value, &Value),
     ) -> Result<i64, CatalogError> {
-        let client = self.client().await?;
-        let row = client.query_one(sql::INSERT_ARCHIVE, &[&tenant, &path, &bytes, &sha256, tables, facts]).await?;
-        Ok(row.try_get(0)?)
+        within(async {
+            let client = self.client().await?;
+            let row = client.query_one(sql::INSERT_ARCHIVE, &[&tenant, &path, &bytes, &sha256, tables, facts]).await?;
+            Ok(row.try_get(0)?)
+        })
+        .await
     }
 
     /// What is to be told to PostgreSQL beside the dump itself; not for the API, since settings may hold secrets.
     pub async fn archive_facts(&self, id: i64) -> Result<Option<Value>, CatalogError> {
-        let row = self.client().await?.query_opt(sql::ARCHIVE_FACTS, &[&id]).await?;
-        row.map(|row| Ok(row.try_get(0)?)).transpose()
+        within(async {
+            let row = self.client().await?.query_opt(sql::ARCHIVE_FACTS, &[&id]).await?;
+            row.map(|row| Ok(row.try_get(0)?)).transpose()
+        })
+        .await
     }
 
     /// Newest first.
     pub async fn archives(&self, tenant: Option<i64>) -> Result<Vec<ArchiveRow>, CatalogError> {
-        self.client().await?.query(sql::ARCHIVES, &[&tenant]).await?.iter().map(archive).collect()
+        within(async { self.client().await?.query(sql::ARCHIVES, &[&tenant]).await?.iter().map(archive).collect() })
+            .await
     }
 
     /// Newest first, those before `before`.
     pub async fn archives_before(&self, before: i64, limit: i64) -> Result<Vec<ArchiveRow>, CatalogError> {
-        self.client().await?.query(sql::ARCHIVES_BEFORE, &[&before, &limit]).await?.iter().map(archive).collect()
+        within(async {
+            self.client().await?.query(sql::ARCHIVES_BEFORE, &[&before, &limit]).await?.iter().map(archive).collect()
+        })
+        .await
     }
 
     /// One by its number, or the newest; of a tenant, or of any.
     pub async fn archive(&self, tenant: Option<i64>, id: Option<i64>) -> Result<Option<ArchiveRow>, CatalogError> {
-        self.client().await?.query_opt(sql::ARCHIVE, &[&tenant, &id]).await?.as_ref().map(archive).transpose()
+        within(async {
+            self.client().await?.query_opt(sql::ARCHIVE, &[&tenant, &id]).await?.as_ref().map(archive).transpose()
+        })
+        .await
     }
 
     pub async fn insert_token(
@@ -411,27 +468,33 @@ impl Catalog {
         hash: &[u8],
         expires_at: OffsetDateTime,
     ) -> Result<(), CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        change.query_one(sql::BUMP, &[]).await?;
-        change.execute(sql::INSERT_TOKEN, &[&id, &label, &access.as_str(), &hash, &expires_at]).await?;
-        let made = json!({ "id": id, "label": label, "access": access, "expires_at": expires_at.unix_timestamp() });
-        audit::write(&change, deed, "done", None, Some(made)).await?;
-        change.commit().await?;
-        Ok(())
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            change.query_one(sql::BUMP, &[]).await?;
+            change.execute(sql::INSERT_TOKEN, &[&id, &label, &access.as_str(), &hash, &expires_at]).await?;
+            let made = json!({ "id": id, "label": label, "access": access, "expires_at": expires_at.unix_timestamp() });
+            audit::write(&change, deed, "done", None, Some(made)).await?;
+            change.commit().await?;
+            Ok(())
+        })
+        .await
     }
 
     /// False if there is no such token.
     pub async fn delete_token(&self, deed: &Deed<'_>, id: &str) -> Result<bool, CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        change.query_one(sql::BUMP, &[]).await?;
-        if change.execute(sql::DELETE_TOKEN, &[&id]).await? == 0 {
-            return Ok(false);
-        }
-        audit::write(&change, deed, "done", Some(json!({ "id": id })), None).await?;
-        change.commit().await?;
-        Ok(true)
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            change.query_one(sql::BUMP, &[]).await?;
+            if change.execute(sql::DELETE_TOKEN, &[&id]).await? == 0 {
+                return Ok(false);
+            }
+            audit::write(&change, deed, "done", Some(json!({ "id": id })), None).await?;
+            change.commit().await?;
+            Ok(true)
+        })
+        .await
     }
 }
 
