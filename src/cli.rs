@@ -291,12 +291,15 @@ pub enum Tenant {
         #[command(flatten)]
         api: Api,
     },
-    /// A new password.
+    /// A new password; the old one stays good for a while.
     Rotate {
         name: String,
         /// Without it the owner's.
         #[arg(long)]
         role: Option<String>,
+        /// How long the old one is good, too, at most a week; 0s: not at all. Without it an hour, where that can be.
+        #[arg(long, value_parser = humantime::parse_duration)]
+        grace: Option<std::time::Duration>,
         #[arg(long, value_name = "FORMAT", num_args = 0..=1, default_missing_value = "env")]
         env: Option<EnvFormat>,
         #[command(flatten)]

@@ -102,8 +102,8 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
         T::Restore { name, archive, how, api } => {
             verb(&api, &name, "restore", &json!({ "archive": archive }), &how, None).await
         }
-        T::Rotate { name, role, env, how, api } => {
-            verb(&api, &name, "rotate", &json!({ "role": role }), &how, env).await
+        T::Rotate { name, role, grace, env, how, api } => {
+            verb(&api, &name, "rotate", &json!({ "role": role, "grace_ms": grace.map(millis) }), &how, env).await
         }
         T::Separate { name, role, finish, env, how, api } => {
             verb(&api, &name, "separate", &json!({ "role": role, "finish": finish }), &how, env).await

@@ -353,16 +353,81 @@ async fn a_rename_that_cannot_come_to_rest_changes_nothing() {
     assert_eq!(api.get("/v1/tenants/calm").await.status, 404);
 }
 
-#[tokio::test]
-async fn a_new_password_replaces_the_old_one() {
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_password_is_good_beside_the_old_one_and_clients_notice_nothing() {
     let (proxy, api) = control_proxy().await;
     let old = api.create("turned").await;
-    let rotated = api.post("/v1/tenants/turned/rotate", json!({})).await;
+    let load = Load::on(&proxy, &old, 4).await;
+    let rotated = api.post("/v1/tenants/turned/rotate", json!({ "grace_ms": 3_600_000 })).await;
     assert_eq!(rotated.status, 200, "{}", rotated.body);
+    assert!(rotated.body["job"]["result"]["old_password_until"].is_string(), "{}", rotated.body);
     let new = tenant_of(&rotated.body);
     assert_ne!(new.password, old.password);
+    for _ in 0..2 {
+        // Every connection is dialled anew, with what PostgreSQL has now.
+        assert_eq!(api.post("/v1/tenants/turned/suspend", json!({})).await.status, 200);
+        load.more().await;
+        for tenant in [&new, &old] {
+            let mut client = proxy.connect(tenant).login().await;
+            assert_eq!(client.value("SELECT current_user").await, "turned");
+        }
+    }
+    proxy.restart(&[]).await;
+    // Who comes first has the old one: its key leads to the new one's.
+    assert_eq!(proxy.connect(&old).login().await.value("SELECT 1").await, "1");
     assert_eq!(proxy.connect(&new).login().await.value("SELECT 1").await, "1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_without_grace_ends_at_once_and_who_is_connected_stays() {
+    let (proxy, api) = control_proxy().await;
+    let old = api.create("turned").await;
+    let mut client = proxy.connect(&old).login().await;
+    client.run("SELECT 1").await;
+    let rotated = api.post("/v1/tenants/turned/rotate", json!({ "grace_ms": 0 })).await;
+    assert_eq!(rotated.status, 200, "{}", rotated.body);
     assert_eq!(code(&refused(proxy.connect(&old)).await), "28P01");
+    assert_eq!(api.post("/v1/tenants/turned/suspend", json!({})).await.status, 200);
+    assert_eq!(client.value("SELECT 2").await, "2", "on a new server connection");
+    assert_eq!(proxy.connect(&tenant_of(&rotated.body)).login().await.value("SELECT 3").await, "3");
+}
+
+#[tokio::test]
+async fn a_grace_that_cannot_be_kept_is_refused_and_one_that_is_over_is_over() {
+    let (proxy, api) = control_proxy().await;
+    let first = api.create("turned").await;
+    let unknown = api.post("/v1/tenants/turned/rotate", json!({ "grace_ms": 60_000 })).await;
+    assert_eq!(unknown.status, 409, "nobody has logged in yet: {}", unknown.body);
+    proxy.connect(&first).login().await.run("SELECT 1").await;
+    let rotated = api.post("/v1/tenants/turned/rotate", json!({ "grace_ms": 60_000 })).await;
+    assert_eq!(rotated.status, 200, "{}", rotated.body);
+    assert_eq!(proxy.connect(&first).login().await.value("SELECT 1").await, "1");
+    let over = "UPDATE tenantry.tenants SET roles = jsonb_set(roles, '{0,former,until}', '\"2001-01-01T00:00:00Z\"'); \
+                UPDATE tenantry.meta SET revision = revision + 1";
+    cluster().sql_in("tenantry_control", over).await;
+    eventually("the old password is forgotten", async || {
+        let row = "SELECT (roles->0 ? 'former')::text FROM tenantry.tenants WHERE name = 'turned'";
+        (cluster().sql_in("tenantry_control", row).await.as_deref() == Some("false")).then_some(())
+    })
+    .await;
+    assert_eq!(code(&refused(proxy.connect(&first)).await), "28P01");
+}
+
+#[tokio::test]
+async fn a_new_password_of_a_role_that_tenants_share_is_good_for_all_of_them() {
+    let (proxy, api) = control_proxy().await;
+    let first = api.create("first").await;
+    let made = api.post("/v1/tenants", json!({ "name": "second", "shared_role": "first" })).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    let rotated = api.post("/v1/tenants/first/rotate", json!({ "grace_ms": 0 })).await;
+    assert_eq!(rotated.status, 200, "{}", rotated.body);
+    let new = tenant_of(&rotated.body);
+    for name in ["first", "second"] {
+        let tenant = Tenant { name: name.to_owned(), ..new.clone() };
+        assert_eq!(proxy.connect(&tenant).login().await.value("SELECT current_database()").await, name);
+        let old = Tenant { name: name.to_owned(), ..first.clone() };
+        assert_eq!(code(&refused(proxy.connect(&old)).await), "28P01");
+    }
 }
 
 /// A database and role that were there before, adopted.

@@ -177,9 +177,10 @@ impl Fleet {
         let mut sum = Everywhere { told: self.told(entry, data), behind: 0 };
         for row in rows {
             let (applied, Json(busy)): (i64, Json<BTreeMap<i64, Told>>) = (row.try_get(0)?, row.try_get(1)?);
-            match busy.get(&entry.number).filter(|_| applied >= revision) {
-                Some(told) => sum.told.add(told),
-                None => sum.behind += 1,
+            if applied < revision {
+                sum.behind += 1;
+            } else if let Some(told) = busy.get(&entry.number) {
+                sum.told.add(told);
             }
         }
         Ok(sum)

@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     catalog::{
         Catalog, CatalogError, accept, disk,
-        model::{Entry, Known},
+        model::{Entry, Known, RoleRow},
     },
     fleet::{Everywhere, Fleet},
     fuse::Fuse,
@@ -260,7 +260,25 @@ impl ControlPlane {
         if !self.is_within_reach() || self.catalog.revision().await? != self.known().revision {
             self.refresh().await?;
         }
+        self.forget_former_passwords().await?;
         self.report().await
+    }
+
+    /// Whose time is over; whichever process comes first.
+    async fn forget_former_passwords(&self) -> Result<(), CatalogError> {
+        let now = time::OffsetDateTime::now_utc();
+        let is_over = |row: &RoleRow| row.former.as_ref().is_some_and(|former| former.until <= now);
+        let known = self.known();
+        let late: Vec<i64> =
+            known.tenants.iter().filter(|entry| entry.roles.iter().any(is_over)).map(|entry| entry.number).collect();
+        for number in &late {
+            let forget = |entry: &mut Entry| {
+                entry.roles.iter_mut().filter(|row| is_over(row)).for_each(|row| row.former = None);
+                Ok::<_, std::convert::Infallible>(())
+            };
+            self.catalog.change_tenant(*number, forget).await?;
+        }
+        if late.is_empty() { Ok(()) } else { self.refresh().await }
     }
 
     async fn report(&self) -> Result<(), CatalogError> {
@@ -328,6 +346,10 @@ mod tests {
         }
 
         fn release(&self, _: &str) {}
+
+        fn client_key(&self, _: &str, _: &str) -> Option<tenantry_wire::scram::ClientKey> {
+            None
+        }
 
         fn explain(&self, _: &str) -> Vec<(String, Explanation)> {
             Vec::new()

@@ -10,6 +10,7 @@ use tenantry_proxy::{
     directory::{Activity, Directory, Snapshot},
     pool::explain::Explanation,
 };
+use tenantry_wire::scram::ClientKey;
 
 /// The data plane, seen from here: looked at, never changed.
 pub trait View: Send + Sync + 'static {
@@ -64,6 +65,8 @@ pub trait Plane: View {
     fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize;
     /// Gives up a tenant's server connections: idle ones now, others as they come to rest.
     fn release(&self, tenant: &str);
+    /// The key with which a role's pool proves itself to PostgreSQL, if a client's login told it. A secret.
+    fn client_key(&self, tenant: &str, role: &str) -> Option<ClientKey>;
     /// Why each of its roles would wait, or waits.
     fn explain(&self, tenant: &str) -> Vec<(String, Explanation)>;
     /// Where clients reach it.
@@ -102,6 +105,10 @@ impl Status {
 impl Plane for Directory {
     fn release(&self, tenant: &str) {
         Directory::release(self, tenant);
+    }
+
+    fn client_key(&self, tenant: &str, role: &str) -> Option<ClientKey> {
+        Directory::client_key(self, tenant, role)
     }
 
     fn apply(&self, settings: Settings) -> Result<(), String> {

@@ -70,7 +70,7 @@ pub async fn adopt(State(plane): Plane, who: Who, At(name): At, Body(wish): Body
         database,
         owner_role: owner,
         spec: wish.spec,
-        roles: vec![RoleRow { name: role, verifier, ours: false }],
+        roles: vec![RoleRow::new(role, verifier, false)],
     };
     let deed = deed(&who, "adopt", Some(&name));
     let entry = audited(&plane, &deed, None, shown, async {

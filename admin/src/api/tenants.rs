@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use axum::{Extension, Json, extract::State, http::StatusCode, response::Response};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use rand::{Rng, distr::Alphanumeric};
 use serde_json::{Value, json};
 use tenantry_config::{Settings, TenantEvent, TenantState};
@@ -25,7 +26,7 @@ use super::{
 };
 use crate::{
     catalog::{
-        model::{Known, RoleRow, Verifier},
+        model::{Entry, Known, RoleRow, Verifier},
         store::{Look, NewTenant},
     },
     jobs::work::{Stored, Work},
@@ -36,6 +37,9 @@ const PASSWORD_CHARACTERS: usize = 32;
 const LONGEST_DEADLINE: u64 = 3_600_000;
 /// What a rename has left of `query_wait_timeout` once the transactions are over, for its statements.
 const AFTER_THE_WAIT: Duration = Duration::from_secs(10);
+/// Milliseconds.
+const DEFAULT_GRACE: u64 = 3_600_000;
+const LONGEST_GRACE: u64 = 7 * 24 * 3_600_000;
 const DEFAULT_HOLD: Duration = Duration::from_secs(30);
 
 /// Every tenant, by name.
@@ -147,7 +151,7 @@ async fn create_once(once: &Once<'_>, wish: &Create) -> Answer<Response> {
         None => {
             let password = password();
             let verifier = verifier(&password, file.auth.scram_iterations.get()).await?;
-            (RoleRow { name: wish.name.clone(), verifier: Some(verifier), ours: true }, Some(password))
+            (RoleRow::new(wish.name.clone(), Some(verifier), true), Some(password))
         }
     };
     let archive = match wish.archive {
@@ -281,7 +285,7 @@ job_operation!(
     /// Gives a tenant, and its database if it has the same name, another name. Clients wait a moment; the old name stays as an
     /// alias. While they wait, `pool.max_waiters` counts as ever: the client after that many is told 53300.
     rename, "/v1/tenants/{tenant}/rename", "rename_tenant", Rename, Body<Rename>, [Active, Paused, Suspended], |plane, entry, wish| {
-        hold(&wish, &plane.file()).and_then(|wait| {
+        hold(wish.wait_ms, &plane.file()).and_then(|wait| {
             check::new_name(&wish.to, &plane.file(), &plane.known(), Some(entry.number))?;
             let rename_database = entry.database == entry.name;
             let (from, to) = (entry.name.clone(), wish.to.clone());
@@ -312,51 +316,46 @@ job_operation!(
 job_operation!(
     /// A new password for one of a tenant's roles.
     rotate, "/v1/tenants/{tenant}/rotate", "rotate_credentials", Option<Rotate>, MaybeBody<Rotate>, [Active, Paused, Suspended, Drained], |plane, entry, wish| {
-        let role = wish.role.clone().unwrap_or_else(|| entry.owner_role.clone());
-        if entry.roles.iter().any(|row| row.name == role && row.ours) {
-            let password = password();
-            let verifier = verifier(&password, plane.file().auth.scram_iterations.get()).await?;
-            let credentials = credentials(&plane, &entry.name, &role, &password);
-            Ok((Work::Rotate { role, verifier }, Some(credentials)))
-        } else {
-            Err(Problem::invalid("role: the tenant has none of that name that Tenantry made"))
-        }
+        rotation(&plane, &entry, &wish).await
     }
 );
-
 job_operation!(
     /// Gives a tenant that shares a role with others one of its own, which owns its database from then on. The shared role goes
     /// on working, as a member of the new one, until `finish`.
     separate, "/v1/tenants/{tenant}/separate", "separate_tenant", Option<Separate>, MaybeBody<Separate>, [Active, Paused, Suspended], |plane, entry, wish| {
-        let is_shared = |role: &str| entry.roles.iter().any(|row| row.name == role && !row.ours);
-        let shared = || entry.roles.iter().map(|row| row.name.clone()).filter(|role| is_shared(role) && *role != entry.owner_role);
-        if wish.finish {
-            match shared().collect::<Vec<_>>() {
-                roles if roles.is_empty() || is_shared(&entry.owner_role) => {
-                    Err(Problem::wrong_state("it has no role of its own beside a shared one; separate it first"))
-                }
-                roles => Ok((Work::Retire { roles }, None)),
-            }
-        } else if !is_shared(&entry.owner_role) {
-            Err(Problem::wrong_state("its database is not owned by a role that it shares"))
-        } else {
-            let role = wish.role.clone().unwrap_or_else(|| entry.name.clone());
-            check::role_name(&role)?;
-            let password = password();
-            let verifier = verifier(&password, plane.file().auth.scram_iterations.get()).await?;
-            let credentials = credentials(&plane, &entry.name, &role, &password);
-            let role = RoleRow { name: role, verifier: Some(verifier), ours: true };
-            let work = Work::Separate { role, old: entry.owner_role.clone(), wait: wish.wait_ms.min(600_000) };
-            Ok((work, Some(credentials)))
-        }
+        separation(&plane, &entry, &wish).await
     }
 );
 
-/// How long a rename may hold clients, in milliseconds: none of them shall give up before it does.
-fn hold(wish: &Rename, file: &Settings) -> Answer<u64> {
+/// What a separation does, and the new role's password.
+async fn separation(plane: &ControlPlane, entry: &Entry, wish: &Separate) -> Answer<(Work, Option<Credentials>)> {
+    let is_shared = |role: &str| entry.roles.iter().any(|row| row.name == role && !row.ours);
+    if wish.finish {
+        let names = entry.roles.iter().map(|row| row.name.clone());
+        let roles: Vec<String> = names.filter(|role| is_shared(role) && *role != entry.owner_role).collect();
+        if roles.is_empty() || is_shared(&entry.owner_role) {
+            return Err(Problem::wrong_state("it has no role of its own beside a shared one; separate it first"));
+        }
+        return Ok((Work::Retire { roles }, None));
+    }
+    if !is_shared(&entry.owner_role) {
+        return Err(Problem::wrong_state("its database is not owned by a role that it shares"));
+    }
+    let role = wish.role.clone().unwrap_or_else(|| entry.name.clone());
+    check::role_name(&role)?;
+    let wait = hold(Some(wish.wait_ms), &plane.file())?;
+    let password = password();
+    let verifier = verifier(&password, plane.file().auth.scram_iterations.get()).await?;
+    let credentials = credentials(plane, &entry.name, &role, &password);
+    let role = RoleRow::new(role, Some(verifier), true);
+    Ok((Work::Separate { role, old: entry.owner_role.clone(), wait }, Some(credentials)))
+}
+
+/// How long a job may hold clients, in milliseconds: none of them shall give up before it does.
+fn hold(wait_ms: Option<u64>, file: &Settings) -> Answer<u64> {
     let patience = file.pool.query_wait_timeout;
     let most = patience.saturating_sub(AFTER_THE_WAIT.min(patience / 2));
-    let wait = wish.wait_ms.map_or(DEFAULT_HOLD.min(most), Duration::from_millis);
+    let wait = wait_ms.map_or(DEFAULT_HOLD.min(most), Duration::from_millis);
     if wait > most {
         return Err(Problem::invalid(format!(
             "wait_ms: clients are held meanwhile, and give up after pool.query_wait_timeout ({}); at most {}",
@@ -436,7 +435,41 @@ fn shared_role(plane: &ControlPlane, name: &str) -> Answer<RoleRow> {
     if of_tenant.is_none() && !plane.file().roles.iter().any(|role| role.name == name) {
         return Err(Problem::invalid("shared_role: no tenant has it, and it is none of [[roles]] in the settings"));
     }
-    Ok(RoleRow { name: name.to_owned(), verifier, ours: false })
+    Ok(RoleRow::new(name.to_owned(), verifier, false))
+}
+
+/// What a rotation does, and the new password.
+async fn rotation(plane: &ControlPlane, entry: &Entry, wish: &Rotate) -> Answer<(Work, Option<Credentials>)> {
+    let role = wish.role.clone().unwrap_or_else(|| entry.owner_role.clone());
+    let row = entry.roles.iter().find(|row| row.name == role && row.ours);
+    let row = row.ok_or_else(|| Problem::invalid("role: the tenant has none of that name that Tenantry made"))?;
+    let old = row.verifier.as_ref().and_then(|text| scram::Verifier::parse(&text.0).ok());
+    let key = plane.data.client_key(&entry.name, &role).filter(|key| old.as_ref().is_some_and(|old| old.fits(key)));
+    let grace = match (wish.grace_ms, &key) {
+        (None | Some(0), None) => 0,
+        (None, Some(_)) => DEFAULT_GRACE,
+        (Some(0), Some(_)) => 0,
+        (Some(wanted), Some(_)) if wanted <= LONGEST_GRACE => wanted,
+        (Some(_), Some(_)) => return Err(Problem::invalid(format!("grace_ms: at most {LONGEST_GRACE}, a week"))),
+        (Some(_), None) => {
+            return Err(Problem::wrong_state(
+                "no client has logged in with the old password through this process since it was started, so the old one \
+                 cannot be kept good beside the new one: log in once, or say grace_ms: 0",
+            ));
+        }
+    };
+    // Whoever has one of two passwords is asked for it with one salt.
+    let kept = old.filter(|_| grace > 0).map(|old| (old.salt().to_vec(), old.iterations()));
+    let (salt, iterations) =
+        kept.unwrap_or_else(|| (rand::random::<[u8; 16]>().to_vec(), plane.file().auth.scram_iterations.get()));
+    let password = password();
+    let secret = password.clone();
+    let derive = move || scram::Verifier::derive(secret.as_bytes(), &salt, iterations);
+    let derived = tokio::task::spawn_blocking(derive).await;
+    let (verifier, new_key) = derived.map_err(|_| Problem::internal("no verifier could be made"))?;
+    let bridge = key.map(|key| Verifier(STANDARD.encode(scram::bridge(&key, &new_key))));
+    let credentials = credentials(plane, &entry.name, &role, &password);
+    Ok((Work::Rotate { role, verifier: Verifier(verifier.to_pg_string()), bridge, grace }, Some(credentials)))
 }
 
 fn password() -> Zeroizing<String> {
@@ -471,7 +504,7 @@ mod tests {
     #[test]
     fn nobody_is_held_for_longer_than_he_would_wait() {
         let mut file = Settings::default();
-        let wait = |file: &Settings, wait_ms| hold(&Rename { to: "x".into(), wait_ms }, file).ok();
+        let wait = |file: &Settings, wait_ms| hold(wait_ms, file).ok();
         assert_eq!(wait(&file, None), Some(30_000));
         assert_eq!((wait(&file, Some(110_000)), wait(&file, Some(110_001))), (Some(110_000), None));
         file.pool.query_wait_timeout = Duration::from_secs(2);

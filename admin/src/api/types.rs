@@ -305,6 +305,11 @@ pub struct Rotate {
     #[serde(default)]
     #[schema(max_length = 63)]
     pub role: Option<String>,
+    /// Milliseconds for which the old password is good beside the new one; 0: not at all. Null: an hour, if it can be: some
+    /// client must have logged in with the old one, through this process, since it was started.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 604_800_000)]
+    pub grace_ms: Option<u64>,
 }
 
 /// From a shared role to one of the tenant's own.

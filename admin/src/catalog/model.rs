@@ -4,7 +4,9 @@ use std::{collections::BTreeMap, num::NonZeroU32};
 
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::Value;
-use tenantry_config::{PoolMode, Role, RoleSecret, Secret, Settings, Standing, Tenant, TenantId, TenantState};
+use tenantry_config::{
+    FormerSecret, PoolMode, Role, RoleSecret, Secret, Settings, Standing, Tenant, TenantId, TenantState,
+};
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
@@ -55,6 +57,29 @@ pub struct RoleRow {
     pub verifier: Option<Verifier>,
     /// Made by Tenantry, and dropped with the tenant.
     pub ours: bool,
+    /// The one before, for a while after a rotation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub former: Option<Former>,
+}
+
+impl RoleRow {
+    #[must_use]
+    pub fn new(name: String, verifier: Option<Verifier>, ours: bool) -> Self {
+        Self { name, verifier, ours, former: None }
+    }
+}
+
+/// The password before the last rotation.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Former {
+    pub verifier: Verifier,
+    /// Leads from its key to the new one's (`scram::bridge`), base64; as much of a secret as a verifier.
+    pub bridge: Option<Verifier>,
+    /// Logins with it are let in; else it is only there so that pools find the new key.
+    pub accepts: bool,
+    /// Then it is forgotten.
+    #[serde(with = "time::serde::rfc3339")]
+    pub until: OffsetDateTime,
 }
 
 /// A SCRAM verifier: as good as a password to whoever plays the server, so it is not shown.
@@ -206,7 +231,13 @@ impl Entry {
         let role = |row: &RoleRow| {
             let verifier = row.verifier.as_ref()?;
             let secret = RoleSecret::classify(Secret::new(verifier.0.clone())).ok()?;
-            Some(Role { name: row.name.clone(), secret, pool_mode: None, pool_size: None, former: None })
+            let secret_of = |verifier: &Verifier| Secret::new(verifier.0.clone());
+            let former = row.former.as_ref().map(|former| FormerSecret {
+                verifier: secret_of(&former.verifier),
+                bridge: former.bridge.as_ref().map(secret_of),
+                accepts: former.accepts,
+            });
+            Some(Role { name: row.name.clone(), secret, pool_mode: None, pool_size: None, former })
         };
         let state = match self.state {
             TenantState::Active | TenantState::Suspended if self.held => TenantState::Paused,

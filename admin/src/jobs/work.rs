@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::model::RoleRow;
+use crate::catalog::model::{RoleRow, Verifier};
 
 /// Where a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -117,7 +117,11 @@ pub enum Work {
     /// A new verifier for one of its roles.
     Rotate {
         role: String,
-        verifier: crate::catalog::model::Verifier,
+        verifier: Verifier,
+        /// Leads from the old password's key to the new one's.
+        bridge: Option<Verifier>,
+        /// Milliseconds for which the old password is good, too.
+        grace: u64,
     },
     /// From the role that it shares with others to one of its own, which owns everything from then on; the old one goes on working.
     Separate {
@@ -190,8 +194,10 @@ pub enum Step {
     DropRoles,
     /// pg_restore from the store, whose checksum must fit.
     Load,
-    /// The new verifier, in PostgreSQL and for clients.
+    /// The new verifier, in PostgreSQL.
     SetVerifier,
+    /// The new verifier, for clients; the old one stays good for a while.
+    OfferVerifier,
     /// All that the shared role has in the tenant's database, and the database, is the new role's.
     HandOver,
     /// The catalog has the new role as the owner.
@@ -289,7 +295,7 @@ impl Work {
                 S::DropDatabase,
                 S::DropRoles,
             ],
-            Self::Rotate { .. } => vec![S::Check, S::SetVerifier],
+            Self::Rotate { .. } => vec![S::Check, S::OfferVerifier, S::SetVerifier],
             Self::Separate { .. } => {
                 vec![S::Check, S::MakeRole, S::Hold, S::AwaitQuiet, S::HandOver, S::TakeRole, S::Release]
             }
@@ -305,7 +311,7 @@ impl Work {
             Self::Drain { .. } => None,
             Self::Archive { .. } => Some(Step::MarkArchived),
             Self::Delete { .. } => Some(Step::Tombstone),
-            Self::Rotate { .. } => Some(Step::SetVerifier),
+            Self::Rotate { .. } => Some(Step::OfferVerifier),
             Self::Separate { .. } => Some(Step::TakeRole),
             Self::Retire { .. } => Some(Step::RemoveRole),
         }
@@ -388,7 +394,7 @@ mod tests {
     }
 
     fn every_work() -> Vec<Work> {
-        let role = RoleRow { name: "new".into(), verifier: None, ours: true };
+        let role = RoleRow::new("new".into(), None, true);
         let archive = Stored { id: 1, path: String::new(), sha256: String::new() };
         let rename = |rename_database| Work::Rename { from: "a".into(), to: "b".into(), rename_database, wait: 0 };
         vec![
@@ -400,7 +406,7 @@ mod tests {
             Work::Archive { deadline: 0 },
             Work::Restore { archive },
             Work::Delete { deadline: 0 },
-            Work::Rotate { role: "a".into(), verifier: crate::catalog::model::Verifier(String::new()) },
+            Work::Rotate { role: "a".into(), verifier: Verifier(String::new()), bridge: None, grace: 0 },
             Work::Separate { role, old: "all".into(), wait: 0 },
             Work::Retire { roles: vec!["all".into()] },
         ]
@@ -502,7 +508,8 @@ mod tests {
                 S::Tombstone => self.state = "dropped",
                 S::DropDatabase => self.database = None,
                 S::DropRoles => self.may_log_in = false,
-                S::SetVerifier => self.verifier = (1, 1),
+                S::OfferVerifier => self.verifier.0 = 1,
+                S::SetVerifier => self.verifier.1 = 1,
                 S::DropHalfMade => {
                     self.half_made = false;
                     if matches!(work, Work::Create { .. } | Work::Restore { .. }) && self.state != "active" {

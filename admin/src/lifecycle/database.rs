@@ -334,15 +334,3 @@ async fn bequeath(site: &mut Site, entry: &Entry, role: &str, heir: i64) -> Resu
     let mark = mark(&catalog_id(site), heir);
     site.execute(&entry.server, &sql::mark_role(role, &mark)).await
 }
-
-pub async fn set_verifier(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
-    let Work::Rotate { role, verifier } = &job.work else { return Ok(()) };
-    site.execute(&entry.server, &sql::set_password(role, &verifier.0)).await?;
-    site.change(entry.number, |e| {
-        for row in e.roles.iter_mut().filter(|row| row.name == *role) {
-            row.verifier = Some(verifier.clone());
-        }
-        Ok(())
-    })
-    .await
-}

@@ -8,6 +8,7 @@ mod hand;
 mod preflight;
 mod program;
 mod progress;
+mod rotate;
 mod separate;
 mod store;
 mod traffic;
@@ -253,7 +254,8 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         }
         Step::DropDatabase => database::drop(site, &entry, result).await,
         Step::DropRoles => database::drop_roles(site, &entry, result).await,
-        Step::SetVerifier => database::set_verifier(site, job, &entry).await,
+        Step::OfferVerifier => rotate::offer_verifier(site, job, &entry, result).await,
+        Step::SetVerifier => rotate::set_verifier(site, job, &entry).await,
         Step::DropHalfMade => {
             hand::drop_of(site, &entry).await?;
             database::drop_half_made(site, job, &entry, result).await

@@ -120,3 +120,8 @@ pub async fn drained(site: &Site, entry: &Entry) -> Result<(), StepError> {
     }
     site.order(entry.number, None).await
 }
+
+/// Until every process serves what this one does; one that does not hear of it is not waited for longer.
+pub async fn heard(site: &Site, entry: &Entry, limit: Duration) -> Result<(), StepError> {
+    until(site, entry, limit, |seen| seen.behind == 0).await.map(drop)
+}
