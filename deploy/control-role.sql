@@ -11,7 +11,8 @@
 --       pg_read_server_files and pg_execute_server_program. Whoever has its password has the server. Prefer 16.
 --   16  The role rules only roles that it made itself, and may act for them only after GRANT ... WITH SET, INHERIT.
 --       Tenantry makes that grant to itself with each role that it makes; there is nothing to do here.
--- On both, a role that was there before (`tenantry tenant adopt`) must be given by hand: GRANT legacy TO tenantry_control.
+-- On both, a role that was there before (`tenantry tenant adopt`) must be given by hand:
+--   GRANT legacy TO tenantry_control WITH ADMIN OPTION
 
 \set ON_ERROR_STOP on
 

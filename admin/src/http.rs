@@ -152,7 +152,7 @@ impl Places {
 /// Answers until `stop`; open connections are cut then, for a scrape can be repeated.
 pub async fn serve(listener: Listener, parts: Parts, stop: CancellationToken) {
     let Parts { view, status, fences, recorder, plane, tls } = parts;
-    let app = Arc::new(App { view, status, fences, recorder, scraping: Mutex::new(()) });
+    let app = Arc::new(App { view, status, fences, recorder, plane: plane.clone(), scraping: Mutex::new(()) });
     let places = Places::new(app, plane);
     loop {
         let accepted = tokio::select! {

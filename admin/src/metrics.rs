@@ -51,10 +51,15 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 43] = [
+pub const METRICS: [Metric; 44] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
+    level(
+        "tenantry_catalog_reachable",
+        "",
+        "1 while the catalog can be read; 0: what was last known of it is served; only with admin.catalog",
+    ),
     level("tenantry_clients", "", "Client connections, those still logging in included"),
     count(
         "tenantry_throttled_logins_total",
@@ -201,6 +206,9 @@ pub(crate) fn publish(view: &dyn View, status: &Status, fences: &Fences) {
     gauge!("tenantry_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("tenantry_settings_stale").set(f64::from(u8::from(status.settings_stale())));
     gauge!("tenantry_draining").set(f64::from(u8::from(status.draining())));
+    if let Some(is_within_reach) = status.catalog() {
+        gauge!("tenantry_catalog_reachable").set(f64::from(u8::from(is_within_reach)));
+    }
     for server in &snapshot.servers {
         gauge!("tenantry_server_permits", "server" => server.name.clone()).set(f64::from(server.held));
         gauge!("tenantry_server_cap", "server" => server.name.clone()).set(f64::from(server.cap));
@@ -404,7 +412,9 @@ mod tests {
         let recorder = build();
         let text = metrics::with_local_recorder(&recorder, || {
             let view = Still(snapshot(), [("28P01".to_owned(), 4)].into());
-            publish(&view, &Status::default(), &Fences::one("main", "acme"));
+            let status = Status::default();
+            status.set_catalog(Some(true));
+            publish(&view, &status, &Fences::one("main", "acme"));
             recorder.handle().render()
         });
         for metric in METRICS {

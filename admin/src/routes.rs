@@ -16,6 +16,7 @@ use crate::{
     api::problem::Problem,
     fence::Fences,
     metrics,
+    plane::ControlPlane,
     view::{Status, View},
 };
 
@@ -29,6 +30,7 @@ pub(crate) struct App {
     pub status: Arc<Status>,
     pub fences: Arc<Fences>,
     pub recorder: PrometheusHandle,
+    pub plane: Option<Arc<ControlPlane>>,
     /// One scrape at a time: several would only repeat the same work.
     pub scraping: Mutex<()>,
 }
@@ -71,6 +73,7 @@ async fn collect(app: Arc<App>) -> Option<String> {
     let work = Arc::clone(&app);
     // With thousands of pools this takes milliseconds: too long for a thread that carries sessions.
     tokio::task::spawn_blocking(move || {
+        work.status.set_catalog(work.plane.as_ref().map(|plane| plane.is_within_reach()));
         metrics::publish(&*work.view, &work.status, &work.fences);
         work.recorder.render()
     })

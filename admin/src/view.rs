@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, Ordering::Relaxed},
+    sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
 };
 
 use tenantry_config::Settings;
@@ -78,6 +78,7 @@ pub trait Plane: View {
 pub struct Status {
     settings_stale: AtomicBool,
     draining: AtomicBool,
+    catalog: AtomicU8,
 }
 
 impl Status {
@@ -89,6 +90,16 @@ impl Status {
     #[must_use]
     pub fn settings_stale(&self) -> bool {
         self.settings_stale.load(Relaxed)
+    }
+
+    /// Whether the catalog could be read last time; `None`: there is none.
+    pub fn set_catalog(&self, is_within_reach: Option<bool>) {
+        self.catalog.store(is_within_reach.map_or(0, |is| 1 + u8::from(is)), Relaxed);
+    }
+
+    #[must_use]
+    pub fn catalog(&self) -> Option<bool> {
+        self.catalog.load(Relaxed).checked_sub(1).map(|is| is > 0)
     }
 
     /// The process was asked to stop.

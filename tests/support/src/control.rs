@@ -1,6 +1,11 @@
 //! A Tenantry with a control plane: its role, its database, a token, and the API over HTTP.
 
-use std::{net::SocketAddr, process::Command, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
 
 use reqwest::{Method, header::HeaderMap};
 use serde_json::{Value, json};
@@ -13,13 +18,15 @@ use crate::{
 
 const PASSWORD: &str = "secret-of-the-control-role";
 
-/// What the documentation says the control role needs, and nothing more.
+/// What the documentation says the control role needs, and nothing more: the file that it tells to run.
 pub async fn control_role(cluster: &Cluster) {
-    cluster.sql(&format!("CREATE ROLE tenantry_control LOGIN CREATEDB CREATEROLE PASSWORD '{PASSWORD}'")).await;
-    cluster.sql("GRANT pg_signal_backend TO tenantry_control").await;
-    cluster.sql("CREATE DATABASE tenantry_control OWNER tenantry_control").await;
-    // As the documentation tells: what every role may do otherwise.
-    cluster.sql("REVOKE CONNECT ON DATABASE tenantry_control FROM PUBLIC").await;
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/control-role.sql");
+    let psql = [cluster.program("psql"), PathBuf::from("/usr/bin/psql")].into_iter().find(|path| path.exists());
+    let mut command = tokio::process::Command::new(psql.expect("psql"));
+    command.args(["-X", "-q", "-v", &format!("password={PASSWORD}"), "-f"]).arg(file);
+    command.arg(format!("host=127.0.0.1 port={} user=postgres dbname=postgres", cluster.port()));
+    let done = command.output().await.expect("psql");
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
 }
 
 /// Settings with the catalog on `main`.
