@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, process::Command, time::Duration};
 use serde_json::{Value, json};
 use tenantry_testkit::{
     Api, Mode, Proxy, ProxyBuilder, Relay, Tenant, cluster,
-    control::{control_builder, control_proxy, control_role, tenant_of},
+    control::{control_behind, control_builder, control_proxy, control_role, tenant_of},
     eventually,
     proxy::binary,
     tls::write_certificates,
@@ -800,21 +800,8 @@ async fn the_api_over_tls_asks_for_a_certificate_of_the_client_where_it_is_told_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_its_control_database_it_serves_says_503_and_starts_from_disk() {
-    let cluster = cluster();
-    control_role(cluster).await;
-    let relay = Relay::start(cluster.address()).await;
-    // The catalog behind a link that can break; the tenants' server is the same PostgreSQL, reached directly.
-    let through = control_builder(ProxyBuilder::to(relay.address()));
-    let control =
-        [("role", "tenantry_control"), ("database", "tenantry_control"), ("password", "secret-of-the-control-role")];
-    let control = toml::Table::from_iter(control.map(|(key, value)| (key.to_owned(), toml::Value::from(value))));
-    let proxy = through
-        .set("servers.data.host", cluster.address().ip().to_string())
-        .set("servers.data.port", i64::from(cluster.port()))
-        .set("servers.data.control", control)
-        .start()
-        .await;
-    let api = Api::new(&proxy, "admin").await;
+    let relay = Relay::start(cluster().address()).await;
+    let (proxy, api) = control_behind(&relay).await;
     let made = api.post("/v1/tenants", json!({ "name": "alive", "server": "data" })).await;
     assert_eq!(made.status, 201, "{}", made.body);
     let tenant = tenantry_testkit::control::tenant_of(&made.body);

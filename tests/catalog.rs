@@ -2,8 +2,8 @@
 
 use serde_json::json;
 use tenantry_testkit::{
-    Api, ProxyBuilder, Relay, cluster,
-    control::{control_builder, control_proxy, control_role},
+    Relay, cluster,
+    control::{control_behind, control_proxy},
     eventually,
     relay::Mode,
 };
@@ -37,8 +37,7 @@ async fn an_older_copy_of_the_catalog_is_not_served() {
     let tenant = api.create("kept").await;
     proxy.connect(&tenant).login().await.run("SELECT 1").await;
     // As from a backup that was made before.
-    let older = "DELETE FROM tenantry.job_events; DELETE FROM tenantry.jobs; DELETE FROM tenantry.tenants; \
-                 UPDATE tenantry.meta SET revision = 0";
+    let older = "TRUNCATE tenantry.tenants CASCADE; UPDATE tenantry.meta SET revision = 0";
     cluster().sql_in("tenantry_control", older).await;
     eventually("it is noticed", async || proxy.log().contains(LOST).then_some(())).await;
     assert_eq!(proxy.connect(&tenant).login().await.value("SELECT 2").await, "2");
@@ -52,19 +51,8 @@ async fn an_older_copy_of_the_catalog_is_not_served() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_control_database_that_keeps_silent_is_told_as_503_and_the_data_plane_goes_on() {
-    let cluster = cluster();
-    control_role(cluster).await;
-    let relay = Relay::start(cluster.address()).await;
-    let control =
-        [("role", "tenantry_control"), ("database", "tenantry_control"), ("password", "secret-of-the-control-role")];
-    let control = toml::Table::from_iter(control.map(|(key, value)| (key.to_owned(), toml::Value::from(value))));
-    let proxy = control_builder(ProxyBuilder::to(relay.address()))
-        .set("servers.data.host", cluster.address().ip().to_string())
-        .set("servers.data.port", i64::from(cluster.port()))
-        .set("servers.data.control", control)
-        .start()
-        .await;
-    let api = Api::new(&proxy, "admin").await;
+    let relay = Relay::start(cluster().address()).await;
+    let (proxy, api) = control_behind(&relay).await;
     let made = api.post("/v1/tenants", json!({ "name": "alive", "server": "data" })).await;
     let tenant = tenantry_testkit::control::tenant_of(&made.body);
     let mut client = proxy.connect(&tenant).login().await;

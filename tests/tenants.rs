@@ -8,7 +8,7 @@ use std::sync::{
 use serde_json::json;
 use tenantry_testkit::{
     Answer, Api, Client, Connect, Mode, Proxy, ProxyBuilder, Relay, Tenant, cluster,
-    control::{control_builder, control_proxy, control_role, tenant_of},
+    control::{control_builder, control_proxy, control_role, tenant_of, with_server},
     eventually, say,
 };
 use tokio::task::JoinSet;
@@ -561,18 +561,10 @@ async fn a_paused_tenant_is_paused_after_a_drain_that_was_cancelled() {
 
 #[tokio::test]
 async fn jobs_that_wait_for_a_server_hold_up_no_other() {
-    let cluster = cluster();
-    control_role(cluster).await;
-    let relay = Relay::start(cluster.address()).await;
-    let control =
-        [("role", "tenantry_control"), ("database", "tenantry_control"), ("password", "secret-of-the-control-role")];
-    let control = toml::Table::from_iter(control.map(|(key, value)| (key.to_owned(), toml::Value::from(value))));
-    let proxy = control_builder(ProxyBuilder::new(cluster))
-        .set("servers.far.host", relay.address().ip().to_string())
-        .set("servers.far.port", i64::from(relay.address().port()))
-        .set("servers.far.control", control)
-        .start()
-        .await;
+    control_role(cluster()).await;
+    let relay = Relay::start(cluster().address()).await;
+    let builder = control_builder(ProxyBuilder::new(cluster()));
+    let proxy = with_server(builder, "far", relay.address()).start().await;
     let api = Api::new(&proxy, "admin").await;
     relay.mode(Mode::Refuse);
     let mut far = Vec::new();

@@ -13,6 +13,7 @@ use super::{
     entry,
     model::Entry,
     store::{Asker, JobRow},
+    within,
 };
 use crate::sql::catalog as sql;
 
@@ -70,15 +71,19 @@ impl Catalog {
         before: Option<Value>,
         after: Option<Value>,
     ) -> Result<(), CatalogError> {
-        let mut client = self.client().await?;
-        let change = client.transaction().await?;
-        write(&change, deed, outcome, before, after).await?;
-        Ok(change.commit().await?)
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            write(&change, deed, outcome, before, after).await?;
+            Ok(change.commit().await?)
+        })
+        .await
     }
 
     /// Newest first, those before `before`.
     pub async fn audit_rows(&self, before: i64, limit: i64) -> Result<Vec<AuditRow>, CatalogError> {
-        self.client().await?.query(sql::AUDIT, &[&before, &limit]).await?.iter().map(row).collect()
+        within(async { self.client().await?.query(sql::AUDIT, &[&before, &limit]).await?.iter().map(row).collect() })
+            .await
     }
 
     /// Follows the chain from its beginning, some rows at a time.
@@ -87,7 +92,9 @@ impl Catalog {
         let mut whole = AuditChain { rows: 0, last: None, chain: None, broken: None };
         let mut chain: Vec<u8> = Vec::new();
         loop {
-            let part = client.query_one(sql::VERIFY_AUDIT, &[&whole.last.unwrap_or(0), &chain]).await?;
+            // Each part has its deadline; the whole may take long.
+            let last = whole.last.unwrap_or(0);
+            let part = within(async { Ok(client.query_one(sql::VERIFY_AUDIT, &[&last, &chain]).await?) }).await?;
             let rows: i64 = part.try_get(0)?;
             if rows == 0 {
                 return Ok(whole);

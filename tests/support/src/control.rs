@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 use crate::{
     postgres::{Cluster, Tenant, cluster},
     proxy::{Proxy, ProxyBuilder, binary},
+    relay::Relay,
     wait::eventually,
 };
 
@@ -31,10 +32,31 @@ pub async fn control_role(cluster: &Cluster) {
 
 /// Settings with the catalog on `main`.
 pub fn control_builder(builder: ProxyBuilder) -> ProxyBuilder {
+    builder.set("servers.main.control", login()).set("admin.catalog", "main").set("servers.main.cap", 30)
+}
+
+/// One more server of the settings, with the control role's login.
+#[must_use]
+pub fn with_server(builder: ProxyBuilder, name: &str, address: SocketAddr) -> ProxyBuilder {
+    let key = |last: &str| format!("servers.{name}.{last}");
+    builder
+        .set(&key("host"), address.ip().to_string())
+        .set(&key("port"), i64::from(address.port()))
+        .set(&key("control"), login())
+}
+
+/// A proxy whose catalog is behind a link that can break; the server `data` is the same PostgreSQL, reached directly.
+pub async fn control_behind(relay: &Relay) -> (Proxy, Api) {
+    control_role(cluster()).await;
+    let builder = control_builder(ProxyBuilder::to(relay.address()));
+    let proxy = with_server(builder, "data", cluster().address()).start().await;
+    let api = Api::new(&proxy, "admin").await;
+    (proxy, api)
+}
+
+fn login() -> toml::Table {
     let control = [("role", "tenantry_control"), ("database", "tenantry_control"), ("password", PASSWORD)];
-    let control = control.map(|(key, value)| (key.to_owned(), toml::Value::from(value)));
-    let control = toml::Table::from_iter(control);
-    builder.set("servers.main.control", control).set("admin.catalog", "main").set("servers.main.cap", 30)
+    toml::Table::from_iter(control.map(|(key, value)| (key.to_owned(), toml::Value::from(value))))
 }
 
 /// A proxy whose catalog is on the shared cluster, and the API as admin.
