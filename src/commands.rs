@@ -314,8 +314,12 @@ fn tell(api: &cli::Api, begun: &Value, is_open: bool, env: Option<EnvFormat>) ->
         Some(format) if is_shown => output::line(&variables(credentials, format)),
         _ if api.json => output::line(&begun.to_string()),
         _ if is_shown => output::line(&format!(
-            "{}\n\nThe password is told this once. Connect{} with:\n  {}",
+            "{}\n\nThe password is told this once.{} Connect{} with:\n  {}",
             variables(credentials, EnvFormat::Env),
+            match begun["job"]["result"]["old_password_until"].as_str() {
+                Some(until) => format!(" The old one is good until {until}."),
+                None => String::new(),
+            },
             if is_open { format!(", once job {id} has succeeded,") } else { String::new() },
             word(&credentials["url"])
         )),
@@ -370,24 +374,28 @@ fn bar(is_shown: bool) -> indicatif::ProgressBar {
 fn verdict(job: &Value) -> Result<(), Failure> {
     let what = format!("job {}, {} of {}", word(&job["id"]), word(&job["kind"]), word(&job["tenant"]));
     if job["state"] == "succeeded" {
-        let drain = &job["result"]["drain"];
-        let cut = if drain.is_object() {
-            format!(
-                "; {} under way, {} cancelled, {} cut",
-                word(&drain["under_way"]),
-                word(&drain["cancelled"]),
-                word(&drain["cut"])
-            )
-        } else {
-            String::new()
-        };
-        return output::line(&format!("{what}: succeeded{cut}"));
+        return output::line(&format!("{what}: succeeded{}", found(&job["result"])));
     }
     Err(Failure::Refused(format!(
         "{what}: {}: {}; what it had done is undone",
         word(&job["state"]),
         word(&job["error"])
     )))
+}
+
+/// What there is to tell of a job that succeeded.
+fn found(result: &Value) -> String {
+    let drain = &result["drain"];
+    let mut told = String::new();
+    if drain.is_object() {
+        let [under_way, cancelled, cut] = ["under_way", "cancelled", "cut"].map(|key| word(&drain[key]));
+        told.push_str(&format!("; {under_way} under way, {cancelled} cancelled, {cut} cut"));
+    }
+    if result["archive"].is_number() {
+        let (archive, bytes) = (word(&result["archive"]), result["bytes"].as_u64().unwrap_or(0));
+        told.push_str(&format!("; archive {archive}, {}", indicatif::HumanBytes(bytes)));
+    }
+    told
 }
 
 async fn at_once(api: &cli::Api, name: &str, verb: &str) -> Result<(), Failure> {

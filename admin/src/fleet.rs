@@ -20,7 +20,7 @@ use crate::{
     catalog::{
         Catalog, CatalogError,
         disk::hex,
-        model::{Entry, Known},
+        model::{Entry, Known, Order},
         within,
     },
     control,
@@ -30,16 +30,6 @@ use crate::{
 
 /// Seconds after which a process that says nothing is taken to be gone.
 const SILENT: f64 = 5.0;
-
-/// What is done to the sessions of a tenant that is drained, once its transactions had their time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Order {
-    /// Running statements are cancelled.
-    Cancel,
-    /// Sessions end, those in a transaction too.
-    End,
-}
 
 /// What a process tells of a tenant that a job waits for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

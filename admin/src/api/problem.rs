@@ -74,7 +74,7 @@ kinds! {
     changed = PRECONDITION_FAILED, "changed", "somebody else changed it";
     too_large = PAYLOAD_TOO_LARGE, "too-large", "the request is too large";
     media_type = UNSUPPORTED_MEDIA_TYPE, "media-type", "only application/json";
-    invalid = UNPROCESSABLE_ENTITY, "invalid", "a value cannot be";
+    invalid = UNPROCESSABLE_ENTITY, "invalid", "not a valid value";
     no_version = PRECONDITION_REQUIRED, "no-version", "If-Match is needed";
     too_many = TOO_MANY_REQUESTS, "too-many", "too many requests";
     internal = INTERNAL_SERVER_ERROR, "internal", "a fault of Tenantry";

@@ -16,10 +16,9 @@ use rand::{Rng, distr::Alphanumeric};
 use tenantry_config::{Control, Server, TenantState};
 use tokio_postgres::{Row, error::SqlState, types::Json};
 
-use self::model::{Access, Entry, Known, Token};
+use self::model::{Access, Entry, Known, Order, Token};
 use crate::{
     control::{self, ControlError},
-    fleet::Order,
     sql::catalog as sql,
 };
 

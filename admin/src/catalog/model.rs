@@ -10,8 +10,6 @@ use tenantry_config::{
 use time::OffsetDateTime;
 use utoipa::ToSchema;
 
-use crate::fleet::Order;
-
 /// The catalog at one moment.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Known {
@@ -24,6 +22,16 @@ pub struct Known {
     /// By tenant number: what is to be done to its sessions.
     #[serde(default)]
     pub orders: BTreeMap<i64, Order>,
+}
+
+/// What is done to the sessions of a tenant that is drained, once its transactions had their time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// Running statements are cancelled.
+    Cancel,
+    /// Sessions end, those in a transaction too.
+    End,
 }
 
 /// A tenant.

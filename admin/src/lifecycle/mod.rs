@@ -23,11 +23,10 @@ use tokio_postgres::{Client, error::SqlState};
 use crate::{
     catalog::{
         CatalogError,
-        model::Entry,
+        model::{Entry, Order},
         store::{Changed, JobRow},
     },
     control::{self, ControlError},
-    fleet::Order,
     jobs::work::Step,
     plane::ControlPlane,
 };

@@ -8,8 +8,11 @@ use tokio::time::Instant;
 
 use super::{Site, StepError, shift};
 use crate::{
-    catalog::{model::Entry, store::JobRow},
-    fleet::{Everywhere, Order},
+    catalog::{
+        model::{Entry, Order},
+        store::JobRow,
+    },
+    fleet::Everywhere,
     jobs::work::Work,
 };
 
