@@ -392,6 +392,9 @@ async fn what_cannot_be_kept_is_refused_before_anybody_waits() {
     let tenant = adopted(&api, "").await;
     let mut client = proxy.connect(&tenant).login().await;
     client.run("CREATE TABLE t AS SELECT 1 AS n").await;
+    // Before PostgreSQL 16, CREATEROLE may grant every role: there is nothing to be missing.
+    let since_16 = cluster().sql("SELECT (current_setting('server_version_num')::int >= 160000)::text").await;
+    let asks_for_admin = since_16.as_deref() == Some("true");
     for (make, unmake, words) in [
         ("CREATE TABLE foreign_one ()", "DROP TABLE foreign_one", "public.foreign_one is owned by postgres"),
         ("SELECT lo_create(4711)", "SELECT lo_unlink(4711)", "large object 4711 is owned by postgres"),
@@ -400,7 +403,10 @@ async fn what_cannot_be_kept_is_refused_before_anybody_waits() {
             "GRANT old_owner TO tenantry_control WITH ADMIN OPTION",
             "WITH ADMIN OPTION",
         ),
-    ] {
+    ]
+    .into_iter()
+    .filter(|(.., words)| asks_for_admin || *words != "WITH ADMIN OPTION")
+    {
         cluster().sql_in("old", make).await;
         client.run("BEGIN").await;
         let reason = why(&archive(&api, "old").await);

@@ -154,6 +154,12 @@ impl Fleet {
         .await
     }
 
+    /// What a tenant's clients do in this process.
+    #[must_use]
+    pub fn here(&self, entry: &Entry, data: &dyn Plane) -> Everywhere {
+        Everywhere { told: self.told(entry, data), behind: 0 }
+    }
+
     /// What a tenant's clients do in all processes that serve at least this revision.
     pub async fn everywhere(
         &self,
@@ -164,7 +170,7 @@ impl Fleet {
     ) -> Result<Everywhere, CatalogError> {
         let rows =
             within(async { Ok(catalog.client().await?.query(sql::OTHERS, &[&self.id, &SILENT]).await?) }).await?;
-        let mut sum = Everywhere { told: self.told(entry, data), behind: 0 };
+        let mut sum = self.here(entry, data);
         for row in rows {
             let (applied, Json(busy)): (i64, Json<BTreeMap<i64, Told>>) = (row.try_get(0)?, row.try_get(1)?);
             if applied < revision {

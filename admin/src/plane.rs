@@ -15,6 +15,7 @@ use std::{
 
 use arc_swap::ArcSwap;
 use tenantry_config::{Control, Server, Settings, floors_still_fit};
+use time::OffsetDateTime;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -216,6 +217,12 @@ impl ControlPlane {
         Ok(())
     }
 
+    /// What a tenant's clients do, in this process.
+    #[must_use]
+    pub fn here(&self, entry: &Entry) -> Everywhere {
+        self.fleet.here(entry, self.data.as_ref())
+    }
+
     /// What a tenant's clients do, in all processes that serve this revision.
     pub async fn everywhere(&self, entry: &Entry, revision: i64) -> Result<Everywhere, CatalogError> {
         self.fleet.everywhere(&self.catalog, entry, revision, self.data.as_ref()).await
@@ -224,11 +231,19 @@ impl ControlPlane {
     /// Follows what other processes change and tells them of this one, until `stop`.
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
         let mut was_told = !self.is_within_reach();
+        let mut looked_at = OffsetDateTime::now_utc();
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(FOLLOW) => {}
             }
+            let now = OffsetDateTime::now_utc();
+            if self.known().has_grace_until(looked_at, now)
+                && let Err(error) = self.serve(|file, known| (file, known))
+            {
+                tracing::error!(error, "a former password cannot be taken out of what is served");
+            }
+            looked_at = now;
             let outcome = self.look().await;
             self.is_within_reach.store(outcome.is_ok(), Relaxed);
             match (&outcome, was_told) {
@@ -266,7 +281,7 @@ impl ControlPlane {
 
     /// Whose time is over; whichever process comes first.
     async fn forget_former_passwords(&self) -> Result<(), CatalogError> {
-        let now = time::OffsetDateTime::now_utc();
+        let now = OffsetDateTime::now_utc();
         let is_over = |row: &RoleRow| row.former.as_ref().is_some_and(|former| former.until <= now);
         let known = self.known();
         let late: Vec<i64> =

@@ -333,7 +333,8 @@ async fn separation(plane: &ControlPlane, entry: &Entry, wish: &Separate) -> Ans
     if wish.finish {
         let names = entry.roles.iter().map(|row| row.name.clone());
         let roles: Vec<String> = names.filter(|role| is_shared(role) && *role != entry.owner_role).collect();
-        if roles.is_empty() || is_shared(&entry.owner_role) {
+        let has_own = entry.roles.iter().any(|row| row.name == entry.owner_role && row.ours);
+        if roles.is_empty() || !has_own {
             return Err(Problem::wrong_state("it has no role of its own beside a shared one; separate it first"));
         }
         return Ok((Work::Retire { roles }, None));

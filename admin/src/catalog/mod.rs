@@ -199,11 +199,13 @@ impl Catalog {
     }
 
     /// What every process is to do to a tenant's sessions; `None`: nothing any more.
-    pub async fn order(&self, tenant: i64, order: Option<Order>) -> Result<(), CatalogError> {
+    pub async fn order(&self, leader: i64, tenant: i64, order: Option<Order>) -> Result<(), CatalogError> {
         within(async {
             let mut client = self.client().await?;
             let change = client.transaction().await?;
-            change.query_one(sql::BUMP, &[]).await?;
+            if change.query_one(sql::BUMP, &[]).await?.try_get::<_, i64>(0)? != leader {
+                return Err(CatalogError::Away("another process runs the jobs now".to_owned()));
+            }
             match order {
                 Some(Order::Cancel) => change.execute(sql::GIVE_ORDER, &[&tenant, &"cancel"]).await?,
                 Some(Order::End) => change.execute(sql::GIVE_ORDER, &[&tenant, &"end"]).await?,

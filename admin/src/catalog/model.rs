@@ -197,6 +197,13 @@ impl Known {
         self.tenants.iter().find(|entry| entry.name == name)
     }
 
+    /// Whether a former password's time ended in between.
+    #[must_use]
+    pub fn has_grace_until(&self, after: OffsetDateTime, now: OffsetDateTime) -> bool {
+        let formers = self.tenants.iter().flat_map(|entry| &entry.roles).filter_map(|row| row.former.as_ref());
+        formers.into_iter().any(|former| former.until > after && former.until <= now)
+    }
+
     /// The settings of the file with the catalog's tenants in them; and what could not be taken over, for the log.
     #[must_use]
     pub fn merge(&self, file: &Settings) -> (Settings, Vec<String>) {
@@ -240,7 +247,9 @@ impl Entry {
             let verifier = row.verifier.as_ref()?;
             let secret = RoleSecret::classify(Secret::new(verifier.0.clone())).ok()?;
             let secret_of = |verifier: &Verifier| Secret::new(verifier.0.clone());
-            let former = row.former.as_ref().map(|former| FormerSecret {
+            // Also where the catalog is out of reach and cannot forget it.
+            let former = row.former.as_ref().filter(|former| former.until > OffsetDateTime::now_utc());
+            let former = former.map(|former| FormerSecret {
                 verifier: secret_of(&former.verifier),
                 bridge: former.bridge.as_ref().map(secret_of),
                 accepts: former.accepts,

@@ -102,6 +102,9 @@ pub struct Seen {
     pub known: Known,
 }
 
+/// Jobs that are not over; and those that cannot be read, with the reason.
+pub type OpenJobs = (Vec<JobRow>, Vec<(i64, CatalogError)>);
+
 /// A new tenant, before it has a number.
 #[derive(Debug)]
 pub struct NewTenant {
@@ -276,7 +279,7 @@ impl Catalog {
     }
 
     /// Jobs that are not over; and those that this version cannot read, with why.
-    pub async fn open_jobs(&self) -> Result<(Vec<JobRow>, Vec<(i64, CatalogError)>), CatalogError> {
+    pub async fn open_jobs(&self) -> Result<OpenJobs, CatalogError> {
         within(async {
             let (mut jobs, mut unreadable) = (Vec::new(), Vec::new());
             for row in self.client().await?.query(sql::OPEN_JOBS, &[]).await? {
@@ -354,6 +357,7 @@ impl Catalog {
             }
             change.execute(sql::INSERT_EVENT, &[&next.id, &told]).await?;
             if next.state.is_over() {
+                change.execute(sql::KEEP_WORK, &[&next.id, &Json(next.work.without_secrets())]).await?;
                 audit::job_over(&change, next).await?;
             }
             change.commit().await?;

@@ -19,7 +19,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::work::{JobEvent, JobState, Step};
 use crate::{
-    catalog::store::{JobRow, Journalled},
+    catalog::{
+        CatalogError,
+        store::{JobRow, Journalled, OpenJobs},
+    },
     control,
     lifecycle::{self, Site, StepError},
     plane::ControlPlane,
@@ -79,15 +82,19 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
     loop {
         let sign = timeout(SIGN_OF_LIFE, lock.simple_query("")).await;
         sign.map_err(|_| StepError::Away("the connection with the lock gives no sign of life".to_owned()))??;
-        if plane.catalog.leader().await? != number {
-            return Err(StepError::Away("another process runs the jobs".to_owned()));
-        }
-        let (jobs, unreadable) = plane.catalog.open_jobs().await?;
-        for (job, error) in unreadable.into_iter().filter(|(job, _)| told.insert(*job)) {
-            tracing::error!(job, %error, "a job cannot be read, and is left alone");
-        }
-        for job in jobs.into_iter().filter(|job| lead.busy.lock().insert(job.id)) {
-            running.spawn(take(Arc::clone(&lead), job.id));
+        // A catalog that does not answer now is no reason to stop what runs: the journal asks for our number anyway.
+        match found(&lead).await {
+            Ok(Some((jobs, unreadable))) => {
+                for (job, error) in unreadable.into_iter().filter(|(job, _)| told.insert(*job)) {
+                    tracing::error!(job, %error, "a job cannot be read, and is left alone");
+                }
+                for job in jobs.into_iter().filter(|job| lead.busy.lock().insert(job.id)) {
+                    running.spawn(take(Arc::clone(&lead), job.id));
+                }
+            }
+            Ok(None) => return Err(StepError::Away("another process runs the jobs".to_owned())),
+            Err(CatalogError::Away(_)) => {}
+            Err(error) => return Err(error.into()),
         }
         tokio::select! {
             () = plane.new_job.notified() => {}
@@ -95,6 +102,14 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
             () = tokio::time::sleep(LOOK) => {}
         }
     }
+}
+
+/// The jobs there are, and those that cannot be read; `None` if another process runs them now.
+async fn found(lead: &Lead) -> Result<Option<OpenJobs>, CatalogError> {
+    if lead.plane.catalog.leader().await? != lead.number {
+        return Ok(None);
+    }
+    lead.plane.catalog.open_jobs().await.map(Some)
 }
 
 /// The connection with the lock, if nobody else has it.
@@ -153,7 +168,7 @@ async fn walk(lead: &Lead, id: i64) {
         if step_of(&job).is_some_and(Step::only_waits) {
             (site, slot) = (self::site(lead), None);
         } else if slot.is_none() {
-            slot = slot_of(lead).await;
+            slot = slot_of(lead, &job).await;
         }
         let done = lead.plane.fuse.watch(&was, advance(lead, &mut site, &mut job, tries.is_enough())).await;
         match done {
@@ -181,8 +196,13 @@ fn site(lead: &Lead) -> Site {
     Site::new(Arc::clone(&lead.plane), lead.number)
 }
 
-async fn slot_of(lead: &Lead) -> Option<OwnedSemaphorePermit> {
-    Arc::clone(&lead.slots).acquire_owned().await.ok()
+/// One of the places at work; who keeps clients waiting, or is on the way back, goes on without one if there is none.
+async fn slot_of(lead: &Lead, job: &JobRow) -> Option<OwnedSemaphorePermit> {
+    let slots = Arc::clone(&lead.slots);
+    if job.state == JobState::Undoing || job.work.keeps_clients(job.step) {
+        return slots.try_acquire_owned().ok();
+    }
+    slots.acquire_owned().await.ok()
 }
 
 /// The step of the way there that comes next.

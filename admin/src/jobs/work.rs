@@ -249,6 +249,18 @@ impl Work {
         }
     }
 
+    /// As it is kept once it is over: verifiers and what leads from one password to the next are of no more use.
+    #[must_use]
+    pub fn without_secrets(&self) -> Self {
+        let mut kept = self.clone();
+        match &mut kept {
+            Self::Create { role, .. } | Self::Separate { role, .. } => role.verifier = None,
+            Self::Rotate { verifier, bridge, .. } => (*verifier, *bridge) = (Verifier(String::new()), None),
+            _ => {}
+        }
+        kept
+    }
+
     /// The way there.
     #[must_use]
     pub fn plan(&self) -> Vec<Step> {

@@ -147,11 +147,8 @@ impl Site {
 
     /// What all processes do to the tenant's sessions from now on.
     async fn order(&self, tenant: i64, order: Option<Order>) -> Result<(), StepError> {
-        if order.is_none() && !self.plane.known().orders.contains_key(&tenant) {
-            return Ok(());
-        }
         self.plane.fuse.burn();
-        self.plane.catalog.order(tenant, order).await?;
+        self.plane.catalog.order(self.leader, tenant, order).await?;
         Ok(self.plane.refresh().await?)
     }
 

@@ -16,8 +16,9 @@ use crate::{
     jobs::work::Work,
 };
 
-/// Between two looks.
+/// Between two looks at this process, and at the others.
 const LOOK: Duration = Duration::from_millis(10);
+const LOOK_AROUND: Duration = Duration::from_millis(100);
 /// For what was cancelled to come to an end, and for what was cut.
 const AFTER_CANCEL_MS: u64 = 5_000;
 const AFTER_CANCEL: Duration = Duration::from_millis(AFTER_CANCEL_MS);
@@ -34,11 +35,17 @@ async fn until(
 ) -> Result<Everywhere, StepError> {
     let (deadline, revision) = (Instant::now() + limit, site.plane.known().revision);
     loop {
+        // The others are only asked once it holds here.
+        let is_last = Instant::now() >= deadline;
+        if !is_last && !holds(&site.plane.here(entry)) {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
         let seen = site.plane.everywhere(entry, revision).await?;
-        if holds(&seen) || Instant::now() >= deadline {
+        if is_last || holds(&seen) {
             return Ok(seen);
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(LOOK_AROUND).await;
     }
 }
 

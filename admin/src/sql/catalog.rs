@@ -79,6 +79,7 @@ pub const JOURNAL: &str = "UPDATE tenantry.jobs SET state = $2, step = $3, resul
 /// What a step remembers before it is done.
 pub const NOTE: &str =
     "UPDATE tenantry.jobs SET result = $2, updated_at = now() WHERE id = $1 AND state = $3 AND step = $4";
+pub const KEEP_WORK: &str = "UPDATE tenantry.jobs SET work = $2 WHERE id = $1";
 pub const PROGRESS: &str = "UPDATE tenantry.jobs SET progress = $2, updated_at = now() WHERE id = $1";
 pub const CANCEL_JOB: &str = "UPDATE tenantry.jobs SET cancel = true WHERE id = $1";
 pub const JOB_TO_CANCEL: &str = "SELECT id, tenant, name, work, state, step, progress, result, error, cancel, actor, created_at, \
