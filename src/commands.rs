@@ -297,7 +297,7 @@ async fn begin(
         return verdict(&begun["job"]);
     }
     let kind = begun["job"]["kind"].as_str();
-    if is_repeated && begun["credentials"].is_null() && matches!(kind, Some("create" | "rotate")) {
+    if is_repeated && begun["credentials"].is_null() && matches!(kind, Some("create" | "rotate" | "separate")) {
         let name = word(&begun["job"]["tenant"]);
         eprintln!("the answer with the password was lost on its way; `tenantry tenant rotate {name}` makes a new one");
     }
@@ -316,9 +316,10 @@ fn tell(api: &cli::Api, begun: &Value, is_open: bool, env: Option<EnvFormat>) ->
         _ if is_shown => output::line(&format!(
             "{}\n\nThe password is told this once.{} Connect{} with:\n  {}",
             variables(credentials, EnvFormat::Env),
-            match begun["job"]["result"]["old_password_until"].as_str() {
-                Some(until) => format!(" The old one is good until {until}."),
-                None => String::new(),
+            match (&begun["job"]["kind"], begun["job"]["result"]["old_password_until"].as_str()) {
+                (_, Some(until)) => format!(" The old one is good until {until}."),
+                (kind, None) if kind == "rotate" && !is_open => " The old one is good for no new login.".to_owned(),
+                _ => String::new(),
             },
             if is_open { format!(", once job {id} has succeeded,") } else { String::new() },
             word(&credentials["url"])

@@ -39,6 +39,9 @@ pub async fn run(args: cli::Serve, settings: Settings) -> Result<(), Failure> {
         () = running.directory.drain(args.drain_timeout) => tracing::info!("stopped"),
         () = signals.stop() => tracing::warn!("stopped at once by a second signal"),
     }
+    if let Some(plane) = &running.plane {
+        plane.leave().await;
+    }
     Ok(())
 }
 

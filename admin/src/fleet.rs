@@ -90,6 +90,12 @@ impl Default for Fleet {
 }
 
 impl Fleet {
+    /// What is served now.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.revision.load(Relaxed)
+    }
+
     /// After `known` was applied: carries out what is newly ordered, and forgets what is over.
     pub fn applied(&self, before: &Known, known: &Known, data: &dyn Plane) {
         self.done.lock().retain(|number, _| known.orders.contains_key(number));
@@ -125,15 +131,21 @@ impl Fleet {
     pub async fn report(
         &self,
         (server, control): (&Server, &Control),
+        revision: i64,
         known: &Known,
         data: &dyn Plane,
     ) -> Result<(), CatalogError> {
         let is_awaited = |entry: &&Entry| {
-            entry.held || matches!(entry.state, TenantState::Draining | TenantState::Drained | TenantState::Paused)
+            let is_awaited = |state| {
+                matches!(
+                    state,
+                    TenantState::Draining | TenantState::Drained | TenantState::Paused | TenantState::Suspended
+                )
+            };
+            entry.held || is_awaited(entry.state)
         };
         let awaited = known.tenants.iter().filter(is_awaited);
         let busy: BTreeMap<i64, Told> = awaited.map(|entry| (entry.number, self.told(entry, data))).collect();
-        let revision = self.revision.load(Relaxed);
         let mut session = self.session.lock().await;
         let client = match session.take().filter(|client| !client.is_closed()) {
             Some(client) => client,

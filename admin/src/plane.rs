@@ -64,12 +64,16 @@ impl std::fmt::Debug for ControlPlane {
 
 /// The catalog as it is, or as it was last known; and whether it is fresh. `None`: nobody knows it.
 pub async fn first_known(catalog: &Catalog, state_dir: &std::path::Path) -> (Option<Known>, bool) {
+    let mut may_begin = true;
     let kept = disk::load(state_dir).unwrap_or_else(|error| {
         tracing::error!(%error, "the last known catalog cannot be read");
+        // But there was one.
+        may_begin = false;
         None
     });
+    may_begin &= kept.is_none();
     let fresh = async {
-        catalog.migrate(kept.is_none()).await?;
+        catalog.migrate(may_begin).await?;
         let fresh = catalog.load().await?;
         kept.as_ref().map_or(Ok(()), |kept| accept(kept, &fresh))?;
         Ok::<_, CatalogError>(fresh)
@@ -182,7 +186,14 @@ impl ControlPlane {
         let (merged, problems) = known.merge(&file);
         if !Arc::ptr_eq(&file, &self.file()) {
             // Whoever writes the file is told; what is in the catalog was asked about when it was written there.
-            let slots = |server: &str| self.data.slots(server);
+            let (now, wanted) = (self.file(), &merged);
+            let place = |settings: &Settings, server: &str| {
+                settings.servers.get(server).map(|server| (server.host.clone(), server.port))
+            };
+            // What another host has, nobody knows yet.
+            let slots = |server: &str| {
+                if place(&now, server) == place(wanted, server) { self.data.slots(server) } else { None }
+            };
             floors_still_fit(&self.merged.borrow(), &merged, slots).map_err(|over| over.to_string())?;
         }
         self.data.apply(merged.clone())?;
@@ -231,19 +242,18 @@ impl ControlPlane {
     /// Follows what other processes change and tells them of this one, until `stop`.
     pub async fn follow(self: Arc<Self>, stop: CancellationToken) {
         let mut was_told = !self.is_within_reach();
-        let mut looked_at = OffsetDateTime::now_utc();
+        let mut looked_at = OffsetDateTime::UNIX_EPOCH;
         loop {
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep(FOLLOW) => {}
             }
             let now = OffsetDateTime::now_utc();
-            if self.known().has_grace_until(looked_at, now)
-                && let Err(error) = self.serve(|file, known| (file, known))
-            {
-                tracing::error!(error, "a former password cannot be taken out of what is served");
+            let is_served =
+                !self.known().has_grace_until(looked_at, now) || self.serve(|file, known| (file, known)).is_ok();
+            if is_served {
+                looked_at = now;
             }
-            looked_at = now;
             let outcome = self.look().await;
             self.is_within_reach.store(outcome.is_ok(), Relaxed);
             match (&outcome, was_told) {
@@ -255,7 +265,6 @@ impl ControlPlane {
             }
             was_told = outcome.is_err();
         }
-        let _ = self.fleet.leave(&self.catalog).await;
     }
 
     /// Tells the others that this process serves, from now on.
@@ -299,7 +308,14 @@ impl ControlPlane {
     async fn report(&self) -> Result<(), CatalogError> {
         let settings = self.file();
         let login = self.control_of(&settings).map_err(|error| CatalogError::Away(error.to_string()))?;
-        self.fleet.report(login, &self.known(), self.data.as_ref()).await
+        // In this order: what is told is of this revision or a later one.
+        let revision = self.fleet.revision();
+        self.fleet.report(login, revision, &self.known(), self.data.as_ref()).await
+    }
+
+    /// This process ends: nobody need wait for it.
+    pub async fn leave(&self) {
+        let _ = self.fleet.leave(&self.catalog).await;
     }
 }
 

@@ -619,8 +619,8 @@ impl Routes {
         };
         let mut left: Vec<&Arc<Server>> = self.servers.values().chain(&gone).collect();
         let mut chosen = BTreeMap::new();
-        // Of several at one place the one of that name; and who has moved is known by its name.
-        for (by_place, by_name) in [(true, true), (true, false), (false, true)] {
+        // First a name that was there before: its sessions go with it, wherever it leads now. Then a new name at a known place.
+        for (by_place, by_name) in [(true, true), (false, true), (true, false)] {
             for (name, fresh) in settings.servers.iter() {
                 let is_it = |known: &&Arc<Server>| {
                     (!by_place || same_place(known, fresh))

@@ -169,13 +169,14 @@ async fn a_renamed_server_goes_on_with_its_ledger_and_so_does_one_that_comes_bac
     directory.reload(settings.clone()).unwrap();
     let (_, back) = directory.enter("shop", &entry(&directory)).unwrap();
     assert!(Arc::ptr_eq(&back.pool.server, &seat.pool.server), "one ledger");
-    // Another place is another server, whatever its name.
+    // Who has moved keeps its name and its sessions, even if another one comes to where it was.
     let moved = settings.servers.get_mut("primary").unwrap();
     moved.port = 2;
     settings.servers.insert("second".to_owned(), server);
     directory.reload(settings).unwrap();
     let (_, there) = directory.enter("shop", &entry(&directory)).unwrap();
-    assert!(!Arc::ptr_eq(&there.pool.server, &seat.pool.server));
+    assert!(Arc::ptr_eq(&there.pool.server, &seat.pool.server));
+    assert_eq!(there.pool.server.endpoint().port, 2);
 }
 
 #[tokio::test]

@@ -17,7 +17,6 @@ use tenantry_config::TenantState;
 use super::{
     auth::Caller,
     body::{Conditions, HungUp, Version},
-    find,
     problem::{Answer, Problem},
     types::{Begun, Credentials, DryRun, JobView},
     view,
@@ -37,7 +36,7 @@ use crate::{
 /// Between two looks at a job that runs in another process; the end of one of ours is told.
 const LOOK: Duration = Duration::from_millis(250);
 /// Between two looks at a tenant's connections.
-const LOOK_CLOSELY: Duration = Duration::from_millis(10);
+const LOOK_CLOSELY: Duration = Duration::from_millis(25);
 
 pub fn deed<'a>(who: &'a Caller, action: &'a str, tenant: Option<&'a str>) -> Deed<'a> {
     Deed { asker: &who.asker, action, tenant }
@@ -251,16 +250,30 @@ impl Begin<'_> {
         Err(Problem::wrong_state(format!("a tenant that is {} cannot be changed like this", entry.state)))
     }
 
-    pub async fn begin(&self, wish: Value, work: Work, credentials: Option<Credentials>) -> Answer<Response> {
+    /// `entry`: what the work was made of.
+    pub async fn begin(
+        &self,
+        entry: &Entry,
+        wish: Value,
+        work: Work,
+        credentials: Option<Credentials>,
+    ) -> Answer<Response> {
         let Once { plane, who, conditions: _, dry, .. } = &self.once;
-        let entry = find(plane, self.name)?;
         if dry.dry_run {
-            self.may(&entry)?;
-            return self.once.planned(&work, Some(&entry));
+            self.may(entry)?;
+            return self.once.planned(&work, Some(entry));
         }
         let deed = deed(who, self.action, Some(self.name));
-        let job = audited(plane, &deed, Some(audit::shown(&entry, None)), wish, async {
-            let may = |entry: Option<&Entry>| self.may(entry.ok_or_else(gone)?);
+        let job = audited(plane, &deed, Some(audit::shown(entry, None)), wish, async {
+            let may = |now: Option<&Entry>| {
+                let now = now.ok_or_else(gone)?;
+                self.may(now)?;
+                // A new password or role is made of the one before.
+                if (&now.roles, &now.owner_role) != (&entry.roles, &entry.owner_role) {
+                    return Err(Problem::changed("its roles were changed meanwhile; ask again"));
+                }
+                Ok(())
+            };
             match plane.catalog.insert_job(&deed, entry.number, &work, self.once.key(), may).await {
                 Err(error) if error.is_duplicate("jobs_busy") => {
                     let job = plane.catalog.busy_with(entry.number).await?;
@@ -293,10 +306,14 @@ async fn await_job(plane: &ControlPlane, job: i64, wait: Duration, hung_up: &Hun
     }
 }
 
-/// Until a tenant has no server connection, or nobody waits for that any more.
+/// Until a tenant has no server connection in any process, or nobody waits for that any more.
 pub async fn released(plane: &ControlPlane, entry: &Entry, conditions: &Conditions) {
+    let revision = plane.known().revision;
     let released = async {
-        while plane.data.activity(&entry.name, Some(entry.number)).is_some_and(|activity| activity.connections > 0) {
+        // The other processes are only asked once nothing is left here.
+        while !plane.here(entry).is_quiet()
+            || !plane.everywhere(entry, revision).await.is_ok_and(|seen| seen.is_quiet())
+        {
             tokio::time::sleep(LOOK_CLOSELY).await;
         }
     };

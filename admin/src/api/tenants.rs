@@ -141,13 +141,13 @@ async fn create_once(once: &Once<'_>, wish: &Create) -> Answer<Response> {
     for (name, value) in check::DEFAULTS {
         spec.settings.entry(name.to_owned()).or_insert_with(|| value.to_owned());
     }
-    let fits = |known: &Known| {
+    let check = |known: &Known| {
         check::new_name(&wish.name, &file, known, None)?;
         check::spec(&spec, &server, &file, known, None, plane.data.slots(&server))
     };
-    fits(&plane.known())?;
+    check(&plane.known())?;
     let (role, password) = match &wish.shared_role {
-        Some(shared) => (shared_role(plane, shared)?, None),
+        Some(shared) => (shared_role(plane, &server, shared)?, None),
         None => {
             let password = password();
             let verifier = verifier(&password, file.auth.scram_iterations.get()).await?;
@@ -173,6 +173,17 @@ async fn create_once(once: &Once<'_>, wish: &Create) -> Answer<Response> {
         owner_role: role.name.clone(),
         spec: spec.clone(),
         roles: vec![role.clone()],
+    };
+    let fits = |known: &Known| {
+        check(known)?;
+        // A rotation may have come between.
+        let shared = wish.shared_role.as_ref().and_then(|shared| role_of(known, &server, shared));
+        match shared {
+            Some(row) if row.verifier != role.verifier => {
+                Err(Problem::changed("the shared role was changed meanwhile; ask again"))
+            }
+            _ => Ok(()),
+        }
     };
     let deed = deed(once.who, "create", Some(&wish.name));
     let job = audited(plane, &deed, None, json!(wish), async {
@@ -245,7 +256,7 @@ pub async fn delete(
         if !wish.without_archive && entry.state != S::Archived {
             return Err(Problem::wrong_state("archive it first, or say without_archive: true"));
         }
-        begin.begin(json!(wish), Work::Delete { deadline: wish.deadline_ms.min(LONGEST_DEADLINE) }, None).await
+        begin.begin(&entry, json!(wish), Work::Delete { deadline: wish.deadline_ms.min(LONGEST_DEADLINE) }, None).await
     };
     begin.once.after(made.await).await
 }
@@ -274,7 +285,7 @@ macro_rules! job_operation {
             let made = async {
                 let $entry = find(&$plane, &name)?;
                 let (work, credentials) = $work?;
-                begin.begin(json!($wish), work, credentials).await
+                begin.begin(&$entry, json!($wish), work, credentials).await
             };
             begin.once.after(made.await).await
         }
@@ -429,14 +440,19 @@ async fn stored(plane: &ControlPlane, tenant: Option<i64>, id: Option<i64>) -> A
 }
 
 /// A role that other tenants have, or the settings file.
-fn shared_role(plane: &ControlPlane, name: &str) -> Answer<RoleRow> {
+fn shared_role(plane: &ControlPlane, server: &str, name: &str) -> Answer<RoleRow> {
     let known = plane.known();
-    let of_tenant = known.tenants.iter().flat_map(|entry| &entry.roles).find(|row| row.name == name);
+    let of_tenant = role_of(&known, server, name);
     let verifier = of_tenant.and_then(|row| row.verifier.clone());
     if of_tenant.is_none() && !plane.file().roles.iter().any(|role| role.name == name) {
         return Err(Problem::invalid("shared_role: no tenant has it, and it is none of [[roles]] in the settings"));
     }
     Ok(RoleRow::new(name.to_owned(), verifier, false))
+}
+
+fn role_of<'a>(known: &'a Known, server: &str, name: &str) -> Option<&'a RoleRow> {
+    let here = known.tenants.iter().filter(|entry| entry.server == server);
+    here.flat_map(|entry| &entry.roles).find(|row| row.name == name)
 }
 
 /// What a rotation does, and the new password.

@@ -31,6 +31,8 @@ use crate::{
 
 /// Jobs at work at once, over all servers; those that only wait do not count.
 const AT_ONCE: usize = 4;
+/// Those of them that dump or load, from their beginning to their end: disks and PostgreSQL have other work, too.
+const MOVERS: usize = 4;
 /// Jobs of other processes' API, and those left by a crash, are looked for this often; our own are told at once.
 const LOOK: Duration = Duration::from_secs(1);
 /// A step that may be interrupted looks for a cancel this often.
@@ -64,6 +66,8 @@ struct Lead {
     /// The number under which it runs them.
     number: i64,
     slots: Arc<Semaphore>,
+    /// Of jobs that dump or load: kept from before anybody waits to the end.
+    movers: Arc<Semaphore>,
     /// Jobs that have a task.
     busy: Mutex<BTreeSet<i64>>,
 }
@@ -74,8 +78,8 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
     let number = plane.catalog.lead().await?;
     // Names and marks of what is made hold the catalog's name.
     plane.refresh().await?;
-    let slots = Arc::new(Semaphore::new(AT_ONCE));
-    let lead = Arc::new(Lead { plane: Arc::clone(plane), number, slots, busy: Mutex::default() });
+    let [slots, movers] = [AT_ONCE, MOVERS].map(|n| Arc::new(Semaphore::new(n)));
+    let lead = Arc::new(Lead { plane: Arc::clone(plane), number, slots, movers, busy: Mutex::default() });
     let mut told = BTreeSet::new();
     // Dropped on the way out: what runs stops at its next await.
     let mut running = JoinSet::new();
@@ -158,7 +162,7 @@ impl Tries {
 
 /// One job, from where its journal stands to its end.
 async fn walk(lead: &Lead, id: i64) {
-    let (mut site, mut tries, mut slot) = (site(lead), Tries::new(), None);
+    let (mut site, mut tries, mut slot, mut mover) = (site(lead), Tries::new(), None, None);
     // The list that it was found in may be older than its end.
     let mut fresh = lead.plane.catalog.job(id).await;
     while let Ok(Some(job)) = &fresh
@@ -167,8 +171,13 @@ async fn walk(lead: &Lead, id: i64) {
         let (was, mut job) = (job.clone(), job.clone());
         if step_of(&job).is_some_and(Step::only_waits) {
             (site, slot) = (self::site(lead), None);
-        } else if slot.is_none() {
-            slot = slot_of(lead, &job).await;
+        } else {
+            if mover.is_none() && job.work.moves_data() {
+                mover = place_of(&lead.movers, &job).await;
+            }
+            if slot.is_none() {
+                slot = place_of(&lead.slots, &job).await;
+            }
         }
         let done = lead.plane.fuse.watch(&was, advance(lead, &mut site, &mut job, tries.is_enough())).await;
         match done {
@@ -196,13 +205,13 @@ fn site(lead: &Lead) -> Site {
     Site::new(Arc::clone(&lead.plane), lead.number)
 }
 
-/// One of the places at work; who keeps clients waiting, or is on the way back, goes on without one if there is none.
-async fn slot_of(lead: &Lead, job: &JobRow) -> Option<OwnedSemaphorePermit> {
-    let slots = Arc::clone(&lead.slots);
+/// One of so many places; who keeps clients waiting, or is on the way back, goes on without one if there is none.
+async fn place_of(places: &Arc<Semaphore>, job: &JobRow) -> Option<OwnedSemaphorePermit> {
+    let places = Arc::clone(places);
     if job.state == JobState::Undoing || job.work.keeps_clients(job.step) {
-        return slots.try_acquire_owned().ok();
+        return places.try_acquire_owned().ok();
     }
-    slots.acquire_owned().await.ok()
+    places.acquire_owned().await.ok()
 }
 
 /// The step of the way there that comes next.

@@ -363,6 +363,12 @@ impl Work {
         Some(self.undo().iter().filter(|(_, done)| may_be_done(*done)).map(|(undo, _)| *undo).collect())
     }
 
+    /// Whole databases go through it.
+    #[must_use]
+    pub fn moves_data(&self) -> bool {
+        self.plan().iter().any(|step| matches!(step, Step::Dump | Step::Load))
+    }
+
     /// While this step of `plan` runs or is tried again, clients wait or are refused: not for ever.
     #[must_use]
     pub fn keeps_clients(&self, step: usize) -> bool {

@@ -71,17 +71,11 @@ fn place(site: &Site, job: &JobRow, entry: &Entry) -> Result<Place, StepError> {
 }
 
 /// Nobody but Tenantry gets in, and nobody is in: what is dumped is all there will be.
-pub async fn fence(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
+pub async fn fence(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
     let settings = site.plane.file();
     let own = site.plane.server_of(&settings, &entry.server)?.1.role.clone();
     let rows = site.control(&entry.server).await?.query(sql::CONNECT_GRANTS, &[&entry.database]).await?;
     let grantees: Vec<String> = rows.iter().map(|row| row.get(0)).filter(|role| *role != own).collect();
-    if result["connect"].is_null() {
-        // After a crash the fence may be up already: what was noted before it says who was let in.
-        let noted = noted_rights(result).into_iter().filter(|right| right.privilege == "CONNECT");
-        let noted: Vec<String> = noted.map(|right| right.role.unwrap_or_else(|| "-".to_owned())).collect();
-        result["connect"] = json!(if noted.is_empty() { &grantees } else { &noted });
-    }
     site.execute(&entry.server, &sql::only_control(&entry.database, &grantees)).await?;
     database::quiet_around(site, &entry.server, &entry.database).await
 }

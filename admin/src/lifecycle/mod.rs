@@ -229,7 +229,7 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::RemoveRole => separate::remove_role(site, job, &entry).await,
         Step::Reclaim => separate::reclaim(site, job, &entry).await,
         Step::FindPrograms => archive::find_programs(site, job, &entry, result).await,
-        Step::FenceForDump => archive::fence(site, &entry, result).await,
+        Step::FenceForDump => archive::fence(site, &entry).await,
         Step::Dump => archive::dump(site, job, &entry, result).await,
         Step::Prove => archive::prove(site, job, &entry, result).await,
         Step::MarkArchived => archive::mark_archived(site, &entry, result).await,
@@ -250,8 +250,8 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         }
         Step::DropDatabase => database::drop(site, &entry, result).await,
         Step::DropRoles => database::drop_roles(site, &entry, result).await,
-        Step::OfferVerifier => rotate::offer_verifier(site, job, &entry, result).await,
-        Step::SetVerifier => rotate::set_verifier(site, job, &entry).await,
+        Step::OfferVerifier => rotate::offer_verifier(site, job, &entry).await,
+        Step::SetVerifier => rotate::set_verifier(site, job, &entry, result).await,
         Step::DropHalfMade => {
             hand::drop_of(site, &entry).await?;
             database::drop_half_made(site, job, &entry, result).await

@@ -67,17 +67,16 @@ async fn name_is_free(site: &mut Site, server: &str, name: &str) -> Result<(), S
 
 async fn role_is_there(site: &mut Site, entry: &Entry, role: &str) -> Result<(), StepError> {
     match site.control(&entry.server).await?.query_opt(sql::ROLE, &[&role]).await? {
-        Some(_) => Ok(()),
+        Some(_) if site.control(&entry.server).await?.query_one(sql::MAY_GRANT, &[&role]).await?.try_get(0)? => Ok(()),
+        Some(_) => Err(StepError::Refused(format!(
+            "the control role may not alter {role}: GRANT it that role WITH ADMIN OPTION, once, as a superuser"
+        ))),
         None => Err(StepError::Refused(format!("there is no role {role} on the server"))),
     }
 }
 
 /// Who may connect, before a fence takes it from them.
 async fn note_grants(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
-    let own = {
-        let settings = site.plane.file();
-        site.plane.server_of(&settings, &entry.server)?.1.role.clone()
-    };
     let mut grants = Vec::new();
     for row in site.control(&entry.server).await?.query(sql::CONNECT_ACL, &[&entry.database]).await? {
         let (grantee, may_grant, is_owners): (String, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
@@ -88,8 +87,6 @@ async fn note_grants(site: &mut Site, entry: &Entry, result: &mut Value) -> Resu
         }
         grants.push((grantee, may_grant));
     }
-    let others: Vec<_> = grants.iter().map(|(grantee, _)| grantee).filter(|grantee| **grantee != own).collect();
-    result["connect"] = json!(others);
     result["acl"] = json!(grants);
     Ok(())
 }

@@ -23,21 +23,21 @@ use crate::{
 const HEARD: Duration = Duration::from_secs(5);
 /// Where the old password is good no more: until every pool has crossed to the new key.
 const CROSSING: Duration = Duration::from_secs(30);
+/// A server that is away may keep the second step waiting for so long.
+const PROVISIONAL: Duration = Duration::from_secs(30 * 24 * 3_600);
 
-pub async fn offer_verifier(site: &Site, job: &JobRow, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
+pub async fn offer_verifier(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
     let Work::Rotate { role, grace, .. } = &job.work else { return Ok(()) };
     let grace = Duration::from_millis(*grace);
-    let until = OffsetDateTime::now_utc() + grace.max(CROSSING);
-    let others = site.plane.catalog.others_with_role(entry.number, &entry.server, role).await?;
-    for number in [entry.number].into_iter().chain(others) {
+    // Not before PostgreSQL has the new one: its time begins then.
+    let until = OffsetDateTime::now_utc() + grace + PROVISIONAL;
+    for number in sharers(site, entry, role).await? {
         site.change(number, |e| {
             e.roles.iter_mut().filter(|row| row.name == *role).for_each(|row| turn(row, &job.work, until));
             Ok(())
         })
         .await?;
     }
-    let told = (!grace.is_zero()).then(|| until.format(&Rfc3339).ok()).flatten();
-    result["old_password_until"] = json!(told);
     traffic::heard(site, entry, HEARD).await
 }
 
@@ -51,7 +51,25 @@ fn turn(row: &mut RoleRow, work: &Work, until: OffsetDateTime) {
     row.former = old.map(|verifier| Former { verifier, bridge: bridge.clone(), accepts: *grace > 0, until });
 }
 
-pub async fn set_verifier(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
-    let Work::Rotate { role, verifier, .. } = &job.work else { return Ok(()) };
-    site.execute(&entry.server, &sql::set_password(role, &verifier.0)).await
+pub async fn set_verifier(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
+    let Work::Rotate { role, verifier, grace, .. } = &job.work else { return Ok(()) };
+    site.execute(&entry.server, &sql::set_password(role, &verifier.0)).await?;
+    let until = OffsetDateTime::now_utc() + Duration::from_millis(*grace).max(CROSSING);
+    for number in sharers(site, entry, role).await? {
+        site.change(number, |e| {
+            let rows = e.roles.iter_mut().filter(|row| row.name == *role && row.verifier.as_ref() == Some(verifier));
+            rows.filter_map(|row| row.former.as_mut()).for_each(|former| former.until = until);
+            Ok(())
+        })
+        .await?;
+    }
+    let told = (*grace > 0).then(|| until.format(&Rfc3339).ok()).flatten();
+    result["old_password_until"] = json!(told);
+    Ok(())
+}
+
+/// Every tenant that has the role, this one first.
+async fn sharers(site: &Site, entry: &Entry, role: &str) -> Result<Vec<i64>, StepError> {
+    let others = site.plane.catalog.others_with_role(entry.number, &entry.server, role).await?;
+    Ok([entry.number].into_iter().chain(others).collect())
 }

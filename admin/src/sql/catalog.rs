@@ -26,7 +26,7 @@ pub const LEAD: &str = "UPDATE tenantry.meta SET leader = leader + 1 RETURNING l
 pub const LEADER_NOW: &str = "SELECT leader FROM tenantry.meta";
 /// Kept until the transaction is over: nobody takes the jobs over in its middle.
 pub const LEADER: &str = "SELECT leader FROM tenantry.meta FOR SHARE";
-/// No statement of a change waits long for another.
+/// Those that are there, by name.
 pub const TENANTS: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
      created_at, updated_at FROM tenantry.tenants WHERE state <> 'dropped' ORDER BY name";
 pub const TENANT: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \

@@ -5,7 +5,7 @@
 //! many and however slow, cost nothing, and as each verdict looks at the bucket once more, many guesses at once are no way
 //! around. Others, with other addresses, are not held up by it: nobody can lock a tenant out. Names that exist are treated
 //! as those that do not, so that nothing can be learned from who is turned away; an address as a whole has a bucket too, so
-//! that inventing names gains nothing. What always holds: no more than `MOST` pairs and as many addresses are remembered,
+//! that inventing names gains nothing; whoever proved a name from there before is held to that name's bucket only. What always holds: no more than `MOST` pairs and as many addresses are remembered,
 //! and none that never failed; the one that failed longest ago is forgotten first, when its bucket has long been full.
 
 use std::{
@@ -61,11 +61,13 @@ struct Bucket {
 pub struct Attempts {
     pairs: LruCache<Pair, Bucket>,
     networks: LruCache<Network, Bucket>,
+    /// From where a login was right before.
+    proved: LruCache<Pair, ()>,
 }
 
 impl Default for Attempts {
     fn default() -> Self {
-        Self { pairs: LruCache::new(MOST), networks: LruCache::new(MOST) }
+        Self { pairs: LruCache::new(MOST), networks: LruCache::new(MOST), proved: LruCache::new(MOST) }
     }
 }
 
@@ -80,7 +82,9 @@ impl Attempts {
     #[must_use]
     pub fn judge(&mut self, pair: &Pair, is_right: bool, limit: u32, now: Millis) -> bool {
         let Some((own, whole)) = self.after_a_failure(pair, limit, now) else { return false };
-        if !is_right {
+        if is_right {
+            self.proved.put(pair.clone(), ());
+        } else {
             self.pairs.put(pair.clone(), own);
             self.networks.put(pair.network, whole);
         }
@@ -90,7 +94,9 @@ impl Attempts {
     /// The buckets of the pair and of the network as one more failure would leave them.
     fn after_a_failure(&self, pair: &Pair, limit: u32, now: Millis) -> Option<(Bucket, Bucket)> {
         let own = take(self.pairs.peek(pair), limit, now)?;
-        let whole = take(self.networks.peek(&pair.network), limit.saturating_mul(NAMES), now)?;
+        let whole = take(self.networks.peek(&pair.network), limit.saturating_mul(NAMES), now);
+        let is_known = self.proved.peek(pair).is_some();
+        let whole = whole.or_else(|| is_known.then_some(Bucket { left: 0, at: now }))?;
         Some((own, whole))
     }
 }

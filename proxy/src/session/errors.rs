@@ -69,7 +69,8 @@ pub fn archived(database: &str) -> ErrorResponse {
 }
 
 /// `proxy_code` of a refusal, and the limit behind it; a wait is counted by the limit that its DETAIL names.
-const LIMITS: [(&str, &str); 8] = [
+const LIMITS: [(&str, &str); 9] = [
+    ("LOGINS", "logins_under_way"),
     ("MAX_CLIENTS", "max_client_conn"),
     ("TENANT_MAX_CLIENTS", "tenant_max_client_conn"),
     ("FAILED_LOGINS", "max_failed_logins"),
@@ -343,6 +344,14 @@ pub fn too_many_clients(setting: &str) -> ErrorResponse {
     ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, format!("no more connections allowed ({setting})"))
         .detail("proxy_code=MAX_CLIENTS")
         .hint("The server as a whole has all the clients it takes; try again later.")
+}
+
+/// As many connections are on their way to become clients as there may be clients.
+#[must_use]
+pub fn too_many_logins() -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::TOO_MANY_CONNECTIONS, "too many logins under way")
+        .detail("proxy_code=LOGINS")
+        .hint("Try again; if it lasts, raise max_client_conn, or look who opens connections and says nothing.")
 }
 
 /// Only told to who proved a role of it.

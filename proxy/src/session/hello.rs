@@ -89,7 +89,7 @@ pub async fn serve(directory: Arc<Directory>, stream: Stream, guest: Guest) {
         biased;
         outcome = tokio::time::timeout_at(deadline, greet(&directory, &mut greeting)) => outcome,
         () = told_to_go.notified() => {
-            directory.count_refusal(&errors::too_many_clients("logins under way"));
+            directory.count_refusal(&errors::too_many_logins());
             return;
         }
     };

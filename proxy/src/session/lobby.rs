@@ -2,7 +2,8 @@
 //!
 //! They are counted apart from clients, so that sockets that say nothing take no client's place. Above the limit one goes
 //! of the network that has most of them: the one that has been silent longest, or else the newest, so that logins that are
-//! under way come to their end. What always holds: no more than `limit` stay; one network alone cannot push out another's.
+//! under way come to their end. Where no network has many, it is the one of all that has been silent longest. What always
+//! holds: no more than `limit` stay; one network alone cannot push out another's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,6 +18,8 @@ use super::attempts::{Network, network};
 
 /// The least limit, however few clients are allowed.
 const AT_LEAST: u32 = 64;
+/// A network with no more than such a part of the limit is no crowd.
+const CROWD: usize = 8;
 
 /// Those of all networks.
 #[derive(Debug, Default)]
@@ -24,6 +27,8 @@ pub struct Lobby {
     crowds: BTreeMap<Network, Crowd>,
     /// Their sizes in order.
     sizes: BTreeSet<(usize, Network)>,
+    /// Of all networks, oldest first.
+    silent: BTreeSet<(u64, Network)>,
     count: usize,
     next: u64,
 }
@@ -46,10 +51,10 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// `clients`: how many clients there may be; half as many may be on their way to become one.
+    /// `clients`: how many clients there may be; as many may be on their way to become one.
     #[must_use]
     pub fn enter(lobby: &Arc<Mutex<Lobby>>, address: Option<IpAddr>, clients: u32) -> Self {
-        let limit = usize::try_from(clients.div_ceil(2).max(AT_LEAST)).unwrap_or(usize::MAX);
+        let limit = usize::try_from(clients.max(AT_LEAST)).unwrap_or(usize::MAX);
         let (network, told_to_go) = (network(address), Arc::new(Notify::new()));
         let number = lobby.lock().enter(network, Arc::clone(&told_to_go), limit);
         Self { lobby: Arc::clone(lobby), network, number, told_to_go, has_spoken: false }
@@ -57,9 +62,12 @@ impl Guest {
 
     /// It said something.
     pub fn spoke(&mut self) {
-        if !std::mem::replace(&mut self.has_spoken, true)
-            && let Some(crowd) = self.lobby.lock().crowds.get_mut(&self.network)
-        {
+        if std::mem::replace(&mut self.has_spoken, true) {
+            return;
+        }
+        let mut lobby = self.lobby.lock();
+        lobby.silent.remove(&(self.number, self.network));
+        if let Some(crowd) = lobby.crowds.get_mut(&self.network) {
             crowd.silent.remove(&self.number);
         }
     }
@@ -95,8 +103,9 @@ impl Lobby {
             crowd.guests.insert(number, told_to_go);
             crowd.silent.insert(number);
         });
+        self.silent.insert((number, network));
         if self.count > limit
-            && let Some((network, number)) = self.who_goes()
+            && let Some((network, number)) = self.who_goes(limit)
             && let Some(told_to_go) = self.leave(network, number)
         {
             told_to_go.notify_one();
@@ -104,14 +113,20 @@ impl Lobby {
         number
     }
 
-    fn who_goes(&self) -> Option<(Network, u64)> {
-        let (_, network) = self.sizes.last()?;
+    fn who_goes(&self, limit: usize) -> Option<(Network, u64)> {
+        let (size, network) = self.sizes.last()?;
+        if size.saturating_mul(CROWD) <= limit
+            && let Some((number, network)) = self.silent.first()
+        {
+            return Some((*network, *number));
+        }
         let crowd = self.crowds.get(network)?;
         let number = crowd.silent.first().or_else(|| crowd.guests.keys().next_back())?;
         Some((*network, *number))
     }
 
     fn leave(&mut self, network: Network, number: u64) -> Option<Arc<Notify>> {
+        self.silent.remove(&(number, network));
         self.change(network, |crowd| {
             crowd.silent.remove(&number);
             crowd.guests.remove(&number)
@@ -190,6 +205,17 @@ mod tests {
         let guests = crowd(&lobby, AT_LEAST, 1, true);
         assert!(!stays(&Guest::enter(&lobby, address(1), 0)));
         assert!(guests.iter().all(stays));
+    }
+
+    #[test]
+    fn silent_ones_of_many_networks_push_out_no_login_that_is_under_way() {
+        let lobby = Arc::default();
+        let logins = crowd(&lobby, 4, 200, true);
+        let silent: Vec<Guest> = (0..=199).map(|n| Guest::enter(&lobby, address(n), 0)).collect();
+        assert!(logins.iter().all(stays));
+        assert_eq!(lobby.lock().len(), AT_LEAST as usize);
+        drop((logins, silent));
+        assert!(lobby.lock().is_empty() && lobby.lock().silent.is_empty());
     }
 
     #[test]
