@@ -42,7 +42,7 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// Until a step that could not reach PostgreSQL is tried again: doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 /// How long one step is tried again that keeps clients waiting, or that somebody is in the way of, while there is a way back.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs jobs until `stop`.
 pub async fn run(plane: Arc<ControlPlane>, stop: CancellationToken) {
