@@ -30,6 +30,7 @@ pub async fn run(args: cli::Serve, settings: Settings) -> Result<(), Failure> {
     // Before anything is started, so that no early signal is lost to the default action.
     let mut signals = Signals::new()?;
     let mut running = Running::start(settings, recorder, fuse(&args)).await?;
+    running.status.count_dropped_lines(filter.dropped());
     while let Told::Reload = signals.next().await {
         running.reload(&args.source, &filter);
     }

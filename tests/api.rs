@@ -867,3 +867,29 @@ async fn a_steps_plan_can_be_seen_before_anything_is_done() {
     assert_eq!(api.get("/v1/tenants/maybe").await.status, 404);
     assert_eq!(api.get("/v1/jobs").await.body["items"], json!([]));
 }
+
+#[tokio::test]
+async fn a_change_that_cannot_be_written_down_is_not_made() {
+    let (proxy, api) = control_proxy().await;
+    let tenant = api.create("kept").await;
+    let before = api.get("/v1/tenants/kept").await.body["version"].clone();
+    // As when the disk of the control database is full.
+    let full = "CREATE FUNCTION tenantry.no_room() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE SQLSTATE '53100'; END $$; \
+                CREATE TRIGGER no_room BEFORE INSERT ON tenantry.audit EXECUTE FUNCTION tenantry.no_room()";
+    cluster().sql_in("tenantry_control", full).await;
+    for (method, path, body) in [
+        ("POST", "/v1/tenants", json!({ "name": "late" })),
+        ("POST", "/v1/tenants/kept/pause", json!({})),
+        ("POST", "/v1/tenants/kept/rename", json!({ "to": "other" })),
+        ("PATCH", "/v1/tenants/kept", json!({ "owner": "somebody" })),
+    ] {
+        let reply = api.send(method, path, Some(&body), &[("If-Match", "*")]).await;
+        assert_eq!(reply.status, 503, "{method} {path}: {}", reply.body);
+        assert!(reply.headers.contains_key("retry-after"));
+    }
+    assert_eq!(proxy.connect(&tenant).login().await.value("SELECT 1").await, "1", "the data plane goes on");
+    cluster().sql_in("tenantry_control", "DROP TRIGGER no_room ON tenantry.audit").await;
+    let kept = api.get("/v1/tenants/kept").await.body;
+    assert_eq!((&kept["version"], kept["state"].as_str()), (&before, Some("active")), "{kept}");
+    assert_eq!(api.get("/v1/tenants/late").await.status, 404);
+}

@@ -51,7 +51,7 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 44] = [
+pub const METRICS: [Metric; 45] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
@@ -59,6 +59,11 @@ pub const METRICS: [Metric; 44] = [
         "tenantry_catalog_reachable",
         "",
         "1 while the catalog can be read; 0: what was last known of it is served; only with admin.catalog",
+    ),
+    count(
+        "tenantry_log_lines_dropped_total",
+        "",
+        "Lines of the log that were dropped, because nobody reads it fast enough",
     ),
     level("tenantry_clients", "", "Client connections, those still logging in included"),
     count(
@@ -206,6 +211,7 @@ pub(crate) fn publish(view: &dyn View, status: &Status, fences: &Fences) {
     gauge!("tenantry_build_info", "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     gauge!("tenantry_settings_stale").set(f64::from(u8::from(status.settings_stale())));
     gauge!("tenantry_draining").set(f64::from(u8::from(status.draining())));
+    counter!("tenantry_log_lines_dropped_total").absolute(status.dropped_lines());
     if let Some(is_within_reach) = status.catalog() {
         gauge!("tenantry_catalog_reachable").set(f64::from(u8::from(is_within_reach)));
     }

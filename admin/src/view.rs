@@ -2,7 +2,10 @@
 
 use std::{
     collections::BTreeMap,
-    sync::atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, AtomicU8, Ordering::Relaxed},
+    },
 };
 
 use tenantry_config::Settings;
@@ -74,11 +77,18 @@ pub trait Plane: View {
 }
 
 /// What only `main` knows of the process.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Status {
     settings_stale: AtomicBool,
     draining: AtomicBool,
     catalog: AtomicU8,
+    dropped_lines: OnceLock<Box<dyn Fn() -> u64 + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Status {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Status")
+    }
 }
 
 impl Status {
@@ -100,6 +110,16 @@ impl Status {
     #[must_use]
     pub fn catalog(&self) -> Option<bool> {
         self.catalog.load(Relaxed).checked_sub(1).map(|is| is > 0)
+    }
+
+    /// Who counts the lines of the log that were dropped; told once.
+    pub fn count_dropped_lines(&self, count: impl Fn() -> u64 + Send + Sync + 'static) {
+        let _ = self.dropped_lines.set(Box::new(count));
+    }
+
+    #[must_use]
+    pub fn dropped_lines(&self) -> u64 {
+        self.dropped_lines.get().map_or(0, |count| count())
     }
 
     /// The process was asked to stop.

@@ -70,7 +70,7 @@ async fn with_cluster(
     let control = sql::control_role(cluster).await.map_err(Failure::internal("cannot make the control role"))?;
     let file = place.write("tenantry.toml", &settings(args, place, cluster, &control)?)?;
     let settings = tenantry_config::load(Some(&file), &cli::flags(Overrides::default(), &args.set))?;
-    log::start(&settings.log)?;
+    let _log = log::start(&settings.log)?;
     let recorder = tenantry_admin::recorder().map_err(Failure::internal("cannot install the metrics"))?;
     let running = Running::start(settings, recorder, Default::default()).await?;
     let address = running
