@@ -163,7 +163,8 @@ impl ControlPlane {
         Ok((server, control))
     }
 
-    /// A new settings file: what it says holds at once. An error changes nothing.
+    /// A new settings file: what it says holds at once. An error changes nothing, but one of a new control login, which is
+    /// only found when the rest is served.
     pub fn reload(&self, file: Settings) -> Result<(), String> {
         let login = self.control_of(&file).ok().map(|(server, control)| (server.clone(), control.clone()));
         let was = self.file();

@@ -80,7 +80,7 @@ pub async fn await_transactions(site: &Site, job: &JobRow, entry: &Entry, result
         Work::Drain { deadline } | Work::Archive { deadline } | Work::Delete { deadline } => *deadline,
         _ => 0,
     };
-    // A step that is done again adds to what it did before.
+    // A step that is done again keeps what it counted before, where that was more.
     if result["drain"].is_null() {
         let began = until(site, entry, AFTER_CANCEL, |seen| seen.behind == 0).await?;
         result["drain"] = json!({ "under_way": began.told.active, "cancelled": 0, "cut": 0 });

@@ -3,7 +3,7 @@
 /// The versions of the schema, in order; the first is version 1.
 pub const VERSIONS: [&str; 1] = [include_str!("schema.sql")];
 
-/// Held while the schema is made or changed, and by whoever runs the jobs: the numbers are "tena", "ntry".
+/// Held while the schema is made or changed, and by whoever runs the jobs: the first number is ours, the second says what for.
 pub const LOCK_SCHEMA: &str = "SELECT pg_catalog.pg_advisory_xact_lock(1952803425, 1)";
 /// Held from the last row of the audit log that is read to the commit of the next; always the last lock of a transaction.
 pub const LOCK_AUDIT: &str = "SELECT pg_catalog.pg_advisory_xact_lock(1952803425, 3)";
