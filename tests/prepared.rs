@@ -208,18 +208,117 @@ async fn the_same_text_with_other_parameter_types_is_another_statement() {
 }
 
 #[tokio::test]
-async fn a_changed_result_type_is_told_once_and_heals_for_everybody() {
+async fn a_changed_result_type_is_told_to_who_does_not_ask_for_the_columns() {
     let (tenant, proxy) = pool(1, 200).await;
     let mut client = proxy.connect(&tenant).login().await;
     client.run("CREATE TABLE t AS SELECT 1 AS a").await;
     prepare(&mut client, "s", "SELECT * FROM t").await;
+    client.ask(&[say::describe_statement("s"), say::sync()].concat()).await.ok();
     assert_eq!(run(&mut client, "s", &[]).await, "1");
     let mut other = proxy.connect(&tenant).login().await;
     other.run("ALTER TABLE t ADD b int DEFAULT 2").await;
     let execute = [say::bind("", "s", &[]), say::execute("", 0), say::sync()].concat();
-    client.ask(&execute).await.error("0A000");
-    let answer = client.ask(&execute).await.ok();
-    assert_eq!(answer.rows()[0].len(), 2);
+    // As on a direct connection, until it prepares the statement anew: it would read two columns as one.
+    for _ in 0..3 {
+        client.ask(&execute).await.error("0A000");
+    }
+    client.ask(&[say::close_statement("s"), say::sync()].concat()).await.ok();
+    prepare(&mut client, "s", "SELECT * FROM t").await;
+    assert_eq!(client.ask(&execute).await.ok().rows()[0].len(), 2);
+}
+
+fn described(name: &str) -> Vec<u8> {
+    [say::bind("", name, &[]), say::describe_portal(""), say::execute("", 0), say::sync()].concat()
+}
+
+#[tokio::test]
+async fn a_changed_result_type_heals_outside_a_transaction_for_who_asks_for_the_columns() {
+    let (tenant, proxy) = pool(2, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t AS SELECT 1 AS a").await;
+    prepare(&mut client, "s", "SELECT * FROM t").await;
+    assert_eq!(client.ask(&described("s")).await.ok().rows()[0].len(), 1);
+    for (by, columns) in [("through Tenantry", 2), ("around it", 3)] {
+        let alter = format!("ALTER TABLE t ADD column_{columns} int");
+        if columns == 2 {
+            proxy.connect(&tenant).login().await.run(&alter).await;
+        } else {
+            cluster().direct(&tenant).login().await.run(&alter).await;
+        }
+        // Each on one of two connections, held meanwhile by nobody or by another.
+        for held in [false, true] {
+            let mut holder = proxy.connect(&tenant).login().await;
+            if held {
+                holder.run("BEGIN").await;
+            }
+            let answer = client.ask(&described("s")).await.ok();
+            assert_eq!(answer.tags(), "2TDCZ", "{by}");
+            assert_eq!(answer.rows()[0].len(), columns, "{by}");
+            if held {
+                holder.run("COMMIT").await;
+            }
+        }
+    }
+    // Inside a transaction it is told, as directly, and the transaction has failed.
+    client.run("BEGIN").await;
+    proxy.connect(&tenant).login().await.run("ALTER TABLE t DROP column_2").await;
+    client.ask(&described("s")).await.error("0A000");
+    client.query("SELECT 1").await.error("25P02");
+    client.run("ROLLBACK").await;
+    assert_eq!(client.ask(&described("s")).await.ok().rows()[0].len(), 2);
+}
+
+#[tokio::test]
+async fn who_prepares_a_statement_after_a_table_changed_never_meets_the_old_plan() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut old = proxy.connect(&tenant).login().await;
+    old.run("CREATE TABLE t AS SELECT 1 AS a").await;
+    prepare(&mut old, "s", "SELECT * FROM t").await;
+    assert_eq!(run(&mut old, "s", &[]).await, "1");
+    let mut new = proxy.connect(&tenant).login().await;
+    new.run("BEGIN; ALTER TABLE t ADD b int").await;
+    // On the very connection that has the old one, in one batch, inside a transaction.
+    let batch = [say::parse("mine", "SELECT * FROM t"), say::bind("", "mine", &[]), say::execute("", 0), say::sync()];
+    assert_eq!(new.ask(&batch.concat()).await.ok().rows()[0].len(), 2);
+    new.run("COMMIT").await;
+    assert_eq!(
+        new.ask(&[say::bind("", "mine", &[]), say::execute("", 0), say::sync()].concat()).await.ok().rows()[0].len(),
+        2
+    );
+}
+
+#[tokio::test]
+async fn sql_knows_the_names_of_the_protocol() {
+    let (tenant, proxy) = pool(2, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    let mut other = proxy.connect(&tenant).login().await;
+    for name in ["s", "A \"b"] {
+        let quoted = format!("\"{}\"", name.replace('"', "\"\""));
+        for _ in 0..2 {
+            client.ask(&[say::parse_typed(name, "SELECT $1::int + 1", &[]), say::sync()].concat()).await.ok();
+            for n in 1..4 {
+                assert_eq!(client.value(&format!("EXECUTE {quoted}({n})")).await, (n + 1).to_string());
+                other.run("BEGIN; SELECT 1; COMMIT").await;
+            }
+            other.query(&format!("EXECUTE {quoted}(1)")).await.error("26000");
+            client.query(&format!("PREPARE {quoted} AS SELECT 1")).await.error("42P05");
+            client.run(&format!("DEALLOCATE {quoted}")).await;
+            client.query(&format!("DEALLOCATE {quoted}")).await.error("26000");
+            client.query(&format!("EXECUTE {quoted}(1)")).await.error("26000");
+        }
+    }
+    // In a failed transaction nothing is taken away; and pipelined, in the extended protocol.
+    prepare(&mut client, "s", "SELECT 7").await;
+    client.run("BEGIN").await;
+    client.query("SELECT 1/0").await.error("22012");
+    client.query("EXECUTE s").await.error("25P02");
+    client.query("DEALLOCATE s").await.error("25P02");
+    client.run("ROLLBACK").await;
+    let batch = [say::unnamed("EXECUTE s", &[]), say::unnamed("DEALLOCATE s", &[]), say::sync()].concat();
+    assert_eq!(client.ask(&batch).await.ok().value(), "7");
+    client.ask(&[say::bind("", "s", &[]), say::sync()].concat()).await.error("26000");
+    assert_eq!(other.value("SELECT count(*) FROM pg_prepared_statements WHERE name = 's'").await, "0");
+    assert_eq!(client.value("SELECT count(*) FROM pg_prepared_statements WHERE name = 's'").await, "0");
 }
 
 #[tokio::test]

@@ -76,12 +76,36 @@ kinds! {
     sql_prepare: ["PREPARE leak AS SELECT 1"], "SELECT count(*) FROM pg_prepared_statements WHERE from_sql", "1", "0";
     temp_function: ["CREATE FUNCTION pg_temp.leak() RETURNS int LANGUAGE sql AS 'SELECT 1'"],
         "SELECT count(*) FROM pg_proc WHERE proname = 'leak' AND pronamespace = pg_my_temp_schema()", "1", "0";
+    set_in_a_function: ["SELECT plan()"], "SHOW work_mem", "7MB", "4MB";
+    set_in_a_trigger: ["INSERT INTO rows VALUES (1)"], "SHOW work_mem", "7MB", "4MB";
+    set_custom_in_a_function: ["SELECT name_it()"], "SELECT coalesce(nullif(current_setting('app.name', true), ''), 'none')", "me", "none";
+    advisory_lock_in_a_function: ["SELECT reserve()"],
+        "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()", "1", "0";
+    temp_table_in_a_function: ["SELECT scratch()"], "SELECT (to_regclass('scratch') IS NOT NULL)::text", "true", "false";
     with_hold_cursor: ["DECLARE leak CURSOR WITH HOLD FOR SELECT 1"], "SELECT count(*) FROM pg_cursors WHERE name = 'leak'", "1", "0";
+}
+
+/// Functions of the tenant whose names do not tell what they leave.
+async fn functions(tenant: &Tenant) {
+    let mut owner = cluster().direct(tenant).login().await;
+    for sql in [
+        "CREATE FUNCTION plan() RETURNS text LANGUAGE plpgsql AS $$ BEGIN RETURN set_config('work_mem', '7MB', false); END $$",
+        "CREATE FUNCTION name_it() RETURNS void LANGUAGE plpgsql AS $$ BEGIN SET app.name TO 'me'; END $$",
+        "CREATE FUNCTION reserve() RETURNS void LANGUAGE sql AS 'SELECT pg_advisory_lock(4712)'",
+        "CREATE FUNCTION scratch() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE TEMP TABLE scratch AS SELECT 1'; END $$",
+        "CREATE FUNCTION on_row() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM plan(); RETURN NEW; END $$",
+        "CREATE TABLE rows (n int)",
+        "CREATE TRIGGER t BEFORE INSERT ON rows FOR EACH ROW EXECUTE FUNCTION on_row()",
+    ] {
+        owner.run(sql).await;
+    }
+    owner.leave().await;
 }
 
 /// As the owner of the tenant's database may not become pg_monitor by itself.
 async fn grant(tenant: &Tenant) {
     cluster().sql(&format!("GRANT pg_monitor TO {}", tenant.role)).await;
+    functions(tenant).await;
 }
 
 async fn make(client: &mut Client, kind: &Kind) {

@@ -54,7 +54,8 @@ section!(Auth { auth_type, scram_iterations, max_failed_logins; ; });
 section!(Pool {
     pool_mode, pool_size, min_pool_size, max_waiters, query_wait_timeout, server_round_robin, server_lifetime,
     server_idle_timeout, server_connect_timeout, server_check_delay, max_prepared_statements, query_timeout,
-    idle_transaction_timeout, transaction_timeout, client_idle_timeout, rollback_timeout, max_pinned;
+    idle_transaction_timeout, transaction_timeout, client_idle_timeout, rollback_timeout, max_pinned,
+    isolation, reuse_unnamed_statements;
     ;
 });
 section!(Admin {

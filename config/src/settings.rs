@@ -138,6 +138,15 @@ pub enum PoolMode {
     Statement,
 }
 
+/// What keeps one client's session state from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Isolation {
+    /// What a client may have left is asked of PostgreSQL when something points to it, kept for it and from others.
+    Tracked,
+    /// The same, and each use of a server connection begins with DISCARD ALL, in the same write.
+    Strict,
+}
+
 /// `[pool]`: what every tenant gets unless it says otherwise. PgBouncer's names where the meaning is PgBouncer's.
 #[derive(Debug, Clone, PartialEq, Documented, DocumentedFields)]
 pub struct Pool {
@@ -175,6 +184,12 @@ pub struct Pool {
     pub rollback_timeout: Duration,
     /// Most leases of one (tenant, role) that may outlive their transaction.
     pub max_pinned: u32,
+    /// What keeps one client's session state from another: `tracked`, or `strict`, which wipes a server connection (DISCARD ALL)
+    /// before each use as well: prepared statements are then prepared anew in each transaction.
+    pub isolation: Isolation,
+    /// Unnamed statements are shared and kept prepared like named ones: less parsing for drivers that name none; of no use
+    /// where values stand in the text.
+    pub reuse_unnamed_statements: bool,
 }
 
 /// `[admin]`: the HTTP listener.
@@ -467,6 +482,8 @@ impl Default for Pool {
             client_idle_timeout: None,
             rollback_timeout: Duration::from_secs(5),
             max_pinned: 10,
+            isolation: Isolation::Tracked,
+            reuse_unnamed_statements: false,
         }
     }
 }

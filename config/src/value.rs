@@ -7,7 +7,7 @@ use std::{net::SocketAddr, num::NonZeroU32, path::PathBuf, time::Duration};
 
 use config::{Value, ValueKind};
 
-use crate::{AuthType, ClientTlsMode, LogFormat, OrAuto, PoolMode, Secret, ServerTlsMode, TenantId};
+use crate::{AuthType, ClientTlsMode, Isolation, LogFormat, OrAuto, PoolMode, Secret, ServerTlsMode, TenantId};
 
 /// No timer needs more, and `Instant + Duration` must not overflow.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -316,6 +316,7 @@ macro_rules! words {
     };
 }
 
+words!(Isolation { Tracked = "tracked", Strict = "strict" });
 words!(PoolMode { Transaction = "transaction", Session = "session", Statement = "statement" });
 words!(AuthType { ScramSha256 = "scram-sha-256", Md5 = "md5", Password = "password", Trust = "trust" });
 words!(ClientTlsMode { Disable = "disable", Allow = "allow", Require = "require" });

@@ -7,6 +7,7 @@
 pub mod core;
 pub mod decision;
 pub mod explain;
+pub mod functions;
 pub mod lease;
 pub mod server;
 pub mod slot;
@@ -15,7 +16,7 @@ pub mod waiters;
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU32, AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
 use arc_swap::ArcSwap;
@@ -24,7 +25,7 @@ use parking_lot::Mutex;
 use tenantry_config::{PoolMode, TenantId};
 use tenantry_wire::scram::ClientKey;
 
-use self::{decision::PoolId, server::Server, stats::Stats};
+use self::{decision::PoolId, functions::KnownFunctions, server::Server, stats::Stats};
 use crate::clock::Millis;
 use crate::server::{
     conn::Parameters,
@@ -50,6 +51,12 @@ pub struct Pool {
     pub statements: StatementTable,
     pub stats: Stats,
     pinned: AtomicU32,
+    /// How often something made plans stale; a connection whose count differs has its statements dropped at its next use.
+    plans: AtomicU32,
+    /// A client has asked what a sequence gave it: from then on no client finds what a sequence gave to another.
+    reads_sequences: AtomicBool,
+    /// What functions in the database may leave behind.
+    pub functions: KnownFunctions,
     /// When `reconnect_soon` last did so.
     reconnected: AtomicU64,
     /// Startup settings that PostgreSQL took, and how it spells them.
@@ -177,6 +184,26 @@ impl Pool {
             self.reconnected.store(now.0.max(1), Ordering::Relaxed);
             self.server.reconnect(self);
         }
+    }
+
+    /// How often something made plans stale.
+    #[must_use]
+    pub fn plans(&self) -> u32 {
+        self.plans.load(Ordering::Relaxed)
+    }
+
+    /// Statements that are prepared may not fit the tables any more: each connection prepares them anew.
+    pub fn plans_are_stale(&self) -> u32 {
+        self.plans.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    #[must_use]
+    pub fn reads_sequences(&self) -> bool {
+        self.reads_sequences.load(Ordering::Relaxed)
+    }
+
+    pub fn sequences_are_read(&self) {
+        self.reads_sequences.store(true, Ordering::Relaxed);
     }
 
     #[must_use]

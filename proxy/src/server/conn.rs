@@ -24,6 +24,14 @@ pub struct ServerConn {
     pub prepared: Prepared,
     /// The session whose unnamed statement is on it; 0 for nobody's.
     pub unnamed_of: u64,
+    /// The session that alone has used its sequences since they were discarded; 0 if nobody knows.
+    pub sequences_of: u64,
+    /// The pool's count of what made plans stale when `prepared` was last empty.
+    pub plans: u32,
+    /// It has been used since its session was last as new.
+    pub used: bool,
+    /// The client's first bytes of this use, for as long as they may have to be dealt with once more.
+    pub kept: Vec<u8>,
 }
 
 impl ServerConn {
@@ -36,6 +44,12 @@ impl ServerConn {
     /// Nobody's unnamed statement is on it any more: a simple query drops it, and so does an error while it is parsed.
     pub fn forget_unnamed(&mut self) {
         self.unnamed_of = 0;
+    }
+
+    /// None of the shared statements is on it any more.
+    pub fn forget_statements(&mut self, plans: u32) {
+        self.prepared.clear();
+        self.plans = plans;
     }
 
     /// PostgreSQL reported a parameter: the label follows.

@@ -201,6 +201,10 @@ pub async fn connect_within(
                 baseline: Arc::new(baseline),
                 prepared: Prepared::new(login.max_prepared_statements),
                 unnamed_of: 0,
+                sequences_of: 0,
+                plans: 0,
+                used: false,
+                kept: Vec::new(),
             };
             Ok((conn, room))
         }

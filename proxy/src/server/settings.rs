@@ -17,6 +17,7 @@ pub struct Settings(Arc<Inner>);
 struct Inner {
     map: BTreeMap<String, String>,
     hash: u64,
+    planning: u64,
 }
 
 impl PartialEq for Settings {
@@ -35,7 +36,12 @@ impl FromIterator<(String, String)> for Settings {
         }
         let mut hasher = DefaultHasher::new();
         map.hash(&mut hasher);
-        Self(Arc::new(Inner { hash: hasher.finish(), map }))
+        let mut meaning = map.iter().filter(|(name, _)| changes_meaning(name)).peekable();
+        let mut planning = DefaultHasher::new();
+        let plain = meaning.peek().is_none();
+        meaning.for_each(|pair| pair.hash(&mut planning));
+        let planning = if plain { 0 } else { planning.finish() };
+        Self(Arc::new(Inner { hash: hasher.finish(), planning, map }))
     }
 }
 
@@ -87,15 +93,35 @@ impl Settings {
         ["statement_timeout", "transaction_timeout", "lock_timeout"].iter().any(|name| self.get(name).is_some())
     }
 
-    /// Settings that change what a statement means: two clients share a prepared statement only if these are equal.
+    /// Settings that change what a statement means or how it is planned: two clients share a prepared statement only if
+    /// these are equal. 0 if none is set.
     #[must_use]
     pub fn planning(&self) -> u64 {
-        let mut hasher = DefaultHasher::new();
-        for name in ["search_path", "role", "session_authorization"] {
-            self.get(name).hash(&mut hasher);
-        }
-        hasher.finish()
+        self.0.planning
     }
+}
+
+/// Settings that change neither what a text means nor how it is planned. All others keep clients from sharing a prepared
+/// statement: PostgreSQL looks at `search_path` and the role again by itself, but not at, say, `DateStyle`, which decided
+/// what the literals in the text are, or at the planner's settings, by which a plan was made that may be kept.
+const NO_MEANING: [&str; 12] = [
+    "application_name",
+    "bytea_output",
+    "client_min_messages",
+    "extra_float_digits",
+    "idle_in_transaction_session_timeout",
+    "idle_session_timeout",
+    "lock_timeout",
+    "log_min_duration_statement",
+    "log_statement",
+    "statement_timeout",
+    "synchronous_commit",
+    "transaction_timeout",
+];
+
+/// A setting with a dot is a module's or the application's, and only looked at when a statement runs.
+fn changes_meaning(name: &str) -> bool {
+    !name.contains('.') && NO_MEANING.binary_search(&name).is_err()
 }
 
 /// Settings that any role may make at any time, and whose value, once accepted, stays acceptable: none of them names
@@ -174,6 +200,20 @@ mod tests {
         assert_eq!(map(&[("a", "1")]).with("b", Some("2")).with("A", None), map(&[("b", "2")]));
         assert_ne!(map(&[("a", "1")]), map(&[("a", "2")]));
         assert_eq!(map(&[("a", "1")]).with("a", None), Settings::default());
+    }
+
+    #[test]
+    fn statements_are_shared_unless_a_setting_may_change_what_they_mean() {
+        assert!(NO_MEANING.is_sorted());
+        let of = |pairs: &[(&str, &str)]| map(pairs).planning();
+        assert_eq!(of(&[("application_name", "a"), ("app.tenant", "1"), ("statement_timeout", "5s")]), of(&[]));
+        let names =
+            ["search_path", "role", "DateStyle", "client_encoding", "enable_seqscan", "default_transaction_read_only"];
+        for name in names {
+            assert_ne!(of(&[(name, "x")]), of(&[]), "{name}");
+            assert_ne!(of(&[(name, "x")]), of(&[(name, "y")]), "{name}");
+            assert_eq!(of(&[(name, "x"), ("application_name", "a")]), of(&[(name, "x")]), "{name}");
+        }
     }
 
     #[test]

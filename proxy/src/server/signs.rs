@@ -24,6 +24,100 @@ pub struct Signs {
     pub commits: bool,
     /// Settings with a dot in their name, which `pg_settings` does not show.
     pub custom: Vec<String>,
+    /// `lastval` or `currval`: asks what a sequence gave to this session.
+    pub sequences: bool,
+    /// A sequence may have given a value to this session.
+    pub advances: bool,
+    /// `setseed` or `SET seed`: what `random()` gives is state, which nothing shows and nothing resets.
+    pub seeds: bool,
+    /// The statement is EXECUTE, DEALLOCATE or PREPARE of this name.
+    pub named: Option<Box<Named>>,
+}
+
+/// What SQL does with the name of a prepared statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NamedUse {
+    Execute,
+    Deallocate,
+    Prepare,
+}
+
+/// A statement of SQL about a prepared statement, and its name as PostgreSQL knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    pub verb: NamedUse,
+    pub name: Vec<u8>,
+}
+
+/// Whether a text may be one that `Named::read` reads; a look at its first bytes.
+#[must_use]
+pub fn may_be_named(text: &[u8]) -> bool {
+    matches!(text.trim_ascii_start().first(), Some(b'e' | b'E' | b'd' | b'D' | b'p' | b'P' | b'-' | b'/'))
+}
+
+impl Named {
+    /// Reads the beginning of a text. `None` for any other statement, ALL, and names of more than 63 bytes in UTF-8.
+    #[must_use]
+    pub fn read(text: &[u8]) -> Option<Self> {
+        let (verb, rest) = word(text)?;
+        let is = |w: &str| verb.eq_ignore_ascii_case(w.as_bytes());
+        let (verb, (name, rest)) = match () {
+            () if is("execute") => (NamedUse::Execute, word(rest)?),
+            () if is("prepare") => (NamedUse::Prepare, word(rest)?),
+            () if is("deallocate") => {
+                let (next, after) = word(rest)?;
+                let again = if next.eq_ignore_ascii_case(b"prepare") { word(after) } else { None };
+                (NamedUse::Deallocate, again.unwrap_or((next, after)))
+            }
+            () => return None,
+        };
+        let is_keyword = |w: &str| name.eq_ignore_ascii_case(w.as_bytes());
+        if (verb == NamedUse::Deallocate && is_keyword("all"))
+            || (verb == NamedUse::Prepare && is_keyword("transaction"))
+        {
+            return None;
+        }
+        let name = if name == b"\"" { quoted(rest)? } else { name.to_ascii_lowercase() };
+        (!name.is_empty() && name.len() < MAX_WORD).then_some(Self { verb, name })
+    }
+}
+
+/// The next word behind blanks and comments, or the quote that opens a quoted name; and what follows.
+fn word(mut text: &[u8]) -> Option<(&[u8], &[u8])> {
+    loop {
+        text = text.get(text.iter().position(|b| !is_blank(*b))?..)?;
+        if let Some(comment) = text.strip_prefix(b"--") {
+            text = comment.get(comment.iter().position(|b| matches!(b, b'\n' | b'\r'))?..)?;
+        } else if let Some(comment) = text.strip_prefix(b"/*") {
+            // One that holds another is left to the words of the scan.
+            let end = comment.windows(2).position(|w| matches!(w, b"*/" | b"/*"))?;
+            text = comment.get(end..)?.strip_prefix(b"*/")?;
+        } else {
+            break;
+        }
+    }
+    if text.first() == Some(&b'"') {
+        return text.split_at_checked(1);
+    }
+    let is_word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..);
+    let end = text.iter().position(|b| !is_word(b)).unwrap_or(text.len());
+    (end > 0).then(|| text.split_at_checked(end)).flatten()
+}
+
+/// A quoted name, behind its opening quote.
+fn quoted(text: &[u8]) -> Option<Vec<u8>> {
+    let mut name = Vec::new();
+    let mut bytes = text.iter().copied().peekable();
+    loop {
+        match bytes.next()? {
+            b'"' if bytes.peek() == Some(&b'"') => {
+                bytes.next();
+                name.push(b'"');
+            }
+            b'"' => return Some(name),
+            b => name.push(b),
+        }
+    }
 }
 
 impl Signs {
@@ -32,6 +126,8 @@ impl Signs {
         self.loosen |= other.loosen;
         self.opaque |= other.opaque;
         self.commits |= other.commits;
+        self.advances |= other.advances;
+        self.seeds |= other.seeds;
         for name in &other.custom {
             self.touched(name.clone());
         }
@@ -56,12 +152,15 @@ impl Signs {
         let mut signs = Self::default();
         scan.feed(text, &mut signs);
         scan.finish(&mut signs);
+        if may_be_named(text) {
+            signs.named = Named::read(text).map(Box::new);
+        }
         signs
     }
 }
 
 /// Substrings (blanks collapsed, any case) that raise a suspicion wherever they stand.
-const PATTERNS: [&str; 18] = [
+const PATTERNS: [&str; 25] = [
     "set_config",
     "advisory_unlock",
     "advisory_lock",
@@ -81,11 +180,23 @@ const PATTERNS: [&str; 18] = [
     "--",
     "temp",
     "hold",
+    "lastval",
+    "currval",
+    "nextval",
+    "insert into",
+    "setseed",
+    // Of modules that come with PostgreSQL: a connection by name, a limit that is a setting.
+    "dblink_connect",
+    "set_limit",
 ];
 const SET_CONFIG: usize = 0;
 const UNLOCK: usize = 1;
 const COMMENTS: [usize; 2] = [14, 15];
 const BESIDE_COMMENTS: [usize; 2] = [16, 17];
+const LOOKS_AT_SEQUENCE: [usize; 2] = [18, 19];
+const ADVANCES_SEQUENCE: [usize; 2] = [20, 21];
+const SETSEED: usize = 22;
+const DBLINK: usize = 23;
 
 static AUTOMATON: LazyLock<Option<DFA>> =
     LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS).ok());
@@ -203,6 +314,10 @@ impl Scan {
             }
             comment if COMMENTS.contains(&comment) => self.has_comment = true,
             word if BESIDE_COMMENTS.contains(&word) => self.has_split_word = true,
+            look if LOOKS_AT_SEQUENCE.contains(&look) => signs.sequences = true,
+            advance if ADVANCES_SEQUENCE.contains(&advance) => signs.advances = true,
+            SETSEED => signs.seeds = true,
+            DBLINK => (signs.suspect, signs.opaque) = (true, true),
             _ => signs.suspect = true,
         }
     }
@@ -320,6 +435,7 @@ impl Scan {
             (Verb::Set, 2) if is("session") => false,
             (Verb::Set | Verb::Reset, _) => {
                 signs.suspect = true;
+                signs.seeds |= is("seed");
                 if word.contains(&b'.') {
                     signs.touched(String::from_utf8_lossy(&word).replace('"', "").to_ascii_lowercase());
                 }
@@ -339,7 +455,11 @@ fn is_blank(byte: u8) -> bool {
 }
 
 fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
-    if is("select") || is("insert") || is("update") || is("begin") || is("delete") {
+    if is("select") || is("update") || is("begin") || is("delete") {
+        return Verb::Other;
+    }
+    if is("insert") {
+        signs.advances = true;
         return Verb::Other;
     }
     if is("set") {
@@ -351,6 +471,7 @@ fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
     signs.commits |= is("commit") || is("end") || is("prepare");
     signs.suspect |= ["listen", "load", "prepare", "do", "call", "discard"].into_iter().any(is);
     signs.opaque |= is("load");
+    signs.advances |= ["copy", "merge", "call", "do", "execute"].into_iter().any(is);
     signs.loosen |= ["drop", "close", "unlisten", "deallocate", "rollback", "commit", "end"].into_iter().any(is);
     Verb::Other
 }
@@ -476,6 +597,50 @@ mod tests {
         assert_eq!(Signs::of(b"DO $$ BEGIN EXECUTE 'SET app.x = 1'; END $$").custom, ["app.x"]);
         assert!(Signs::of(b"DO $$ BEGIN EXECUTE 'SET ' || name || ' = 1'; END $$").opaque);
         assert!(!Signs::of(b"DO $$ BEGIN UPDATE t SET a = 1; END $$").opaque);
+    }
+
+    #[test]
+    fn sequences_and_seeds_are_seen() {
+        let of = |text: &str| {
+            let signs = Signs::of(text.as_bytes());
+            (signs.sequences, signs.advances, signs.seeds)
+        };
+        assert_eq!(of("SELECT lastval()"), (true, false, false));
+        assert_eq!(of("select nextval('s'), CURRVAL('s')"), (true, true, false));
+        assert_eq!(of("WITH a AS (INSERT  INTO t VALUES (1)) SELECT lastval()"), (true, true, false));
+        assert_eq!(of("INSERT INTO t DEFAULT VALUES; SELECT lastval()"), (true, true, false));
+        assert_eq!(of("SELECT setseed(0.5)"), (false, false, true));
+        assert_eq!(of("SET SESSION seed TO 0.5"), (false, false, true));
+        assert_eq!(of("SELECT seed FROM plants"), (false, false, false));
+    }
+
+    #[test]
+    fn sql_about_prepared_statements_is_read() {
+        use NamedUse::{Deallocate, Execute, Prepare};
+        for (text, verb, name) in [
+            ("EXECUTE a", Execute, "a"),
+            (" execute\n_Pg3_0(1, 2)", Execute, "_pg3_0"),
+            ("/* x */ EXECUTE -- y\n \"A \"\"b\"(1)", Execute, "A \"b"),
+            ("DEALLOCATE a;", Deallocate, "a"),
+            ("deallocate prepare a", Deallocate, "a"),
+            ("DEALLOCATE prepare", Deallocate, "prepare"),
+            ("DEALLOCATE \"all\"", Deallocate, "all"),
+            ("prepare p(int) AS SELECT 1", Prepare, "p"),
+        ] {
+            let named = Named { verb, name: name.into() };
+            assert_eq!(Signs::of(text.as_bytes()).named.as_deref(), Some(&named), "{text}");
+        }
+        for text in [
+            "DEALLOCATE ALL",
+            "deallocate prepare all",
+            "PREPARE TRANSACTION 'x'",
+            "EXECUTE",
+            "DELETE FROM a",
+            "",
+            "EXECUTE \"a",
+        ] {
+            assert_eq!(Signs::of(text.as_bytes()).named, None, "{text}");
+        }
     }
 
     #[test]

@@ -6,17 +6,18 @@
 
 use std::{
     collections::HashMap,
+    hash::{DefaultHasher, Hash, Hasher},
     num::NonZeroUsize,
     sync::{
         Arc, Weak,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
 use lru::LruCache;
 use parking_lot::Mutex;
-use tenantry_wire::extended::Parse;
+use tenantry_wire::{extended::Parse, message};
 
 use super::signs::Signs;
 use crate::net::memory::{Held, Memory};
@@ -31,7 +32,24 @@ pub struct Statement {
     types: Bytes,
     /// What running it may leave behind.
     pub signs: Signs,
+    /// Its columns, as a client was told of them; 0 before that.
+    columns: AtomicU64,
+    /// The pool's count of what made plans stale when its columns were last known to be the same.
+    verified: AtomicU32,
+    /// Its columns are others than a client was told.
+    changed: AtomicBool,
     _held: Held,
+}
+
+/// How a statement's columns stand to what a client was told of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Columns {
+    /// Nobody was told, or nothing has happened since.
+    Same,
+    /// Tables were changed since: PostgreSQL must be asked.
+    Unknown,
+    /// PostgreSQL's "cached plan must not change result type".
+    Changed,
 }
 
 impl Statement {
@@ -40,6 +58,44 @@ impl Statement {
     pub fn parse(&self) -> Parse<'_> {
         Parse { name: &self.name, query: &self.query, types: &self.types }
     }
+
+    #[must_use]
+    pub fn columns(&self, plans: u32) -> Columns {
+        if self.changed.load(Ordering::Relaxed) {
+            Columns::Changed
+        } else if self.knows_columns() && self.verified.load(Ordering::Relaxed) != plans {
+            Columns::Unknown
+        } else {
+            Columns::Same
+        }
+    }
+
+    #[must_use]
+    pub fn knows_columns(&self) -> bool {
+        self.columns.load(Ordering::Relaxed) != 0
+    }
+
+    /// PostgreSQL told its columns: the body of a RowDescription, empty for NoData.
+    pub fn described(&self, body: &[u8], plans: u32) {
+        let columns = hash_of_columns(body);
+        let known = self.columns.load(Ordering::Relaxed);
+        if known == 0 {
+            self.columns.store(columns, Ordering::Relaxed);
+        } else if known == columns {
+            self.verified.store(plans, Ordering::Relaxed);
+        } else {
+            self.changed.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Names, types and their modifiers: by which a client reads rows. Never 0.
+fn hash_of_columns(body: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for column in message::columns(body) {
+        column.hash(&mut hasher);
+    }
+    hasher.finish() | 1
 }
 
 #[derive(Debug, PartialEq, Eq, Hash)]
@@ -63,11 +119,13 @@ const SWEEP_AT: usize = 256;
 
 impl StatementTable {
     /// The shared statement for this text, made if there is none; `None` if there is no memory for it.
-    pub fn intern(&self, parse: &Parse<'_>, planning: u64, memory: &Arc<Memory>) -> Option<Arc<Statement>> {
+    /// `plans`: the pool's count of what made plans stale; one that was made before is as good as none.
+    pub fn intern(&self, parse: &Parse<'_>, planning: u64, plans: u32, memory: &Arc<Memory>) -> Option<Arc<Statement>> {
         let key =
             Key { query: Bytes::copy_from_slice(parse.query), types: Bytes::copy_from_slice(parse.types), planning };
         let mut table = self.by_text.lock();
-        if let Some(found) = table.get(&key).and_then(Weak::upgrade) {
+        let found = table.get(&key).and_then(Weak::upgrade);
+        if let Some(found) = found.filter(|s| s.columns(plans) == Columns::Same) {
             return Some(found);
         }
         if table.len() >= SWEEP_AT && table.len() == table.capacity() {
@@ -77,8 +135,17 @@ impl StatementTable {
         let id = self.next.fetch_add(1, Ordering::Relaxed) + 1;
         let name = format!("tenantry_{id}").into_bytes().into_boxed_slice();
         let signs = Signs::of(parse.query);
-        let statement =
-            Arc::new(Statement { id, name, query: key.query.clone(), types: key.types.clone(), signs, _held: held });
+        let statement = Arc::new(Statement {
+            id,
+            name,
+            query: key.query.clone(),
+            types: key.types.clone(),
+            signs,
+            columns: AtomicU64::new(0),
+            verified: AtomicU32::new(plans),
+            changed: AtomicBool::new(false),
+            _held: held,
+        });
         table.insert(key, Arc::downgrade(&statement));
         Some(statement)
     }
@@ -115,6 +182,11 @@ impl Prepared {
         self.0.clear();
     }
 
+    /// All of them, by number.
+    pub fn ids(&self) -> impl Iterator<Item = u64> {
+        self.0.iter().map(|(id, ())| *id)
+    }
+
     #[must_use]
     pub fn len(&self) -> usize {
         self.0.len()
@@ -141,7 +213,7 @@ mod tests {
     #[test]
     fn the_same_text_is_shared_unless_planning_settings_differ() {
         let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(1 << 20)));
-        let intern = |planning| table.intern(&PARSE, planning, &memory).unwrap();
+        let intern = |planning| table.intern(&PARSE, planning, 0, &memory).unwrap();
         let one = intern(0);
         assert_eq!(one.id, intern(0).id);
         assert_ne!(one.id, intern(1).id);
@@ -151,7 +223,7 @@ mod tests {
     #[test]
     fn a_statement_nobody_names_is_forgotten() {
         let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(1 << 20)));
-        let intern = |planning| table.intern(&PARSE, planning, &memory).unwrap().id;
+        let intern = |planning| table.intern(&PARSE, planning, 0, &memory).unwrap().id;
         let first = intern(0);
         assert_ne!(first, intern(0), "a number is never used again");
         for n in 0..10_000u64 {
@@ -164,10 +236,26 @@ mod tests {
     #[test]
     fn texts_take_from_the_memory_of_all_clients() {
         let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(300)));
-        let held = table.intern(&PARSE, 0, &memory).unwrap();
-        assert!(table.intern(&PARSE, 1, &memory).is_none());
+        let held = table.intern(&PARSE, 0, 0, &memory).unwrap();
+        assert!(table.intern(&PARSE, 1, 0, &memory).is_none());
         drop(held);
-        assert!(table.intern(&PARSE, 1, &memory).is_some());
+        assert!(table.intern(&PARSE, 1, 0, &memory).is_some());
+    }
+
+    #[test]
+    fn columns_are_asked_for_again_when_tables_changed_and_never_change_unseen() {
+        let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(1 << 20)));
+        let intern = |plans| table.intern(&PARSE, 0, plans, &memory).unwrap();
+        let column = |name: &[u8], kind: u8| [&[0, 1][..], name, &[0; 10], &[kind], &[0; 8]].concat();
+        let one = intern(0);
+        assert_eq!(one.columns(7), Columns::Same, "nobody was told of any");
+        one.described(&column(b"a\0", 23), 0);
+        assert_eq!((one.columns(0), one.columns(1)), (Columns::Same, Columns::Unknown));
+        assert_ne!(one.id, intern(1).id, "who comes later has nothing to do with what was told before");
+        one.described(&column(b"a\0", 23), 1);
+        assert_eq!(one.columns(1), Columns::Same);
+        one.described(&column(b"a\0", 20), 2);
+        assert_eq!(one.columns(2), Columns::Changed);
     }
 
     #[test]

@@ -15,7 +15,8 @@ use tenantry_wire::{
 
 use super::{
     errors,
-    owed::{Own, Verdict},
+    heal::Keep,
+    owed::{For, Kind, Own, Verdict},
     relay::{End, Session, Sink},
     run::Run,
 };
@@ -71,7 +72,7 @@ impl Session {
             let header = frame::server_header(rest).map_err(|_| self.desync("a malformed header"))?;
             let Some(header) = header else { return Ok(()) };
             let body = rest.get(HEADER..rest.len().min(header.total())).unwrap_or_default();
-            let needed = needed(header, self.evidence.is_some());
+            let needed = needed(header, self.evidence.is_some(), self.describing);
             if needed > MAX_WHOLE {
                 return Err(self.desync("a message that is too long"));
             }
@@ -98,9 +99,15 @@ impl Session {
             }
             backend::READY_FOR_QUERY => self.ready(header, body, run),
             tag => {
+                // Those of ours that waited for company.
+                self.put_own(run);
+                if self.describing && matches!(tag, backend::ROW_DESCRIPTION | backend::NO_DATA) {
+                    self.learn_columns(body);
+                }
                 let verdict = self.owed.reply(tag).map_err(|u| self.desync(&u.to_string()))?;
                 match verdict {
                     Verdict::Deliver => {
+                        self.keep = Keep::No;
                         if tag == backend::COMMAND_COMPLETE {
                             self.command_complete(body);
                         }
@@ -153,13 +160,18 @@ impl Session {
         }
         let standby = || self.lease.as_ref().is_some_and(Lease::is_on_standby);
         let stale_plan = || fields.message().is_some_and(|m| m.starts_with("cached plan must not change"));
-        if (code == sqlstate::READ_ONLY_TRANSACTION && standby())
-            || (code == sqlstate::FEATURE_NOT_SUPPORTED && stale_plan())
-        {
-            // A demoted primary, or plans that no longer fit: what the pool has is of no use to the next client.
+        if code == sqlstate::READ_ONLY_TRANSACTION && standby() {
+            // A demoted primary: what the pool has is of no use to the next client.
             self.retire = true;
             self.pool.reconnect_soon(Millis::now());
         }
+        if code == sqlstate::FEATURE_NOT_SUPPORTED && stale_plan() && self.heal()? {
+            self.take(header, Sink::Discard, run);
+            return Ok(());
+        }
+        self.put_own(run);
+        self.keep = Keep::No;
+        self.verifying = false;
         let in_probe = self.evidence.is_some();
         match self.owed.error().map_err(|u| self.desync(&u.to_string()))? {
             Verdict::Deliver => {
@@ -184,6 +196,10 @@ impl Session {
         if self.owed.has_undone() {
             self.undo();
         }
+        if self.owed.take_stranded() {
+            self.to_server.buf.extend_from_slice(message::SYNC);
+            self.owed.push(Kind::Sync, For::Client, None);
+        }
         self.put_own(run);
         Ok(())
     }
@@ -194,7 +210,7 @@ impl Session {
             // PostgreSQL's farewell in a crash: the client gets it as the one error when the connection closes.
             self.last_notice = Some(body.into());
         }
-        let ours = self.evidence.is_some() || self.hold;
+        let ours = self.evidence.is_some() || self.owed.head_is_ours();
         self.take(header, if ends || ours { Sink::Discard } else { Sink::Forward }, run);
     }
 
@@ -225,6 +241,7 @@ impl Session {
         if !matches!(transaction, status::IDLE | status::TRANSACTION | status::FAILED) {
             return Err(self.desync("an unknown transaction status"));
         }
+        self.put_own(run);
         let verdict = self.owed.reply(header.tag).map_err(|u| self.desync(&u.to_string()))?;
         self.owed.ready(transaction);
         match verdict {
@@ -237,10 +254,7 @@ impl Session {
                 }
                 self.take(header, Sink::Forward, run);
             }
-            Verdict::Swallow => {
-                self.confirmed |= std::mem::take(&mut self.hold);
-                self.take(header, Sink::Discard, run);
-            }
+            Verdict::Swallow => self.take(header, Sink::Discard, run),
             Verdict::Read => {
                 self.take(header, Sink::Discard, run);
                 let evidence = self.evidence.take().map(|e| *e);
@@ -253,6 +267,15 @@ impl Session {
 
     /// DISCARD ALL and DEALLOCATE ALL take every statement from the server, the shared ones too.
     fn command_complete(&mut self, body: &[u8]) {
+        if message::changes_tables(body) {
+            // Now for who sees it already, and again when it is committed.
+            self.pool.plans_are_stale();
+            self.made_stale = true;
+        }
+        if message::makes_functions(body) && !self.made_functions {
+            self.made_functions = true;
+            self.pool.functions.begin_to_change();
+        }
         if !message::drops_all_statements(body) {
             return;
         }
@@ -283,8 +306,12 @@ impl Session {
 
     /// The same, when nothing of the server's is at hand.
     pub(super) fn emit_own(&mut self) {
-        if self.answer.left > 0 {
+        // What may have to be dealt with once more says nothing too early; and one write is better than two.
+        if self.answer.left > 0 || (self.keep != Keep::No && self.owed.will_be_answered()) {
             return;
+        }
+        if self.owed.has_own() {
+            self.keep = Keep::No;
         }
         while let Some(own) = self.owed.next_own() {
             self.to_client.buf.extend_from_slice(own_bytes(own));
@@ -306,8 +333,9 @@ fn own_bytes(own: Own) -> &'static [u8] {
 }
 
 /// How much of a message's body must be there before it can be dealt with.
-fn needed(header: Header, probing: bool) -> usize {
+fn needed(header: Header, probing: bool, describing: bool) -> usize {
     match header.tag {
+        backend::ROW_DESCRIPTION if describing => header.body,
         backend::DATA_ROW if probing => header.body,
         backend::ERROR_RESPONSE | backend::NOTICE_RESPONSE => header.body.min(MAX_FIELDS),
         backend::PARAMETER_STATUS => header.body,

@@ -263,6 +263,22 @@ pub fn too_many_pinned(pool: &Pool) -> ErrorResponse {
 }
 
 #[must_use]
+pub fn sequence_elsewhere() -> ErrorResponse {
+    ErrorResponse::error(
+        sqlstate::FEATURE_NOT_SUPPORTED,
+        "lastval() and currval() only work in the transaction that called nextval()",
+    )
+    .detail("proxy_code=SEQUENCE_STATE")
+    .hint("Use INSERT ... RETURNING, ask in the same transaction, or use pool_mode = \"session\" for this tenant or role.")
+}
+
+/// PostgreSQL's own words.
+#[must_use]
+pub fn stale_plan() -> ErrorResponse {
+    ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, "cached plan must not change result type")
+}
+
+#[must_use]
 pub fn duplicate_statement(name: &[u8]) -> ErrorResponse {
     let name = String::from_utf8_lossy(name);
     ErrorResponse::error(

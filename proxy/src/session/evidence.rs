@@ -8,25 +8,30 @@ use tenantry_wire::message;
 use super::{
     errors,
     owed::{For, Kind},
-    pin::{PinReason, Pins},
+    pin::PinReason,
     probe::{self, Evidence},
     relay::{End, Session},
 };
 use crate::{
+    clock::Millis,
     pool::lease::Lease,
     server::signs::{MAX_CUSTOM, Signs},
 };
 
 impl Session {
-    pub(super) fn needs_probe(&self) -> bool {
-        let changed = self.signs.suspect || self.signs.opaque || !self.signs.custom.is_empty();
+    pub(super) fn needs_probe(&self, now: Millis) -> bool {
+        let signs = &self.signs;
+        let changed = signs.suspect || signs.opaque || signs.seeds || !signs.custom.is_empty();
         // A probe that failed is tried again after the client's next transaction.
         let again = self.worked && self.pins.has(PinReason::Unknown);
-        (changed || again || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session
+        let called = self.worked && self.pool.functions.are_suspect(now);
+        (changed || again || called || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session
     }
 
-    pub(super) fn start_probe(&mut self) -> Result<(), End> {
-        for name in std::mem::take(&mut self.signs.custom) {
+    pub(super) fn start_probe(&mut self, now: Millis) -> Result<(), End> {
+        let functions = &self.pool.functions;
+        self.reads_functions = functions.are_to_be_read(now).then(|| functions.generation());
+        for name in std::mem::take(&mut self.signs.custom).into_iter().chain(functions.custom()) {
             if !self.custom.contains(&name) {
                 self.custom.push(name);
             }
@@ -38,12 +43,16 @@ impl Session {
         if self.signs.opaque {
             self.pins.add(PinReason::Opaque);
         }
+        if self.signs.seeds {
+            self.pins.add(PinReason::Seed);
+        }
         self.signs = Signs::default();
         self.worked = false;
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             conn.forget_unnamed();
         }
-        let written = message::write_query(&mut self.to_server.buf, &probe::probe(&self.custom));
+        let written =
+            message::write_query(&mut self.to_server.buf, &probe::probe(&self.custom, self.reads_functions.is_some()));
         written.map_err(|_| End::Fatal(errors::internal()))?;
         self.owed.push(Kind::Query, For::Probe, None);
         self.evidence = Some(Box::default());
@@ -52,10 +61,8 @@ impl Session {
 
     /// The probe's answer is complete, or failed (`None`).
     pub(super) fn conclude_probe(&mut self, evidence: Option<Evidence>) -> Result<(), End> {
-        let mut pins = Pins::default();
-        if self.pins.has(PinReason::Opaque) {
-            pins.add(PinReason::Opaque);
-        }
+        self.conclude_functions(evidence.as_ref());
+        let mut pins = self.pins.forever();
         match evidence.and_then(|e| e.conclude(&self.pool.role)) {
             Some((settings, found)) => {
                 found.iter().for_each(|r| pins.add(r));
@@ -75,7 +82,22 @@ impl Session {
         }
         self.take_pin()?;
         // It stays on this connection, where a RESET may have undone what the client began with.
-        self.replay()
+        self.replay("")
+    }
+
+    /// What functions in the database may do, if the probe asked.
+    fn conclude_functions(&mut self, evidence: Option<&Evidence>) {
+        let functions = &self.pool.functions;
+        let asked = self.reads_functions.take();
+        if let (Some(generation), Some(evidence)) = (asked, evidence) {
+            let touched = evidence.touched_by_functions.clone();
+            // Those that are new were not asked for in this probe; in another one, before the connection goes on.
+            self.signs.custom = functions.read(generation, evidence.functions, touched, Millis::now());
+            self.signs.custom.retain(|name| !self.custom.contains(name));
+        }
+        if std::mem::take(&mut self.made_functions) {
+            functions.changed(asked.is_some() && evidence.is_some());
+        }
     }
 
     fn take_pin(&mut self) -> Result<(), End> {

@@ -1,14 +1,16 @@
 //! One client from accept to goodbye.
 //!
 //! In the order that a client meets them: `hello` (first packets, TLS), `login` (who is it), `relay` (the session proper:
-//! `requests` to the server, `answers` from it, `evidence` of what it left behind), `vanish` (what becomes of its server connection). Pure, and tested
+//! `requests` to the server, `answers` from it, `evidence` of what it left behind, `lend`, `heal` and `sequences` for what must look as on one connection), `vanish` (what becomes of its server connection). Pure, and tested
 //! without a socket: `attempts`, `lobby`, `state`, `owed`, `statements`, `pin`, `probe`.
 
 mod answers;
 pub mod attempts;
 pub mod errors;
 mod evidence;
+mod heal;
 pub mod hello;
+mod lend;
 pub mod lobby;
 mod login;
 pub mod owed;
@@ -19,6 +21,7 @@ mod relay;
 pub use relay::Limits;
 mod requests;
 mod run;
+mod sequences;
 pub mod state;
 pub mod statements;
 mod vanish;

@@ -41,6 +41,8 @@ pub enum For {
     Us,
     /// Ours, and its rows are to be read.
     Probe,
+    /// Ours, and the end of what the client's requests rest on: had it failed, PostgreSQL would discard them.
+    Guard,
 }
 
 /// A reply that PostgreSQL would give and that we give ourselves, when its turn comes.
@@ -72,6 +74,10 @@ pub enum Undo {
     OnServer(u64),
     /// Both of a Parse.
     NameOnServer(Box<[u8]>, u64),
+    /// Not to be taken back: the answer tells this statement's columns.
+    Columns(Arc<Statement>),
+    /// The statement was put on the server under the client's own name by this Parse.
+    Lent(Box<[u8]>),
     /// The unnamed statement was replaced by this Parse.
     Unnamed,
     /// The statement was evicted from the server by this Close.
@@ -117,8 +123,11 @@ pub struct Owed {
     queue: VecDeque<Entry>,
     /// What failed or was skipped, for the caller to take back; emptied by `take_undone`.
     undone: Vec<Undo>,
-    /// Extended messages were sent and no Sync after them.
-    open_batch: bool,
+    batch: Batch,
+    /// What the client's requests rest on is unanswered.
+    guarded: usize,
+    /// A Sync was sent since: what comes behind it would run even if the guard failed.
+    sync_behind_guard: bool,
     /// The server discards everything until a Sync that was not sent yet.
     skipping: bool,
     copy_in: CopyIn,
@@ -127,8 +136,20 @@ pub struct Owed {
     /// A Sync may or may not have been ignored: the connection can be used on, but never by anybody else.
     unclear: bool,
     status: Option<u8>,
+    /// A simple query was skipped, and its client will send no Sync.
+    stranded: bool,
     /// Requests of the client in the queue.
     client_owed: usize,
+}
+
+/// Extended messages were sent, and no Sync after them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+enum Batch {
+    #[default]
+    None,
+    /// All of them ours.
+    Ours,
+    Clients,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -157,23 +178,31 @@ impl Owed {
                 return;
             }
             self.skipping = false;
-            self.open_batch = false;
+            self.batch = Batch::None;
+            self.sync_behind_guard |= self.guarded > 0;
         } else if !matches!(kind, Kind::Query | Kind::FunctionCall) {
-            self.open_batch = true;
+            self.batch = self.batch.max(if whose == For::Client { Batch::Clients } else { Batch::Ours });
         }
         self.client_owed += usize::from(whose == For::Client);
         self.queue.push_back(Entry { what: What::Request(kind, whose), undo });
     }
 
+    /// The last message of something of ours was sent, which fails in the extended protocol if the rest of it failed: until
+    /// it is answered PostgreSQL may yet discard everything up to the next Sync.
+    pub fn push_guard(&mut self, kind: Kind) {
+        self.guarded += 1;
+        self.push(kind, For::Guard, None);
+    }
+
     /// A reply of our own, in its turn among the server's.
     pub fn push_own(&mut self, own: Own, undo: Option<Box<Undo>>) {
-        self.open_batch = true;
+        self.batch = Batch::Clients;
         self.queue.push_back(Entry { what: What::Own(own), undo });
     }
 
     /// A message was sent that fails on purpose.
     pub fn push_poison(&mut self, error: ErrorResponse) {
-        self.open_batch = true;
+        self.batch = Batch::Clients;
         self.client_owed += 1;
         self.queue.push_back(Entry { what: What::Poison(Box::new(error)), undo: None });
     }
@@ -187,6 +216,24 @@ impl Owed {
     }
 
     // What came.
+
+    /// Whose columns the RowDescription or NoData that arrived tells, if somebody wants to know.
+    pub fn take_columns(&mut self) -> Option<Arc<Statement>> {
+        let head = self.queue.front_mut().filter(|e| matches!(e.what, What::Request(Kind::Describe, _)))?;
+        match *head.undo.take()? {
+            Undo::Columns(statement) => Some(statement),
+            other => {
+                head.undo = Some(Box::new(other));
+                None
+            }
+        }
+    }
+
+    /// It is the turn of a reply of our own.
+    #[must_use]
+    pub fn has_own(&self) -> bool {
+        matches!(self.queue.front(), Some(Entry { what: What::Own(_), .. }))
+    }
 
     /// The own reply whose turn it is now, if any.
     pub fn next_own(&mut self) -> Option<Own> {
@@ -235,10 +282,18 @@ impl Owed {
         }
         if last {
             self.pop();
+            if tag == backend::READY_FOR_QUERY && self.queue.is_empty() {
+                // A simple query ends what extended messages before it began.
+                self.batch = Batch::None;
+            }
+        }
+        if last && whose == For::Guard {
+            self.guarded -= 1;
+            self.sync_behind_guard &= self.guarded > 0;
         }
         Ok(match whose {
             For::Client => Verdict::Deliver,
-            For::Us => Verdict::Swallow,
+            For::Us | For::Guard => Verdict::Swallow,
             For::Probe => Verdict::Read,
         })
     }
@@ -259,8 +314,13 @@ impl Owed {
         let Some(head) = self.queue.front() else { return Err(Unexpected(backend::ERROR_RESPONSE)) };
         match &head.what {
             What::Request(Kind::Sync | Kind::Query | Kind::FunctionCall, whose) => {
-                return Ok(if *whose == For::Client { Verdict::Deliver } else { Verdict::Swallow });
+                let verdict = if *whose == For::Client { Verdict::Deliver } else { Verdict::Swallow };
+                // A DEALLOCATE that failed took no name away.
+                self.undone.extend(self.queue.front_mut().and_then(|e| e.undo.take()).map(|undo| *undo));
+                return Ok(verdict);
             }
+            // Nothing rests on it that may run without it.
+            What::Request(_, For::Guard) => return Ok(Verdict::Swallow),
             What::Request(..) | What::Poison(_) | What::Own(_) | What::CopyEnd => {}
         }
         let verdict = match self.queue.front_mut().map(|e| &mut e.what) {
@@ -272,6 +332,44 @@ impl Owed {
         };
         self.skip_to_sync();
         Ok(verdict)
+    }
+
+    /// An error that arrives now would be the answer to all that is owed, and to nothing before or behind it: one batch
+    /// outside a transaction, which asked what its columns are.
+    #[must_use]
+    pub fn may_be_repeated(&self) -> bool {
+        let is = |entry: Option<&Entry>, kinds: &[Kind]| matches!(entry.map(|e| &e.what), Some(What::Request(kind, For::Client)) if kinds.contains(kind));
+        let syncs = self.queue.iter().filter(|e| is(Some(e), &[Kind::Sync])).count();
+        let others = self.queue.iter().any(|e| is(Some(e), &[Kind::Query, Kind::FunctionCall]));
+        self.status() == status::IDLE
+            && self.copy_in == CopyIn::No
+            && !self.unclear
+            && is(self.queue.front(), &[Kind::Bind, Kind::Describe, Kind::Execute])
+            && is(self.queue.back(), &[Kind::Sync])
+            && syncs == 1
+            && !others
+            && self.queue.iter().any(|e| is(Some(e), &[Kind::Describe]))
+    }
+
+    /// The error that arrived is nobody's: the batch goes with it, and the answer to its Sync is ours to swallow.
+    pub fn repeat(&mut self) {
+        self.skip_to_sync();
+        if let Some(Entry { what: What::Request(Kind::Sync, whose @ For::Client), .. }) = self.queue.front_mut() {
+            *whose = For::Us;
+            self.client_owed -= 1;
+        }
+    }
+
+    /// Something that is owed makes the server say something: a reply of ours may wait for that.
+    #[must_use]
+    pub fn will_be_answered(&self) -> bool {
+        matches!(self.queue.back().map(|e| &e.what), Some(What::Request(Kind::Sync | Kind::Query, _)))
+    }
+
+    /// A request of the client's in the simple protocol was skipped because a message of ours before it failed: PostgreSQL
+    /// answers nothing more until a Sync.
+    pub fn take_stranded(&mut self) -> bool {
+        std::mem::take(&mut self.stranded)
     }
 
     /// Statements that were prepared by what is still unanswered.
@@ -289,7 +387,7 @@ impl Owed {
                     later.on_server.push(*id);
                 }
                 Undo::OnServer(id) => later.on_server.push(*id),
-                Undo::Closed(..) | Undo::Unnamed | Undo::Evicted(_) => {}
+                Undo::Closed(..) | Undo::Unnamed | Undo::Evicted(_) | Undo::Lent(_) | Undo::Columns(_) => {}
             }
         }
         later
@@ -326,7 +424,7 @@ impl Owed {
     /// The next reply is to something we asked.
     #[must_use]
     pub fn head_is_ours(&self) -> bool {
-        matches!(self.queue.front().map(|e| &e.what), Some(What::Request(_, For::Us | For::Probe)))
+        matches!(self.queue.front().map(|e| &e.what), Some(What::Request(_, For::Us | For::Probe | For::Guard)))
     }
 
     /// A request of the client is unanswered.
@@ -343,7 +441,19 @@ impl Owed {
     /// Extended messages were sent and no Sync after them.
     #[must_use]
     pub fn has_open_batch(&self) -> bool {
-        self.open_batch
+        self.batch != Batch::None
+    }
+
+    /// Nothing but messages of ours were sent since the last Sync: nobody else will send one.
+    #[must_use]
+    pub fn needs_our_sync(&self) -> bool {
+        self.batch == Batch::Ours && self.queue.is_empty()
+    }
+
+    /// What is sent now could run although the guard before it failed.
+    #[must_use]
+    pub fn is_past_guard(&self) -> bool {
+        self.sync_behind_guard
     }
 
     #[must_use]
@@ -361,7 +471,7 @@ impl Owed {
     #[must_use]
     pub fn is_at_rest(&self) -> bool {
         self.queue.is_empty()
-            && !self.open_batch
+            && self.batch == Batch::None
             && !self.skipping
             && self.copy_in == CopyIn::No
             && !self.unclear
@@ -402,14 +512,18 @@ impl Owed {
                 return;
             }
             // The batch is open again, unless a Sync that counts has been sent behind the end of the data.
-            self.open_batch = !self.queue.iter().any(|e| matches!(e.what, What::Request(Kind::Sync, _)));
+            let synced = self.queue.iter().any(|e| matches!(e.what, What::Request(Kind::Sync, _)));
+            self.batch = if synced { Batch::None } else { Batch::Clients };
         }
     }
 
     fn skip_to_sync(&mut self) {
+        let ours = self.batch == Batch::Ours;
         while let Some(entry) = self.queue.front() {
-            if matches!(entry.what, What::Request(Kind::Sync, _)) {
-                return;
+            match entry.what {
+                What::Request(Kind::Sync, _) => return,
+                What::Request(Kind::Query | Kind::FunctionCall, For::Client) => self.stranded |= ours,
+                _ => {}
             }
             if let Some(entry) = self.queue.pop_front() {
                 self.forget(&entry);

@@ -238,3 +238,51 @@ fn a_sync_inside_a_simple_copy_that_fails_is_unclear_too() {
     owed.error().unwrap();
     assert!(owed.is_unclear());
 }
+
+#[test]
+fn a_simple_query_ends_what_extended_messages_before_it_began() {
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Parse, Kind::Query]);
+    replies(&mut owed, b"1TDC");
+    assert!(owed.has_open_batch());
+    replies(&mut owed, b"Z");
+    assert!(owed.is_at_rest());
+}
+
+fn guarded() -> Owed {
+    let mut owed = Owed::default();
+    owed.push(Kind::Query, For::Us, None);
+    owed.push(Kind::Describe, For::Us, None);
+    owed.push_guard(Kind::Close);
+    owed
+}
+
+#[test]
+fn what_comes_behind_a_sync_waits_for_the_guard_before_it() {
+    let mut owed = guarded();
+    client(&mut owed, &[Kind::Parse, Kind::Bind, Kind::Execute]);
+    assert!(!owed.is_past_guard(), "one batch goes with it");
+    client(&mut owed, &[Kind::Sync]);
+    assert!(owed.is_past_guard());
+    for tag in b"TDCZtT" {
+        assert_eq!(owed.reply(*tag), Ok(Verdict::Swallow));
+    }
+    assert!(owed.is_past_guard() && owed.head_is_ours());
+    assert_eq!(owed.reply(b'3'), Ok(Verdict::Swallow));
+    assert!(!owed.is_past_guard());
+    replies(&mut owed, b"12CZ");
+    assert!(owed.is_at_rest());
+}
+
+#[test]
+fn a_guard_that_nothing_follows_needs_a_sync_of_ours() {
+    let mut owed = guarded();
+    assert!(!owed.needs_our_sync());
+    for tag in b"TDCZtT3" {
+        assert_eq!(owed.reply(*tag), Ok(Verdict::Swallow));
+    }
+    assert!(owed.needs_our_sync() && !owed.is_at_rest());
+    owed.push(Kind::Sync, For::Us, None);
+    assert_eq!(owed.reply(b'Z'), Ok(Verdict::Swallow));
+    assert!(owed.is_at_rest());
+}

@@ -2,7 +2,7 @@
 
 /// State on a server connection that cannot be replayed on another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
+#[repr(u16)]
 pub enum PinReason {
     AdvisoryLock = 1,
     Cursor = 2,
@@ -11,14 +11,16 @@ pub enum PinReason {
     Listen = 16,
     /// SET SESSION AUTHORIZATION.
     Authorization = 32,
-    /// LOAD, or a setting that PostgreSQL does not show.
+    /// LOAD, `dblink_connect`, or a setting that PostgreSQL does not show.
     Opaque = 64,
     /// The probe failed; it is asked again later.
     Unknown = 128,
+    /// `setseed`: nothing shows the seed, and nothing resets it.
+    Seed = 256,
 }
 
 impl PinReason {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::AdvisoryLock,
         Self::Cursor,
         Self::TempObject,
@@ -27,6 +29,7 @@ impl PinReason {
         Self::Authorization,
         Self::Opaque,
         Self::Unknown,
+        Self::Seed,
     ];
 
     #[must_use]
@@ -40,22 +43,29 @@ impl PinReason {
             Self::Authorization => "session_authorization",
             Self::Opaque => "opaque",
             Self::Unknown => "unknown",
+            Self::Seed => "seed",
         }
     }
 }
 
 /// A set of reasons.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Pins(u8);
+pub struct Pins(u16);
 
 impl Pins {
     pub fn add(&mut self, reason: PinReason) {
-        self.0 |= reason as u8;
+        self.0 |= reason as u16;
     }
 
     #[must_use]
     pub fn has(self, reason: PinReason) -> bool {
-        self.0 & reason as u8 != 0
+        self.0 & reason as u16 != 0
+    }
+
+    /// Of these, those that no evidence ever clears: the connection ends with the session.
+    #[must_use]
+    pub fn forever(self) -> Self {
+        Self(self.0 & (PinReason::Opaque as u16 | PinReason::Seed as u16))
     }
 
     #[must_use]

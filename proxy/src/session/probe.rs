@@ -5,10 +5,22 @@
 
 use std::fmt::Write as _;
 
-use tenantry_wire::message;
+use bytes::BytesMut;
+use tenantry_wire::{
+    extended::{self, Parse},
+    frame::FrameError,
+    message,
+    tag::frontend,
+};
 
-use super::pin::{PinReason, Pins};
-use crate::server::settings::{Difference, Settings, is_role};
+use super::{
+    owed::{For, Kind, Owed},
+    pin::{PinReason, Pins},
+};
+use crate::{
+    pool::functions::Functions,
+    server::settings::{Difference, Settings, is_role},
+};
 
 /// One row per thing that is left: kind, name, value.
 const PROBE: &str = "SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
@@ -19,17 +31,45 @@ UNION ALL SELECT 'user', session_user::pg_catalog.text, '' \
 UNION ALL SELECT 'advisory_lock', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
 WHERE locktype OPERATOR(pg_catalog.=) 'advisory' AND pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid()) \
 UNION ALL SELECT 'cursor', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_cursors WHERE is_holdable) \
-UNION ALL SELECT 'temp', '', '' WHERE pg_catalog.pg_my_temp_schema() OPERATOR(pg_catalog.<>) 0 AND (\
-EXISTS (SELECT FROM pg_catalog.pg_class WHERE relnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
-OR EXISTS (SELECT FROM pg_catalog.pg_proc WHERE pronamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
-OR EXISTS (SELECT FROM pg_catalog.pg_type WHERE typnamespace OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema())) \
+UNION ALL SELECT 'temp', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend \
+WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
+AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
 UNION ALL SELECT 'prepare', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
 UNION ALL SELECT 'listen', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels())";
 
-/// The probe, with the custom settings that the session is known to have touched.
+/// One row for each kind of thing that a function in the database may leave, and one for each setting with a dot that one
+/// touches. What is looked at is the text of the functions that are not PostgreSQL's own nor written in C, without
+/// `set_config(..., true)`, which ends with the transaction. What such a function calls is looked at by itself.
+///
+/// Stateful: a word that makes state, wherever it stands; SET, RESET and the like at the beginning of a statement or of a
+/// string. Opaque: a name or a statement that is put together when it runs, or another language; extensions are trusted not
+/// to do that.
+const FUNCTIONS: &str = r#"
+UNION ALL SELECT * FROM (
+WITH body AS MATERIALIZED (SELECT lanname, EXISTS (SELECT FROM pg_catalog.pg_depend d
+WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid OPERATOR(pg_catalog.=) p.oid
+AND d.deptype OPERATOR(pg_catalog.=) 'e') AS of_extension,
+pg_catalog.regexp_replace(CASE p.prosrc WHEN '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END,
+'set_config\s*\(([^()]|\([^()]*\))*,\s*(true|''t(rue)?''|''on'')\s*\)', '', 'gi') AS text
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
+WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND p.prokind OPERATOR(pg_catalog.=) ANY (ARRAY['f', 'p']::pg_catalog."char"[])
+AND l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['internal', 'c']::pg_catalog.name[]))
+SELECT DISTINCT 'functions', 'stateful', '' FROM body WHERE text OPERATOR(pg_catalog.~*)
+'\m(set_config|setseed|dblink_connect\w*|set_limit)\M|advisory_(un)?lock|\mtemp(orary)?\s+(table|view|sequence|recursive)\M|\minto\s+temp(orary)?\M|\mpg_temp|\mwith\s+hold\M|(^|;|\m(begin|then|else|loop)\M|\$\w*\$|'')(\s|--[^\n]*\n|/\*([^*]|\*+[^*/])*\*+/)*((set\s+(?!local\M|constraints\M|transaction\M))|(reset|discard|listen|load|prepare)\M)'
+UNION ALL SELECT DISTINCT 'functions', 'opaque', '' FROM body
+WHERE NOT of_extension AND (lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['sql', 'plpgsql']::pg_catalog.name[]) OR text OPERATOR(pg_catalog.~*)
+'\mset_config\s*\(\s*(?!''|\s)|\mset\s+(session\s+)?(''|%)|\mexecute\s+(?!''|\s|format\s*\(\s*''|(e|u&)''|function\M|procedure\M|on\M)')
+UNION ALL SELECT DISTINCT 'touches', pg_catalog.lower(m[1]), '' FROM body, LATERAL pg_catalog.regexp_matches(text,
+'(?:set_config\s*\(\s*''|\m(?:set|reset)\s+(?:session\s+)?)([a-z_][a-z0-9_$]*(?:\.[a-z_][a-z0-9_$]*)+)', 'gi') m
+) functions"#;
+
+/// The probe, with the custom settings that the session is known to have touched; `functions`: and what functions may do.
 #[must_use]
-pub fn probe(custom: &[String]) -> String {
+pub fn probe(custom: &[String], functions: bool) -> String {
     let mut sql = PROBE.to_owned();
+    if functions {
+        sql.push_str(FUNCTIONS);
+    }
     for name in custom {
         let name = literal(name);
         let _ = write!(
@@ -47,6 +87,9 @@ pub struct Evidence {
     settings: Vec<(String, String)>,
     pub pins: Pins,
     user: Option<String>,
+    /// Of functions, if they were asked about.
+    pub functions: Functions,
+    pub touched_by_functions: Vec<String>,
     malformed: bool,
 }
 
@@ -62,6 +105,9 @@ impl Evidence {
         match kind {
             "setting" => self.settings.push((name.to_owned(), value.to_owned())),
             "user" => self.user = Some(name.to_owned()),
+            "functions" if name == "opaque" => self.functions = self.functions.max(Functions::Opaque),
+            "functions" => self.functions = self.functions.max(Functions::Stateful),
+            "touches" => self.touched_by_functions.push(name.to_owned()),
             "advisory_lock" => self.pins.add(PinReason::AdvisoryLock),
             "cursor" => self.pins.add(PinReason::Cursor),
             "temp" => self.pins.add(PinReason::TempObject),
@@ -85,10 +131,33 @@ impl Evidence {
     }
 }
 
-/// One simple query that turns a connection's label into the wanted settings.
+/// The statement that only a replay which succeeded leaves behind, for as long as it takes to look.
+pub const GUARD: &[u8] = b"tenantry_guard";
+
+/// Writes what wipes a session. `guarded`: if PostgreSQL does not do it, it discards what comes behind: a statement that
+/// is still there cannot be prepared once more.
+pub fn write_wipe(out: &mut BytesMut, owed: &mut Owed, guarded: bool) -> Result<(), FrameError> {
+    let guard = Parse { name: GUARD, query: b"", types: b"\0\0" };
+    if guarded {
+        guard.write_as(out, GUARD)?;
+        owed.push(Kind::Parse, For::Us, None);
+    }
+    message::write_query(out, "DISCARD ALL")?;
+    owed.push(Kind::Query, For::Us, None);
+    if guarded {
+        guard.write_as(out, GUARD)?;
+        owed.push_guard(Kind::Parse);
+        extended::write_statement_target(out, frontend::CLOSE, GUARD)?;
+        owed.push_guard(Kind::Close);
+    }
+    Ok(())
+}
+
+/// One simple query that does what is `first`, then turns a connection's label into the wanted settings; `guarded`: and
+/// prepares `GUARD` behind.
 #[must_use]
-pub fn replay(difference: &Difference) -> String {
-    let mut sql = String::new();
+pub fn replay(first: &str, difference: &Difference, guarded: bool) -> String {
+    let mut sql = first.to_owned();
     // Everything is done as the role that logged in, which may do what the client once did: the old role goes first, the
     // new one comes last.
     if difference.changes_role() {
@@ -104,6 +173,10 @@ pub fn replay(difference: &Difference) -> String {
         // set_config takes the value as current_setting gave it; SET would quote a list as one word.
         let separator = if n == 0 { "SELECT " } else { "," };
         let _ = write!(sql, "{separator}pg_catalog.set_config({},{},false)", literal(name), literal(value));
+    }
+    if guarded {
+        let separator = if difference.set.is_empty() { "" } else { ";" };
+        let _ = write!(sql, "{separator}PREPARE tenantry_guard AS SELECT");
     }
     sql
 }
@@ -143,7 +216,7 @@ mod tests {
             set: vec![("search_path".into(), "\"$user\", o'x\\".into()), ("b".into(), "1".into())],
         };
         assert_eq!(
-            replay(&difference),
+            replay("", &difference, false),
             "RESET \"app\".\"x\";RESET \"a\"\"b\";SELECT pg_catalog.set_config(E'search_path',E'\"$user\", o''x\\\\',false)\
              ,pg_catalog.set_config(E'b',E'1',false)"
         );
@@ -159,10 +232,10 @@ mod tests {
                 ("x.y".into(), "1".into()),
             ],
         };
-        let sql = replay(&difference);
+        let sql = replay("DISCARD SEQUENCES;", &difference, true);
         let places = ["RESET session_authorization;RESET role;", "log_statement", "x.y", "E'session_auth", "E'role'"]
             .map(|part| sql.find(part).expect(part));
-        assert!(places.is_sorted(), "{sql}");
+        assert!(places.is_sorted() && sql.ends_with(";PREPARE tenantry_guard AS SELECT"), "{sql}");
     }
 
     #[test]

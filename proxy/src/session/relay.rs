@@ -18,12 +18,20 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
-use tenantry_config::PoolMode;
-use tenantry_wire::{error::ErrorResponse, frame, message, tag::status};
+use tenantry_config::{Isolation, PoolMode};
+use tenantry_wire::{
+    error::ErrorResponse,
+    extended,
+    frame::{self, FrameError},
+    message,
+    tag::{frontend, status},
+};
 use tokio::{task::JoinHandle, time::Sleep};
 
 use super::{
     errors,
+    heal::Keep,
+    lend::Lent,
     owed::{For, Kind, Owed, Undo},
     pin::Pins,
     probe::{self, Evidence},
@@ -47,6 +55,7 @@ use crate::{
     server::{
         settings::Settings,
         signs::{Scan, Signs},
+        statements::Statement,
     },
 };
 
@@ -103,6 +112,9 @@ pub struct Session {
     pub(super) pool: Arc<Pool>,
     handoff: Arc<Handoff>,
     pub(super) mode: PoolMode,
+    /// `isolation = "strict"`: no connection is used that was not wiped since its last use.
+    strict: bool,
+    pub(super) reuse_unnamed: bool,
     state: SessionState,
 
     // The client's side.
@@ -132,10 +144,6 @@ pub struct Session {
     pub(super) answer_input: BytesMut,
     pub(super) answer: Partial,
     pub(super) owed: Owed,
-    /// The client's requests wait until the replay of its role was confirmed.
-    pub(super) hold: bool,
-    /// The replay was confirmed just now: the client's own request comes next, before the connection may go elsewhere.
-    pub(super) confirmed: bool,
     /// A cancel came while only our own statement ran; it is for the client's, once that runs.
     cancel_later: bool,
     pub(super) last_notice: Option<Box<[u8]>>,
@@ -143,6 +151,22 @@ pub struct Session {
     /// The connection must not be used again after this transaction.
     pub(super) retire: bool,
     server_write_failed: bool,
+    /// Whether the client's bytes of this batch are kept, in case that it must be repeated.
+    pub(super) keep: Keep,
+    /// Where in what is being dealt with the batch begins.
+    pub(super) keep_at: usize,
+    /// The statement of the unnamed portal, if its columns are not known yet.
+    pub(super) bound: Option<Arc<Statement>>,
+    /// An answer is to come that tells a statement's columns.
+    pub(super) describing: bool,
+    /// It must come before anything else is dealt with.
+    pub(super) verifying: bool,
+    /// A statement changed tables: plans may be stale when that is committed.
+    pub(super) made_stale: bool,
+    /// The client's names that stand on the connection.
+    pub(super) lent: Vec<Lent>,
+    /// What was sent must be answered before anything else is.
+    pub(super) alone: bool,
     cancelling: Option<JoinHandle<bool>>,
 
     // What the session may leave behind.
@@ -150,6 +174,10 @@ pub struct Session {
     pub(super) signs: Signs,
     pub(super) custom: Vec<String>,
     pub(super) evidence: Option<Box<Evidence>>,
+    /// The probe under way also asks about functions: in which generation.
+    pub(super) reads_functions: Option<u32>,
+    /// The session has made or changed functions since the last probe.
+    pub(super) made_functions: bool,
     pub(super) pins: Pins,
     pub(super) pinned: bool,
     /// The client has asked for something since the last probe.
@@ -179,11 +207,14 @@ impl Session {
         settings: Settings,
         limits: Limits,
     ) -> Self {
+        let pool_settings = &pool.settings().pool;
         Self {
             registered,
-            pool,
+            pool: Arc::clone(&pool),
             handoff: Arc::new(Handoff::default()),
             mode,
+            strict: pool_settings.isolation == Isolation::Strict,
+            reuse_unnamed: pool_settings.reuse_unnamed_statements,
             state: SessionState::Idle,
             client,
             to_client: Outgoing::default(),
@@ -203,18 +234,26 @@ impl Session {
             answer_input: BytesMut::new(),
             answer: Partial::default(),
             owed: Owed::default(),
-            hold: false,
-            confirmed: false,
             cancel_later: false,
             last_notice: None,
             said_fatal: false,
             retire: false,
             server_write_failed: false,
+            keep: Keep::No,
+            keep_at: 0,
+            bound: None,
+            describing: false,
+            verifying: false,
+            made_stale: false,
+            lent: Vec::new(),
+            alone: false,
             cancelling: None,
             scan: Scan::default(),
             signs: Signs::default(),
             custom: Vec::new(),
             evidence: None,
+            reads_functions: None,
+            made_functions: false,
             pins: Pins::default(),
             pinned: false,
             worked: false,
@@ -360,26 +399,71 @@ impl Session {
         self.server_write_failed = false;
         self.cancel_later = false;
         self.lease = Some(lease);
-        self.replay()?;
+        self.take_over()?;
+        self.keep_from_here();
         self.worked = true;
         self.enter_at(SessionEvent::Work, now);
         self.registered.shared.transaction(Some(now));
         Ok(())
     }
 
-    /// Makes the connection's settings the client's, if they are not.
-    pub(super) fn replay(&mut self) -> Result<(), End> {
+    /// Makes a connection that was another's until now the client's: all of that in the same write as its request.
+    fn take_over(&mut self) -> Result<(), End> {
+        let id = self.registered.shared.id;
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
-        if conn.label == self.settings {
+        let plans = self.pool.plans();
+        if conn.used && (self.strict || self.pool.functions.are_opaque()) {
+            let guarded = conn.label.may_time_out();
+            probe::write_wipe(&mut self.to_server.buf, &mut self.owed, guarded)
+                .map_err(|_| End::Fatal(errors::internal()))?;
+            conn.label = Settings::default();
+            conn.forget_statements(plans);
+            conn.forget_unnamed();
+            conn.sequences_of = id;
+        }
+        conn.used = true;
+        let mut first = "";
+        let is_stale = conn.plans != plans && !conn.prepared.is_empty();
+        let is_anothers = conn.sequences_of != id && self.pool.reads_sequences();
+        if is_stale || is_anothers {
+            first = match (is_stale, is_anothers) {
+                (true, true) => "DEALLOCATE ALL;DISCARD SEQUENCES;",
+                (true, false) => "DEALLOCATE ALL;",
+                _ => "DISCARD SEQUENCES;",
+            };
+        }
+        if is_stale {
+            conn.prepared.clear();
+        }
+        conn.plans = plans;
+        if is_anothers {
+            conn.sequences_of = id;
+        }
+        self.replay(first)
+    }
+
+    /// Makes the connection's settings the client's, if they are not: in the same write as the client's request. Where
+    /// PostgreSQL may refuse, or a timer of the last client's may strike, a guard behind it fails with it, and makes
+    /// PostgreSQL discard that request.
+    pub(super) fn replay(&mut self, first: &'static str) -> Result<(), End> {
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        if conn.label == self.settings && first.is_empty() {
             return Ok(());
         }
         let difference = conn.label.difference(&self.settings);
-        self.hold = conn.label.may_time_out() || difference.may_fail();
-        let written = message::write_query(&mut self.to_server.buf, &probe::replay(&difference));
-        written.map_err(|_| End::Fatal(errors::internal()))?;
+        let guarded = conn.label.may_time_out() || difference.may_fail();
+        let broken = |_: FrameError| End::Fatal(errors::internal());
+        let out = &mut self.to_server.buf;
+        message::write_query(out, &probe::replay(first, &difference, guarded)).map_err(broken)?;
+        self.owed.push(Kind::Query, For::Us, None);
+        if guarded {
+            extended::write_statement_target(out, frontend::DESCRIBE, probe::GUARD).map_err(broken)?;
+            self.owed.push(Kind::Describe, For::Us, None);
+            extended::write_statement_target(out, frontend::CLOSE, probe::GUARD).map_err(broken)?;
+            self.owed.push_guard(Kind::Close);
+        }
         conn.label = self.settings.clone();
         conn.forget_unnamed();
-        self.owed.push(Kind::Query, For::Us, None);
         Stats::count(&self.pool.stats.replays);
         Ok(())
     }
@@ -440,30 +524,44 @@ impl Session {
             if self.owed.is_unclear() && self.owed.is_empty() && self.owed.status() == status::IDLE {
                 // Nobody knows whether one more ReadyForQuery is on its way: the connection ends with this transaction.
                 self.retire = true;
-                self.give_back();
+                self.give_back(Millis::now());
             }
-            return Ok(());
+            return self.end_our_batch();
         }
         if self.request.left > 0 || !self.to_server.is_done() {
             return Ok(());
         }
-        if std::mem::take(&mut self.confirmed) && !self.input.is_empty() {
-            // What it was confirmed for is about to be sent.
+        self.pool.stats.add(&mut self.tally);
+        if std::mem::take(&mut self.made_stale) {
+            self.pool.plans_are_stale();
+        }
+        if self.take_back_lent()? {
             return Ok(());
         }
-        self.pool.stats.add(&mut self.tally);
-        if self.needs_probe() {
-            return self.start_probe();
+        let now = Millis::now();
+        if self.needs_probe(now) {
+            return self.start_probe(now);
         }
         self.signs = Signs::default();
+        self.describing = false;
         if self.pinned || self.mode == PoolMode::Session {
+            self.keep_from_here();
             if self.state == SessionState::Active {
                 self.enter(SessionEvent::RestPinned);
                 self.registered.shared.transaction(None);
             }
             return Ok(());
         }
-        self.give_back();
+        self.give_back(now);
+        Ok(())
+    }
+
+    /// A replay went ahead of a request that is not all there yet: its transaction ends here.
+    fn end_our_batch(&mut self) -> Result<(), End> {
+        if self.owed.needs_our_sync() {
+            self.to_server.buf.extend_from_slice(message::SYNC);
+            self.owed.push(Kind::Sync, For::Us, None);
+        }
         Ok(())
     }
 
@@ -475,8 +573,7 @@ impl Session {
     }
 
     /// The connection is at rest and nothing ties the session to it.
-    fn give_back(&mut self) {
-        let now = Millis::now();
+    fn give_back(&mut self, now: Millis) {
         self.enter_at(SessionEvent::Rest, now);
         self.registered.shared.transaction(None);
         let Some(lease) = self.lease.take() else { return };
@@ -558,9 +655,13 @@ impl Session {
         }
     }
 
-    /// The client's requests must wait: for a connection, or until it is known what its settings are.
+    /// The client's requests must wait: for a connection, or until it is known what its session has or that it has it.
     pub(super) fn is_blocked(&self) -> bool {
-        self.waiting.is_some() || self.hold || self.evidence.is_some()
+        self.waiting.is_some()
+            || self.evidence.is_some()
+            || self.verifying
+            || self.owed.is_past_guard()
+            || (self.alone && !self.owed.is_empty())
     }
 
     /// True when nothing is left to write. A write that fails is not the last word: the server's may still be unread.
@@ -647,6 +748,8 @@ impl Session {
                 }
                 // Nobody's now; what the client parsed last is sent again where it is used.
                 Undo::Unnamed => conn.forget_unnamed(),
+                Undo::Lent(name) => self.not_lent(&name),
+                Undo::Columns(_) => {}
                 Undo::Evicted(id) => {
                     // It is still there; if that makes one too many, another goes, and is closed on the server later.
                     if conn.prepared.insert(id).is_some() {
@@ -674,6 +777,12 @@ impl Session {
 
     async fn finish(mut self, end: End) {
         self.enter(SessionEvent::End);
+        if self.made_stale {
+            self.pool.plans_are_stale();
+        }
+        if self.made_functions {
+            self.pool.functions.changed(false);
+        }
         let error = self.last_words(&end);
         if let Some(error) = error {
             self.pool.stats.told(&error);
@@ -696,12 +805,17 @@ impl Session {
             lost: matches!(end, End::ServerLost | End::ServerSaidWhy)
                 || self.server_write_failed
                 || self.said_fatal
-                || self.retire,
+                || self.retire
+                || self.signs.opaque
+                || self.signs.seeds
+                || !self.pins.forever().is_empty(),
             dirty: self.pinned
                 || self.mode == PoolMode::Session
                 || self.signs.suspect
                 || self.signs.opaque
                 || !self.pins.is_empty()
+                || !self.lent.is_empty()
+                || (self.worked && self.pool.functions.are_suspect(Millis::now()))
                 || self.evidence.is_some(),
             cancelling: self.cancelling.take(),
         });

@@ -25,12 +25,14 @@ use crate::{
     pool::{lease::Lease, stats::Stats},
     server::{
         signs::Signs,
-        statements::{self, Statement},
+        statements::{self, Columns, Statement},
     },
 };
 
 /// The two names of a Bind must end within this many bytes.
 const MAX_BIND_NAMES: usize = 16 * 1024;
+/// A simple query up to this size is looked at before any of it goes on; a longer one as it passes.
+const MAX_LOOKED_AT: usize = 16 * 1024;
 
 /// What to do with the message at hand.
 enum Step {
@@ -51,6 +53,8 @@ impl Session {
     pub(super) fn take_requests(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Result<usize, End> {
         let mut run = Run::new(bytes);
         let outcome = self.walk_requests(&mut run);
+        let from = std::mem::take(&mut self.keep_at);
+        self.keep(bytes.get(from..run.at).unwrap_or_default());
         // What came before a malformed message was a request all the same.
         if self.lease.is_some() {
             let pending = run.pending();
@@ -157,8 +161,14 @@ impl Session {
         if let Some(step) = self.request_without_server(header) {
             return Ok(step);
         }
-        if !self.ensure_lease()? {
-            return Ok(if self.refused { self.drop_refused(header) } else { Step::Wait });
+        if self.lease.is_none() {
+            if !self.ensure_lease()? {
+                return Ok(if self.refused { self.drop_refused(header) } else { Step::Wait });
+            }
+            self.keep_at = run.at;
+        }
+        if self.owed.is_empty() {
+            self.alone = false;
         }
         if self.is_blocked() || self.owed.len() >= MAX_OWED {
             return Ok(Step::Wait);
@@ -170,7 +180,8 @@ impl Session {
         let body = rest.get(HEADER..rest.len().min(header.total())).unwrap_or_default();
         let whole = body.len() == header.body;
         match header.tag {
-            frontend::QUERY => Ok(self.query()),
+            frontend::QUERY if !whole && header.total() <= MAX_LOOKED_AT => Ok(Step::Incomplete),
+            frontend::QUERY => self.query(body, whole, run),
             frontend::SYNC => {
                 self.owed.push(Kind::Sync, For::Client, None);
                 Ok(Step::Forward(Sink::Forward))
@@ -246,14 +257,25 @@ impl Session {
         Step::Discard
     }
 
-    fn query(&mut self) -> Step {
+    fn query(&mut self, body: &[u8], whole: bool, run: &mut Run<'_>) -> Result<Step, End> {
         self.names.set_unnamed(None);
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             conn.forget_unnamed();
         }
         self.tally.queries += 1;
-        self.owed.push(Kind::Query, For::Client, None);
-        Step::Forward(Sink::Scan)
+        let text = body.strip_suffix(b"\0").unwrap_or(body);
+        if whole {
+            self.signs.sequences = false;
+            self.scan.reset();
+            self.scan.feed(text, &mut self.signs);
+            self.scan.finish(&mut self.signs);
+            if self.signs.sequences && !self.may_ask_sequences(self.signs.advances) {
+                return self.poison_query(run, errors::sequence_elsewhere());
+            }
+        }
+        let undo = self.lend_to_query(text, run)?;
+        self.owed.push(Kind::Query, For::Client, undo);
+        Ok(Step::Forward(if whole { Sink::Forward } else { Sink::Scan }))
     }
 
     fn parse(&mut self, header: Header, body: &[u8], whole: bool, run: &mut Run<'_>) -> Result<Step, End> {
@@ -264,6 +286,10 @@ impl Session {
         if unnamed && header.total() > MAX_UNNAMED && !whole {
             return Ok(self.parse_large_unnamed());
         }
+        if unnamed && whole && self.reuse_unnamed {
+            // As one that the client calls by no name: it may be there already.
+            self.names.set_unnamed(None);
+        }
         if !whole {
             return Ok(Step::Incomplete);
         }
@@ -272,7 +298,7 @@ impl Session {
             self.owed.push(Kind::Parse, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         };
-        if unnamed {
+        if unnamed && !self.reuse_unnamed {
             let message = run.bytes.get(run.at..run.at.saturating_add(header.total())).unwrap_or_default();
             return Ok(self.parse_unnamed(&parse, message));
         }
@@ -325,13 +351,22 @@ impl Session {
         }
         // From here on the statement itself holds its text.
         self.held = None;
-        let Some(statement) = self.pool.statements.intern(parse, self.settings.planning(), &self.limits.memory) else {
+        let plans = self.pool.plans();
+        let Some(statement) = self.pool.statements.intern(parse, self.settings.planning(), plans, &self.limits.memory)
+        else {
             return self.poison(run, errors::out_of_memory());
         };
         self.names.insert(parse.name, Arc::clone(&statement));
         Stats::count(&self.pool.stats.parses);
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         run.cut(&mut self.to_server.buf, header.total());
+        if conn.plans != plans && conn.prepared.touch(statement.id) {
+            // What is there may not fit the tables any more, and the client asks for one that does.
+            conn.prepared.remove(statement.id);
+            let written = extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, &statement.name);
+            written.map_err(|_| End::Fatal(errors::internal()))?;
+            self.owed.push(Kind::Close, For::Us, Some(Box::new(Undo::Evicted(statement.id))));
+        }
         if conn.prepared.touch(statement.id) {
             Stats::count(&self.pool.stats.parses_saved);
             self.owed.push_own(Own::ParseComplete, Some(Box::new(Undo::Name(parse.name.into()))));
@@ -343,7 +378,7 @@ impl Session {
     }
 
     /// Writes the Parse of a statement that the server connection does not have; evicts another if it must.
-    fn prepare(&mut self, statement: &Statement, whose: For, undo: Undo) -> Result<(), End> {
+    pub(super) fn prepare(&mut self, statement: &Statement, whose: For, undo: Undo) -> Result<(), End> {
         let broken = |_: FrameError| End::Fatal(errors::internal());
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         if let Some(evicted) = conn.prepared.insert(statement.id) {
@@ -375,12 +410,17 @@ impl Session {
             self.owed.push(Kind::Bind, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         };
-        if head.statement.is_empty() {
+        if head.statement.is_empty() && self.names.get(b"").is_none() {
+            if self.names.unnamed_signs.sequences && !self.may_ask_sequences(self.names.unnamed_signs.advances) {
+                return self.poison(run, errors::sequence_elsewhere());
+            }
             if let Some(step) = self.need_unnamed(run)? {
                 return Ok(step);
             }
             self.signs.merge(&self.names.unnamed_signs);
-            self.owed.push(Kind::Bind, For::Client, None);
+            let named = self.names.unnamed_signs.named.clone();
+            let undo = named.map(|named| self.lend(&named, run)).transpose()?.flatten();
+            self.owed.push(Kind::Bind, For::Client, undo);
             return Ok(Step::Forward(Sink::Forward));
         }
         if self.names.get(head.statement).is_none() {
@@ -388,13 +428,28 @@ impl Session {
             self.owed.push(Kind::Bind, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         }
+        let signs = self.names.get(head.statement).map(|s| (s.signs.sequences, s.signs.advances));
+        if let Some((true, advances)) = signs
+            && !self.may_ask_sequences(advances)
+        {
+            return self.poison(run, errors::sequence_elsewhere());
+        }
+        // A client that asks for the columns of the portal does so right behind.
+        let next = run.bytes.get(run.at.saturating_add(header.total())..).unwrap_or_default();
+        let asks = matches!(next, [frontend::DESCRIBE, _, _, _, _, b'P', ..]);
+        if let Some(step) = self.ensure_fits(head.statement, asks, run)? {
+            return Ok(step);
+        }
         let first = HEADER.saturating_add(head.length);
         run.cut(&mut self.to_server.buf, first);
         let Some(statement) = self.server_name(head.statement)? else { return Err(End::ServerLost) };
         self.signs.merge(&statement.signs);
+        self.bound = (!statement.knows_columns()).then(|| Arc::clone(&statement));
+        let named = statement.signs.named.as_ref();
+        let undo = named.map(|named| self.lend(named, run)).transpose()?.flatten();
         let written = head.write_as(&mut self.to_server.buf, &statement.name, header.body);
         written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
-        self.owed.push(Kind::Bind, For::Client, None);
+        self.owed.push(Kind::Bind, For::Client, undo);
         Ok(Step::Replaced { first })
     }
 
@@ -419,24 +474,54 @@ impl Session {
     fn describe(&mut self, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
         let header = Header { tag: frontend::DESCRIBE, body: body.len() };
         match Target::read(body) {
-            Some(target) if target.is_statement() && target.name.is_empty() => {
+            Some(target) if target.is_statement() && target.name.is_empty() && self.names.get(b"").is_none() => {
                 if let Some(step) = self.need_unnamed(run)? {
                     return Ok(step);
                 }
             }
             Some(target) if target.is_statement() && self.names.get(target.name).is_some() => {
+                if let Some(step) = self.ensure_fits(target.name, true, run)? {
+                    return Ok(step);
+                }
                 run.cut(&mut self.to_server.buf, header.total());
                 let Some(statement) = self.server_name(target.name)? else { return Err(End::ServerLost) };
                 let written =
                     extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, &statement.name);
                 written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
-                self.owed.push(Kind::Describe, For::Client, None);
+                self.push_describe((!statement.knows_columns()).then_some(statement));
                 return Ok(Step::Replaced { first: header.total() });
+            }
+            Some(target) if target.name.is_empty() => {
+                let bound = self.bound.take();
+                self.push_describe(bound);
+                return Ok(Step::Forward(Sink::Forward));
             }
             _ => {}
         }
-        self.owed.push(Kind::Describe, For::Client, None);
+        self.push_describe(None);
         Ok(Step::Forward(Sink::Forward))
+    }
+
+    /// `statement`: the one whose columns the answer tells for the first time.
+    fn push_describe(&mut self, statement: Option<Arc<Statement>>) {
+        self.describing |= statement.is_some();
+        self.owed.push(Kind::Describe, For::Client, statement.map(|s| Box::new(Undo::Columns(s))));
+    }
+
+    /// Makes sure that a statement which this connection does not have yet still gives the columns that its client was
+    /// told of. `Some` if the request must wait, or was answered in another way.
+    fn ensure_fits(&mut self, name: &[u8], asks: bool, run: &mut Run<'_>) -> Result<Option<Step>, End> {
+        let Some(statement) = self.names.get(name).cloned() else { return Ok(None) };
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        if conn.prepared.touch(statement.id) && statement.columns(conn.plans) != Columns::Changed {
+            return Ok(None);
+        }
+        match self.verify(&statement, run)? {
+            Columns::Same => Ok(None),
+            Columns::Unknown => Ok(Some(Step::Wait)),
+            Columns::Changed if self.renew(name, &statement, asks) => Ok(None),
+            Columns::Changed => self.poison(run, errors::stale_plan()).map(Some),
+        }
     }
 
     /// Closing a name is the client's business alone: the shared statement stays where it is.
@@ -444,7 +529,6 @@ impl Session {
         let header = Header { tag: frontend::CLOSE, body: body.len() };
         if let Some(target) = Target::read(body)
             && target.is_statement()
-            && !target.name.is_empty()
             && let Some(statement) = self.names.remove(target.name)
         {
             run.cut(&mut self.to_server.buf, header.total());
@@ -470,5 +554,13 @@ impl Session {
         written.map_err(|_| End::Fatal(errors::internal()))?;
         self.owed.push_poison(error);
         Ok(Step::Discard)
+    }
+
+    /// The same for a simple query, which no Sync of the client's will follow.
+    fn poison_query(&mut self, run: &mut Run<'_>, error: ErrorResponse) -> Result<Step, End> {
+        let step = self.poison(run, error)?;
+        self.to_server.buf.extend_from_slice(message::SYNC);
+        self.owed.push(Kind::Sync, For::Client, None);
+        Ok(step)
     }
 }

@@ -15,6 +15,7 @@ pub const MAX_UNNAMED: usize = 64 * 1024;
 
 #[derive(Debug, Default)]
 pub struct Names {
+    /// A shared unnamed statement stands here too, under no name.
     names: HashMap<Box<[u8]>, Arc<Statement>>,
     /// The last unnamed Parse as it was sent, to be sent again where another server connection needs it.
     unnamed: Option<Bytes>,
@@ -63,5 +64,8 @@ impl Names {
 
     pub fn set_unnamed(&mut self, message: Option<Bytes>) {
         self.unnamed = message;
+        if !self.names.is_empty() {
+            self.names.remove(&b""[..]);
+        }
     }
 }

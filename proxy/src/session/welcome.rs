@@ -175,7 +175,7 @@ fn patience(deadline: Instant) -> Duration {
 async fn try_out(mut lease: Lease, wanted: &Settings) -> Result<Settings, Refused> {
     let outcome = match lease.conn() {
         Some(conn) => {
-            let sql = probe::replay(&conn.label.difference(wanted));
+            let sql = probe::replay("", &conn.label.difference(wanted), false);
             conn.label = wanted.clone();
             ask(conn, &sql).await
         }

@@ -85,6 +85,35 @@ pub fn drops_all_statements(body: &[u8]) -> bool {
     matches!(body, b"DISCARD ALL\0" | b"DEALLOCATE ALL\0")
 }
 
+/// Of each column in the body of a RowDescription: name, type, type modifier. Ends early where the body does.
+pub fn columns(body: &[u8]) -> impl Iterator<Item = (&[u8], &[u8], &[u8])> {
+    // Behind the name: table (4), column (2), type (4), size (2), modifier (4), format (2).
+    const BEHIND: usize = 18;
+    let mut rest = body.get(2..).unwrap_or_default();
+    std::iter::from_fn(move || {
+        let end = rest.iter().position(|b| *b == 0)?;
+        let (name, numbers) = rest.split_at_checked(end)?;
+        let numbers = numbers.get(1..)?;
+        let column = (name, numbers.get(6..10)?, numbers.get(12..16)?);
+        rest = numbers.get(BEHIND..)?;
+        Some(column)
+    })
+}
+
+/// Whether the body of a CommandComplete says that tables, views or types may have other columns now.
+#[must_use]
+pub fn changes_tables(body: &[u8]) -> bool {
+    [&b"ALTER "[..], b"DROP ", b"CREATE VIEW"].into_iter().any(|tag| body.starts_with(tag))
+}
+
+/// Whether the body of a CommandComplete says that there may be a function now that there was not before.
+#[must_use]
+pub fn makes_functions(body: &[u8]) -> bool {
+    let tags =
+        [&b"CREATE FUNCTION"[..], b"CREATE PROCEDURE", b"CREATE EXTENSION", b"ALTER EXTENSION", b"DO\0", b"CALL\0"];
+    tags.into_iter().any(|tag| body.starts_with(tag))
+}
+
 /// The key in a BackendKeyData body.
 #[must_use]
 pub fn read_backend_key_data(body: &[u8]) -> Option<CancelKey> {

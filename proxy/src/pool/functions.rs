@@ -1,0 +1,138 @@
+//! Whether functions in the tenant's database may leave session state behind that no statement's text shows.
+//!
+//! A function, and so a trigger, a view, a default or a policy that calls it, may set a setting, take a lock, make a
+//! temporary table. Which functions could, their bodies say; PostgreSQL is asked for them now and then, not at each call: a
+//! database without such functions (most have none) pays nothing for this, in one that has some each transaction is
+//! followed by the probe.
+//!
+//! What always holds: while it is not known that no function may, every session is probed before its connection goes to
+//! another. Events in, decisions out; no clock.
+
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use crate::clock::Millis;
+
+/// PostgreSQL is asked again this often, for functions that were made around us: milliseconds.
+const ASK_EVERY: u64 = 10_000;
+
+/// What the functions of a database may do, the worst of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[repr(u8)]
+pub enum Functions {
+    /// Leave nothing.
+    #[default]
+    Clean = 1,
+    /// Leave what the probe finds.
+    Stateful = 2,
+    /// Leave what nobody can ask for by name: connections are wiped before others use them.
+    Opaque = 3,
+}
+
+/// What is known of one pool's database.
+#[derive(Debug, Default)]
+pub struct KnownFunctions {
+    /// 0: not known.
+    kind: AtomicU8,
+    /// When to ask again.
+    due: AtomicU64,
+    /// Sessions that have made functions and were not probed since.
+    makers: AtomicU32,
+    /// How often a maker began or ended: what was asked before is not what is.
+    generation: AtomicU32,
+    /// Settings with a dot that functions touch.
+    custom: Mutex<Vec<String>>,
+}
+
+impl KnownFunctions {
+    /// What any statement calls may leave something.
+    #[must_use]
+    pub fn are_suspect(&self, now: Millis) -> bool {
+        self.kind.load(Ordering::Relaxed) != Functions::Clean as u8 || self.are_to_be_read(now)
+    }
+
+    /// It is time to ask PostgreSQL.
+    #[must_use]
+    pub fn are_to_be_read(&self, now: Millis) -> bool {
+        self.kind.load(Ordering::Relaxed) == 0
+            || self.makers.load(Ordering::Relaxed) > 0
+            || now.0 >= self.due.load(Ordering::Relaxed)
+    }
+
+    #[must_use]
+    pub fn are_opaque(&self) -> bool {
+        self.kind.load(Ordering::Relaxed) == Functions::Opaque as u8
+    }
+
+    #[must_use]
+    pub fn generation(&self) -> u32 {
+        self.generation.load(Ordering::Relaxed)
+    }
+
+    /// PostgreSQL told, when asked in this generation. Names that were not known before are returned: they have not been asked for yet.
+    pub fn read(&self, generation: u32, kind: Functions, custom: Vec<String>, now: Millis) -> Vec<String> {
+        if generation != self.generation() {
+            return Vec::new();
+        }
+        self.kind.store(kind as u8, Ordering::Relaxed);
+        self.due.store(now.0.saturating_add(ASK_EVERY), Ordering::Relaxed);
+        let mut known = self.custom.lock();
+        let fresh: Vec<_> = custom.iter().filter(|name| !known.contains(name)).cloned().collect();
+        *known = custom;
+        fresh
+    }
+
+    #[must_use]
+    pub fn custom(&self) -> Vec<String> {
+        self.custom.lock().clone()
+    }
+
+    /// A session makes functions: from now until it was probed nobody trusts what was known.
+    pub fn begin_to_change(&self) {
+        self.makers.fetch_add(1, Ordering::Relaxed);
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// It was probed, and `read` told; or it is gone, and somebody else must ask.
+    pub fn changed(&self, was_read: bool) {
+        if !was_read {
+            self.kind.store(0, Ordering::Relaxed);
+        }
+        self.generation.fetch_add(1, Ordering::Relaxed);
+        let _ = self.makers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_is_trusted_before_the_functions_were_read_nor_while_they_change() {
+        let known = KnownFunctions::default();
+        let read = |kind, names: &[&str], at| {
+            known.read(known.generation(), kind, names.iter().map(|n| (*n).to_owned()).collect(), Millis(at))
+        };
+        assert!(known.are_suspect(Millis(0)) && known.are_to_be_read(Millis(0)));
+        assert_eq!(read(Functions::Clean, &["app.a"], 5), ["app.a"]);
+        assert!(read(Functions::Clean, &["app.a"], 5).is_empty());
+        assert!(!known.are_suspect(Millis(6)));
+        known.begin_to_change();
+        let early = known.generation();
+        read(Functions::Clean, &[], 7);
+        assert!(known.are_suspect(Millis(8)), "somebody else's probe; the maker has not committed yet");
+        read(Functions::Stateful, &[], 8);
+        known.changed(true);
+        known.read(early, Functions::Clean, Vec::new(), Millis(9));
+        assert!(known.are_suspect(Millis(9)), "what was asked before is believed no more");
+        read(Functions::Clean, &[], 10);
+        assert!(!known.are_suspect(Millis(10)));
+        assert!(known.are_to_be_read(Millis(10 + ASK_EVERY)), "and now and then");
+        known.begin_to_change();
+        known.changed(false);
+        assert!(known.are_suspect(Millis(11)), "a maker that vanished");
+        read(Functions::Opaque, &[], 12);
+        assert!(known.are_suspect(Millis(12)) && known.are_opaque() && !known.are_to_be_read(Millis(12)));
+    }
+}
