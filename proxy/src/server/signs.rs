@@ -28,6 +28,8 @@ pub struct Signs {
     pub sequences: bool,
     /// A sequence may have given a value to this session.
     pub advances: bool,
+    /// RESET or DISCARD: back to what PostgreSQL thinks the session began with.
+    pub resets: bool,
     /// `setseed` or `SET seed`: what `random()` gives is state, which nothing shows and nothing resets.
     pub seeds: bool,
     /// The statement is EXECUTE, DEALLOCATE or PREPARE of this name.
@@ -128,6 +130,7 @@ impl Signs {
         self.commits |= other.commits;
         self.advances |= other.advances;
         self.seeds |= other.seeds;
+        self.resets |= other.resets;
         for name in &other.custom {
             self.touched(name.clone());
         }
@@ -465,6 +468,7 @@ fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
     if is("set") {
         return Verb::Set;
     }
+    signs.resets |= is("reset") || is("discard");
     if is("reset") {
         return Verb::Reset;
     }

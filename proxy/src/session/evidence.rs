@@ -21,11 +21,15 @@ use crate::{
 impl Session {
     pub(super) fn needs_probe(&self, now: Millis) -> bool {
         let signs = &self.signs;
+        if self.mode == PoolMode::Session {
+            // All of its state is its own; only RESET does not know what the client began with.
+            return signs.resets && !self.startup.is_empty();
+        }
         let changed = signs.suspect || signs.opaque || signs.seeds || !signs.custom.is_empty();
         // A probe that failed is tried again after the client's next transaction.
         let again = self.worked && self.pins.has(PinReason::Unknown);
         let called = self.worked && self.pool.functions.are_suspect(now);
-        (changed || again || called || (self.pinned && self.signs.loosen)) && self.mode != PoolMode::Session
+        changed || again || called || (self.pinned && self.signs.loosen)
     }
 
     pub(super) fn start_probe(&mut self, now: Millis) -> Result<(), End> {
@@ -76,7 +80,8 @@ impl Session {
             None => pins.add(PinReason::Unknown),
         }
         self.pins = pins;
-        if pins.is_empty() {
+        self.registered.shared.pin(pins);
+        if pins.is_empty() && self.mode != PoolMode::Session {
             self.drop_pin();
             return Ok(());
         }

@@ -62,6 +62,14 @@ impl Pins {
         self.0 & reason as u16 != 0
     }
 
+    pub(super) fn bits(self) -> u16 {
+        self.0
+    }
+
+    pub(super) fn from_bits(bits: u16) -> Self {
+        Self(bits)
+    }
+
     /// Of these, those that no evidence ever clears: the connection ends with the session.
     #[must_use]
     pub fn forever(self) -> Self {

@@ -8,7 +8,7 @@ use std::{
     sync::{
         Arc,
         atomic::{
-            AtomicBool, AtomicU8, AtomicU64,
+            AtomicBool, AtomicU8, AtomicU16, AtomicU64,
             Ordering::{Acquire, Relaxed, Release},
         },
     },
@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use tenantry_config::TenantId;
 use tenantry_wire::{scram, startup::CancelKey};
 
-use super::state::SessionState;
+use super::{pin::Pins, state::SessionState};
 use crate::{
     clock::Millis,
     pool::{Place, Pool},
@@ -83,6 +83,7 @@ pub struct Shared {
     transaction_since: AtomicU64,
     cancel: AtomicBool,
     end: AtomicU8,
+    pins: AtomicU16,
     watch: Watch,
     pub waker: AtomicWaker,
 }
@@ -103,6 +104,22 @@ impl Shared {
     /// The session's transaction began (it got its server connection), or ended.
     pub fn transaction(&self, since: Option<Millis>) {
         self.transaction_since.store(since.map_or(0, |m| m.0.max(1)), Relaxed);
+    }
+
+    /// How long it has been in its state.
+    #[must_use]
+    pub fn in_state_for(&self, now: Millis) -> Duration {
+        now.since(Millis(self.since.load(Relaxed)))
+    }
+
+    /// The session keeps its server connection beyond its transaction for these reasons.
+    pub fn pin(&self, pins: Pins) {
+        self.pins.store(pins.bits(), Relaxed);
+    }
+
+    #[must_use]
+    pub fn pins(&self) -> Pins {
+        Pins::from_bits(self.pins.load(Relaxed))
     }
 
     /// Takes the wish to cancel, if there is one.
@@ -188,6 +205,7 @@ impl Registry {
             transaction_since: AtomicU64::new(0),
             cancel: AtomicBool::new(false),
             end: AtomicU8::new(0),
+            pins: AtomicU16::new(0),
             watch,
             waker: AtomicWaker::new(),
         });
