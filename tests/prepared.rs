@@ -409,3 +409,30 @@ async fn statements_prepared_right_behind_deallocate_all_stand_for_everybody() {
         assert_eq!(other.ask(&run).await.ok().value(), "2");
     }
 }
+
+#[tokio::test]
+async fn unnamed_statements_are_shared_where_that_is_wanted() {
+    let tenant = cluster().tenant("prepared").await;
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&tenant)
+        .set("pool.pool_size", 1)
+        .set("pool.reuse_unnamed_statements", true)
+        .start()
+        .await;
+    let ask = |n: &str| [say::unnamed("SELECT $1::int + 1", &[Some(n)]), say::sync()].concat();
+    for n in 1..4 {
+        let mut client = proxy.connect(&tenant).login().await;
+        let answer = client.ask(&ask(&n.to_string())).await.ok();
+        assert_eq!((answer.tags().as_str(), answer.value()), ("12DCZ", (n + 1).to_string()));
+        // Bound once more without another Parse, until a simple query drops it.
+        let again = [say::bind("", "", &[Some("7")]), say::execute("", 0), say::sync()].concat();
+        assert_eq!(client.ask(&again).await.ok().value(), "8");
+        client.ask(&[say::parse("", "SELECT nonsense from nowhere"), say::sync()].concat()).await.error("42P01");
+        client.ask(&again).await.error("26000");
+        client.ask(&ask("1")).await.ok();
+        client.run("SELECT 1").await;
+        client.ask(&again).await.error("26000");
+    }
+    let saved = proxy.metric("tenantry_prepared_parses_saved_total").await;
+    assert!(saved >= 2.0, "{saved}");
+}

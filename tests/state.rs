@@ -2,7 +2,7 @@
 //!
 //! Two server connections and several clients that take turns, so that a client's next transaction lands anywhere.
 
-use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, eventually, one_server, oracle, say};
+use tenantry_testkit::{Client, Proxy, ProxyBuilder, Relay, Tenant, cluster, eventually, one_server, oracle, say};
 
 async fn two_servers() -> (Tenant, Proxy) {
     let tenant = cluster().tenant("state").await;
@@ -381,4 +381,199 @@ async fn a_write_in_a_read_only_transaction_costs_nobody_a_connection() {
     b.query("INSERT INTO t VALUES (1)").await.error("25006");
     b.run("ROLLBACK").await;
     assert_eq!(a.backend().await, backend);
+}
+
+/// Two clients take turns on one server connection; each of their requests is one round trip, with the settings in it.
+#[tokio::test]
+async fn settings_go_ahead_of_a_request_in_the_same_write() {
+    let tenant = cluster().tenant("state").await;
+    grant(&tenant).await;
+    let relay = Relay::start(cluster().address()).await;
+    let proxy = ProxyBuilder::to(relay.address()).tenant(&tenant).set("pool.pool_size", 1).start().await;
+    for set in [
+        &["SET search_path = a"][..],
+        &["SET search_path = b, c", "SET statement_timeout = '40s'"],
+        &["SET statement_timeout = '50s'", "SET lock_timeout = '5s'", "SET app.tenant_id = '42'"],
+        &["SET ROLE pg_monitor"],
+        &["SET default_tablespace = pg_default"],
+    ] {
+        let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+        for sql in set {
+            a.run(sql).await;
+        }
+        // Whatever was to be found out about functions is known by now.
+        b.run("SELECT 1").await;
+        for extended in [false, true] {
+            for client in [&mut a, &mut b] {
+                relay.take_turns();
+                let ask = if extended {
+                    [say::unnamed("SELECT 'asked'", &[]), say::sync()].concat()
+                } else {
+                    say::query("SELECT 'asked'")
+                };
+                assert_eq!(client.ask(&ask).await.ok().value(), "asked");
+                let turns: Vec<_> =
+                    relay.take_turns().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+                let asked: Vec<_> = turns.iter().filter(|t| !t.contains("pg_listening_channels")).collect();
+                assert_eq!(asked.len(), 1, "{set:?}: {turns:?}");
+                assert!(asked[0].contains("SELECT 'asked'"), "{set:?}: {turns:?}");
+                assert!(asked[0].contains("set_config") || asked[0].contains("RESET"), "{set:?}: {turns:?}");
+            }
+        }
+        (a.leave().await, b.leave().await);
+    }
+}
+
+/// A replay that PostgreSQL refuses: what was asked behind it does not run, in any protocol.
+#[tokio::test]
+async fn a_request_does_not_run_under_settings_that_were_refused() {
+    let tenant = cluster().tenant("state").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 1).start().await;
+    cluster().direct(&tenant).login().await.run("CREATE TABLE ran (n int)").await;
+    let insert = "INSERT INTO ran VALUES (1)";
+    let batch = [say::unnamed(insert, &[]), say::sync()].concat();
+    for ask in [
+        say::query(insert),
+        [say::query(insert), say::query(insert)].concat(),
+        batch.clone(),
+        [batch.clone(), batch.clone(), say::query(insert)].concat(),
+    ] {
+        let role = format!("passing_{}", tenant.role);
+        cluster().sql(&format!("CREATE ROLE {role}; GRANT {role} TO {}", tenant.role)).await;
+        let mut client = proxy.connect(&tenant).login().await;
+        client.run(&format!("SET ROLE {role}")).await;
+        proxy.connect(&tenant).login().await.run("SELECT 1").await;
+        cluster().sql(&format!("DROP ROLE {role}")).await;
+        let answer = client.ask(&ask).await;
+        let codes: Vec<_> = answer.faults().into_iter().map(|f| f.code).collect();
+        assert_eq!(codes, ["08006"], "told once: {:?}", answer.trace());
+        assert_eq!(proxy.connect(&tenant).login().await.value("SELECT count(*) FROM ran").await, "0");
+    }
+}
+
+#[tokio::test]
+async fn functions_made_by_others_are_known_before_they_leave_anything() {
+    let (tenant, proxy) = two_servers().await;
+    let mut maker = proxy.connect(&tenant).login().await;
+    let mut caller = proxy.connect(&tenant).login().await;
+    assert_eq!(caller.value("SELECT 1").await, "1");
+    // The name of the setting stands nowhere: then connections are wiped.
+    let body = "BEGIN PERFORM set_config(name, 'x', false); END";
+    maker
+        .run(&format!(
+            "CREATE FUNCTION leave(name text) RETURNS void LANGUAGE plpgsql AS '{}'",
+            body.replace('\'', "''")
+        ))
+        .await;
+    caller.run("SELECT leave('app.nobody_knows')").await;
+    let look = "SELECT coalesce(nullif(current_setting('app.nobody_knows', true), ''), 'none')";
+    for _ in 0..3 {
+        others_see(&proxy, &tenant, look, "none").await;
+    }
+}
+
+#[tokio::test]
+async fn functions_made_around_tenantry_are_known_soon() {
+    let (tenant, proxy) = two_servers().await;
+    proxy.connect(&tenant).login().await.run("SELECT 1").await;
+    functions(&tenant).await;
+    eventually("the function's state stays with its caller", async || {
+        let mut caller = proxy.connect(&tenant).login().await;
+        caller.run("SELECT plan()").await;
+        let mut other = proxy.connect(&tenant).login().await;
+        other.run("SELECT 1").await;
+        let kept = caller.value("SHOW work_mem").await == "7MB" && other.value("SHOW work_mem").await == "4MB";
+        kept.then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn strict_isolation_wipes_a_connection_before_each_use() {
+    let tenant = cluster().tenant("state").await;
+    let relay = Relay::start(cluster().address()).await;
+    let proxy = ProxyBuilder::to(relay.address())
+        .tenant(&tenant)
+        .set("pool.pool_size", 1)
+        .set("pool.isolation", "strict")
+        .start()
+        .await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.run("SET statement_timeout = '30s'").await;
+    a.ask(&[say::parse("s", "SELECT $1::int"), say::sync()].concat()).await.ok();
+    for n in ["1", "2", "3"] {
+        relay.take_turns();
+        let batch = [say::bind("", "s", &[Some(n)]), say::execute("", 0), say::sync()].concat();
+        assert_eq!(a.ask(&batch).await.ok().value(), n);
+        assert_eq!(a.value("SHOW statement_timeout").await, "30s");
+        assert_eq!(b.value("SELECT count(*) FROM pg_prepared_statements").await, "0", "nothing of a's is left");
+        assert_eq!(b.value("SHOW statement_timeout").await, "0");
+        let turns: Vec<_> = relay.take_turns().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+        let uses: Vec<_> = turns.iter().filter(|t| !t.contains("pg_listening_channels")).collect();
+        assert_eq!(uses.len(), 4, "one round trip each: {turns:?}");
+        assert!(uses.iter().all(|t| t.contains("DISCARD ALL")), "{turns:?}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_sequence_gave_is_told_in_its_transaction_and_refused_outside() {
+    let (tenant, proxy) = two_servers().await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.run("CREATE TABLE t (id serial, n int)").await;
+    for _ in 0..3 {
+        a.run("BEGIN").await;
+        a.run("INSERT INTO t (n) VALUES (1)").await;
+        let id = a.value("SELECT lastval()").await;
+        assert_eq!(a.value("SELECT currval('t_id_seq')").await, id);
+        a.run("COMMIT").await;
+        assert_eq!(
+            a.value("INSERT INTO t (n) VALUES (1) RETURNING id").await,
+            (id.parse::<i64>().unwrap() + 1).to_string()
+        );
+        for sql in ["SELECT lastval()", "SELECT currval('t_id_seq')"] {
+            for client in [&mut a, &mut b] {
+                let fault = client.query(sql).await.error("0A000");
+                assert!(fault.hint.contains("RETURNING"), "{fault:?}");
+                client.ask(&[say::unnamed(sql, &[]), say::sync()].concat()).await.error("0A000");
+                client.ask(&[say::parse("", sql), say::describe_statement(""), say::sync()].concat()).await.ok();
+            }
+        }
+        b.run("BEGIN").await;
+        // Nothing of a's, whichever connection it is.
+        b.query("SELECT lastval()").await.error("55000");
+        b.run("ROLLBACK").await;
+        assert_eq!(b.value("SELECT nextval('t_id_seq') = currval('t_id_seq')").await, "t");
+    }
+}
+
+#[tokio::test]
+async fn a_seed_stays_with_its_client_and_ends_with_it() {
+    let tenant = cluster().tenant("state").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 2).start().await;
+    let mut direct = cluster().direct(&tenant).login().await;
+    direct.run("SELECT setseed(0.5)").await;
+    let sequence = [
+        direct.value("SELECT random()").await,
+        direct.value("SELECT random()").await,
+        direct.value("SELECT random()").await,
+    ];
+    for seed in ["SELECT setseed(0.5)", "SET seed = 0.5"] {
+        let mut seeded = proxy.connect(&tenant).login().await;
+        seeded.run(seed).await;
+        for wanted in &sequence {
+            let mut other = proxy.connect(&tenant).login().await;
+            assert!(!sequence.contains(&other.value("SELECT random()").await));
+            assert_eq!(&seeded.value("SELECT random()").await, wanted);
+            other.leave().await;
+        }
+        seeded.run(seed).await;
+        seeded.leave().await;
+        let mut others = Vec::new();
+        for _ in 0..2 {
+            let mut other = proxy.connect(&tenant).login().await;
+            other.run("BEGIN").await;
+            assert!(!sequence.contains(&other.value("SELECT random()").await), "on its connection");
+            others.push(other);
+        }
+    }
 }

@@ -4,7 +4,7 @@ use std::{
     io,
     net::SocketAddr,
     sync::{
-        Arc,
+        Arc, Mutex,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -51,6 +51,27 @@ struct Shared {
     /// Bytes from the server after which a connection is reset.
     reset_after: AtomicU64,
     accepted: AtomicUsize,
+    turns: Mutex<Turns>,
+}
+
+/// What went to the server, apart where the server said something in between.
+#[derive(Debug, Default)]
+struct Turns {
+    sent: Vec<Vec<u8>>,
+    answered: bool,
+}
+
+impl Turns {
+    fn pass(&mut self, up: bool, bytes: &[u8]) {
+        if !up {
+            self.answered = true;
+            return;
+        }
+        if std::mem::take(&mut self.answered) || self.sent.is_empty() {
+            self.sent.push(Vec::new());
+        }
+        self.sent.last_mut().expect("one at least").extend_from_slice(bytes);
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,6 +90,7 @@ impl Relay {
             cuts: watch::Sender::new(Cut::default()),
             reset_after: AtomicU64::new(u64::MAX),
             accepted: AtomicUsize::new(0),
+            turns: Mutex::default(),
         });
         let task = tokio::spawn(accept(listener, Arc::clone(&shared)));
         Self { address, shared, task }
@@ -99,6 +121,11 @@ impl Relay {
     /// Connections accepted from now on are reset after `bytes` from the server.
     pub fn reset_after(&self, bytes: u64) {
         self.shared.reset_after.store(bytes, Ordering::Relaxed);
+    }
+
+    /// What went to the server since the last call, one entry for each round trip; of use with one connection.
+    pub fn take_turns(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut *self.shared.turns.lock().expect("no panic inside")).sent
     }
 
     /// Connections accepted so far.
@@ -135,8 +162,12 @@ async fn join(mut near: TcpStream, shared: Arc<Shared>) {
     let reset = {
         let (near_read, near_write) = near.split();
         let (far_read, far_write) = far.split();
-        let up = pump(near_read, far_write, shared.mode.subscribe(), u64::MAX);
-        let down = pump(far_read, near_write, shared.mode.subscribe(), limit);
+        let note = |up| {
+            let shared = &shared;
+            move |bytes: &[u8]| shared.turns.lock().expect("no panic inside").pass(up, bytes)
+        };
+        let up = pump(near_read, far_write, shared.mode.subscribe(), u64::MAX, note(true));
+        let down = pump(far_read, near_write, shared.mode.subscribe(), limit, note(false));
         tokio::select! {
             _ = cuts.changed() => cuts.borrow().reset,
             // A direction that ended passes its FIN on and leaves the other alone; an error or the limit ends both.
@@ -154,6 +185,7 @@ async fn pump(
     mut to: WriteHalf<'_>,
     mut mode: watch::Receiver<Mode>,
     limit: u64,
+    note: impl Fn(&[u8]),
 ) -> io::Result<()> {
     let mut buffer = vec![0; 16 * 1024];
     let mut left = limit;
@@ -165,6 +197,7 @@ async fn pump(
         }
         let passing = n.min(usize::try_from(left).unwrap_or(usize::MAX));
         let bytes = &buffer[..passing];
+        note(bytes);
         match unstalled(&mut mode).await {
             Mode::Blackhole => {}
             Mode::Bytewise => {
