@@ -201,6 +201,52 @@ async fn startup_parameters_and_options_are_the_clients_own() {
 }
 
 #[tokio::test]
+async fn a_setting_made_the_servers_default_stays_so_whatever_the_client_began_with() {
+    for mode in ["transaction", "session"] {
+        let tenant = cluster().tenant("state").await;
+        let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 3).set("pool.pool_mode", mode);
+        let proxy = proxy.set("pool.server_round_robin", true).start().await;
+        let mut client = proxy.connect(&tenant).parameter("options", "-c intervalstyle=postgres_verbose").login().await;
+        assert_eq!(client.value("SHOW intervalstyle").await, "postgres_verbose");
+        client.run("SET intervalstyle TO postgres").await;
+        for n in 0..4 {
+            client.run(&format!("CREATE TEMP TABLE t{n} (n int)")).await;
+            assert_eq!(client.value("SHOW intervalstyle").await, "postgres");
+            client.run(&format!("DROP TABLE t{n}")).await;
+            assert_eq!(client.value("SHOW intervalstyle").await, "postgres");
+            let mut other = proxy.connect(&tenant).login().await;
+            other.run("BEGIN; SELECT 1; COMMIT").await;
+            other.leave().await;
+        }
+        for sql in ["RESET intervalstyle", "RESET ALL", "DISCARD ALL"] {
+            client.run("SET intervalstyle TO postgres").await;
+            client.run(sql).await;
+            assert_eq!(client.value("SHOW intervalstyle").await, "postgres_verbose", "{sql}, {mode}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn temporary_objects_of_every_kind_stay_with_their_client() {
+    let (tenant, proxy) = two_servers().await;
+    let mut owner = proxy.connect(&tenant).login().await;
+    owner.run("CREATE TABLE ab (a int, b int)").await;
+    for (make, drop) in [
+        ("CREATE STATISTICS pg_temp.x ON a, b FROM ab", "DROP STATISTICS pg_temp.x"),
+        ("CREATE COLLATION pg_temp.x FROM \"C\"", "DROP COLLATION pg_temp.x"),
+        ("CREATE TEXT SEARCH CONFIGURATION pg_temp.x (copy = simple)", "DROP TEXT SEARCH CONFIGURATION pg_temp.x"),
+        ("CREATE DOMAIN pg_temp.x AS int", "DROP DOMAIN pg_temp.x"),
+        ("CREATE TEMP SEQUENCE x", "DROP SEQUENCE x"),
+        ("CREATE TEMP VIEW x AS SELECT 1", "DROP VIEW x"),
+    ] {
+        owner.run(make).await;
+        let temporary = "SELECT count(*) FROM pg_depend WHERE refclassid = 'pg_namespace'::regclass AND refobjid = pg_my_temp_schema()";
+        others_see(&proxy, &tenant, temporary, "0").await;
+        owner.run(drop).await;
+    }
+}
+
+#[tokio::test]
 async fn a_startup_parameter_that_postgresql_refuses_is_refused() {
     let (tenant, proxy) = two_servers().await;
     for (name, value) in [

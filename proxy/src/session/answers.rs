@@ -218,19 +218,20 @@ impl Session {
         let Some((name, value)) = message::read_parameter_status(body) else {
             return Err(self.desync("a malformed parameter"));
         };
+        // While we replay, what the client knows already is no news to it, nor to us.
         let mut known = false;
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             let lower = name.to_ascii_lowercase();
-            known = self.settings.get(&lower).or_else(|| conn.baseline(name)) == Some(value);
-            conn.reported(name, value);
-            if is_setting(name) {
-                let differs = conn.baseline(name) != Some(value);
-                self.settings = self.settings.with(&lower, differs.then_some(value));
+            let plain = conn.baseline(name) == Some(value);
+            known = self.owed.head_is_ours() && self.settings.get(&lower).map_or(plain, |wanted| wanted == value);
+            if is_setting(name) && !known {
+                // Where a RESET would not lead there, the client has asked for it.
+                let asked = !plain || self.startup.get(&lower).is_some();
+                self.settings = self.settings.with(&lower, asked.then_some(value));
+                conn.label = conn.label.with(&lower, asked.then_some(value));
             }
         }
-        // While we replay, what the client knows already is no news to it.
-        let replaying = self.owed.head_is_ours();
-        self.take(header, if replaying && known { Sink::Discard } else { Sink::Forward }, run);
+        self.take(header, if known { Sink::Discard } else { Sink::Forward }, run);
         Ok(())
     }
 

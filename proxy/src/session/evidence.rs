@@ -95,6 +95,9 @@ impl Session {
         let functions = &self.pool.functions;
         let asked = self.reads_functions.take();
         if let (Some(generation), Some(evidence)) = (asked, evidence) {
+            if evidence.sequences_are_read {
+                self.pool.sequences_are_read();
+            }
             let touched = evidence.touched_by_functions.clone();
             // Those that are new were not asked for in this probe; in another one, before the connection goes on.
             self.signs.custom = functions.read(generation, evidence.functions, touched, Millis::now());

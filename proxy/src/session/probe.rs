@@ -59,6 +59,9 @@ SELECT DISTINCT 'functions', 'stateful', '' FROM body WHERE text OPERATOR(pg_cat
 UNION ALL SELECT DISTINCT 'functions', 'opaque', '' FROM body
 WHERE NOT of_extension AND (lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['sql', 'plpgsql']::pg_catalog.name[]) OR text OPERATOR(pg_catalog.~*)
 '\mset_config\s*\(\s*(?!''|\s)|\mset\s+(session\s+)?(''|%)|\mexecute\s+(?!''|\s|format\s*\(\s*''|(e|u&)''|function\M|procedure\M|on\M)')
+UNION ALL SELECT 'functions', 'sequences', '' WHERE EXISTS (SELECT FROM body WHERE text OPERATOR(pg_catalog.~*) '\m(curr|last)val\M')
+OR EXISTS (SELECT FROM pg_catalog.pg_attrdef WHERE adrelid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid
+AND pg_catalog.pg_get_expr(adbin, adrelid) OPERATOR(pg_catalog.~*) '\m(curr|last)val\M')
 UNION ALL SELECT DISTINCT 'touches', pg_catalog.lower(m[1]), '' FROM body, LATERAL pg_catalog.regexp_matches(text,
 '(?:set_config\s*\(\s*''|\m(?:set|reset)\s+(?:session\s+)?)([a-z_][a-z0-9_$]*(?:\.[a-z_][a-z0-9_$]*)+)', 'gi') m
 ) functions"#;
@@ -90,6 +93,8 @@ pub struct Evidence {
     /// Of functions, if they were asked about.
     pub functions: Functions,
     pub touched_by_functions: Vec<String>,
+    /// A function or a default asks what a sequence gave.
+    pub sequences_are_read: bool,
     malformed: bool,
 }
 
@@ -105,6 +110,7 @@ impl Evidence {
         match kind {
             "setting" => self.settings.push((name.to_owned(), value.to_owned())),
             "user" => self.user = Some(name.to_owned()),
+            "functions" if name == "sequences" => self.sequences_are_read = true,
             "functions" if name == "opaque" => self.functions = self.functions.max(Functions::Opaque),
             "functions" => self.functions = self.functions.max(Functions::Stateful),
             "touches" => self.touched_by_functions.push(name.to_owned()),
