@@ -229,3 +229,24 @@ async fn incident_g01_cancels_do_not_starve_queries() {
         None => drop(sleeper.until_ready().await.error("57014")),
     }
 }
+
+/// PostgreSQL keeps the answers of a batch back until its Sync: that it is ours which comes first must not keep a cancel back.
+#[tokio::test]
+async fn a_cancel_reaches_a_batch_that_a_replay_or_a_parse_of_ours_goes_ahead_of() {
+    let tenant = cluster().tenant("cancel").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 1).start().await;
+    let mut other = proxy.connect(&tenant).login().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    other.run("SET app.other = '1'").await;
+    client.ask(&[say::parse("sleep", "SELECT pg_sleep(60)"), say::sync()].concat()).await.ok();
+    for round in 0..2 {
+        // The other's settings are on the connection; and no statement of the client's.
+        other.run("DISCARD ALL").await;
+        other.run("SET app.other = '1'").await;
+        client.send(&[say::bind("", "sleep", &[]), say::execute("", 0), say::sync()].concat()).await;
+        running(cluster(), &tenant, "pg_sleep").await;
+        send_cancel(&proxy.endpoint(), &client.cancel_request()).await;
+        client.until_ready().await.error("57014");
+        assert_eq!(client.value(&format!("SELECT {round}")).await, round.to_string());
+    }
+}

@@ -17,6 +17,34 @@ use crate::clock::Millis;
 /// PostgreSQL is asked again this often, for functions that were made around us: milliseconds.
 const ASK_EVERY: u64 = 10_000;
 
+/// One row for each kind of thing that a function in the database may leave, and one for each setting with a dot that one
+/// touches. What is looked at is the text of the functions that are not PostgreSQL's own nor written in C, without
+/// `set_config(..., true)`, which ends with the transaction. What such a function calls is looked at by itself.
+///
+/// Stateful: a word that makes state, wherever it stands; SET, RESET and the like at the beginning of a statement or of a
+/// string. Opaque: a name or a statement that is put together when it runs, or another language; extensions are trusted not
+/// to do that.
+pub const READ: &str = r#"SELECT * FROM (
+WITH body AS MATERIALIZED (SELECT lanname, EXISTS (SELECT FROM pg_catalog.pg_depend d
+WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid OPERATOR(pg_catalog.=) p.oid
+AND d.deptype OPERATOR(pg_catalog.=) 'e') AS of_extension,
+pg_catalog.regexp_replace(CASE p.prosrc WHEN '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END,
+'set_config\s*\(([^()]|\([^()]*\))*,\s*(true|''t(rue)?''|''on'')\s*\)', '', 'gi') AS text
+FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
+WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND p.prokind OPERATOR(pg_catalog.=) ANY (ARRAY['f', 'p']::pg_catalog."char"[])
+AND l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['internal', 'c']::pg_catalog.name[]))
+SELECT DISTINCT 'functions', 'stateful', '' FROM body WHERE text OPERATOR(pg_catalog.~*)
+'\m(set_config|setseed|dblink_connect\w*|set_limit)\M|advisory_(un)?lock|\mtemp(orary)?\s+(table|view|sequence|recursive)\M|\minto\s+temp(orary)?\M|\mpg_temp|\mwith\s+hold\M|(^|;|\m(begin|then|else|loop)\M|\$\w*\$|'')(\s|--[^\n]*\n|/\*([^*]|\*+[^*/])*\*+/)*((set\s+(?!local\M|constraints\M|transaction\M))|(reset|discard|listen|load|prepare)\M)'
+UNION ALL SELECT DISTINCT 'functions', 'opaque', '' FROM body
+WHERE NOT of_extension AND (lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['sql', 'plpgsql']::pg_catalog.name[]) OR text OPERATOR(pg_catalog.~*)
+'\mset_config\s*\(\s*(?!''|\s)|\mset\s+(session\s+)?(''|%)|\mexecute\s+(?!''|\s|format\s*\(\s*''|(e|u&)''|function\M|procedure\M|on\M)')
+UNION ALL SELECT 'functions', 'sequences', '' WHERE EXISTS (SELECT FROM body WHERE text OPERATOR(pg_catalog.~*) '\m(curr|last)val\M')
+OR EXISTS (SELECT FROM pg_catalog.pg_attrdef WHERE adrelid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid
+AND pg_catalog.pg_get_expr(adbin, adrelid) OPERATOR(pg_catalog.~*) '\m(curr|last)val\M')
+UNION ALL SELECT DISTINCT 'touches', pg_catalog.lower(m[1]), '' FROM body, LATERAL pg_catalog.regexp_matches(text,
+'(?:set_config\s*\(\s*''|\m(?:set|reset)\s+(?:session\s+)?)([a-z_][a-z0-9_$]*(?:\.[a-z_][a-z0-9_$]*)+)', 'gi') m
+) functions"#;
+
 /// What the functions of a database may do, the worst of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 #[repr(u8)]
@@ -28,6 +56,30 @@ pub enum Functions {
     Stateful = 2,
     /// Leave what nobody can ask for by name: connections are wiped before others use them.
     Opaque = 3,
+}
+
+/// What PostgreSQL told when it was asked for `READ`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Reading {
+    kind: Functions,
+    /// Settings with a dot that functions touch.
+    custom: Vec<String>,
+    /// A function or a default asks what a sequence gave.
+    pub asks_sequences: bool,
+}
+
+impl Reading {
+    /// Takes the first two columns of a row; false if they make no sense.
+    pub fn row(&mut self, kind: &str, name: &str) -> bool {
+        match (kind, name) {
+            ("functions", "stateful") => self.kind = self.kind.max(Functions::Stateful),
+            ("functions", "opaque") => self.kind = self.kind.max(Functions::Opaque),
+            ("functions", "sequences") => self.asks_sequences = true,
+            ("touches", name) => self.custom.push(name.to_owned()),
+            _ => return false,
+        }
+        true
+    }
 }
 
 /// What is known of one pool's database.
@@ -71,13 +123,14 @@ impl KnownFunctions {
     }
 
     /// PostgreSQL told, when asked in this generation. Names that were not known before are returned: they have not been asked for yet.
-    pub fn read(&self, generation: u32, kind: Functions, custom: Vec<String>, now: Millis) -> Vec<String> {
+    pub fn read(&self, generation: u32, reading: Reading, now: Millis) -> Vec<String> {
         if generation != self.generation() {
             return Vec::new();
         }
-        self.kind.store(kind as u8, Ordering::Relaxed);
+        self.kind.store(reading.kind as u8, Ordering::Relaxed);
         self.due.store(now.0.saturating_add(ASK_EVERY), Ordering::Relaxed);
         let mut known = self.custom.lock();
+        let custom = reading.custom;
         let fresh: Vec<_> = custom.iter().filter(|name| !known.contains(name)).cloned().collect();
         *known = custom;
         fresh
@@ -112,7 +165,8 @@ mod tests {
     fn nobody_is_trusted_before_the_functions_were_read_nor_while_they_change() {
         let known = KnownFunctions::default();
         let read = |kind, names: &[&str], at| {
-            known.read(known.generation(), kind, names.iter().map(|n| (*n).to_owned()).collect(), Millis(at))
+            let custom = names.iter().map(|n| (*n).to_owned()).collect();
+            known.read(known.generation(), Reading { kind, custom, asks_sequences: false }, Millis(at))
         };
         assert!(known.are_suspect(Millis(0)) && known.are_to_be_read(Millis(0)));
         assert_eq!(read(Functions::Clean, &["app.a"], 5), ["app.a"]);
@@ -124,7 +178,7 @@ mod tests {
         assert!(known.are_suspect(Millis(8)), "somebody else's probe; the maker has not committed yet");
         read(Functions::Stateful, &[], 8);
         known.changed(true);
-        known.read(early, Functions::Clean, Vec::new(), Millis(9));
+        known.read(early, Reading::default(), Millis(9));
         assert!(known.are_suspect(Millis(9)), "what was asked before is believed no more");
         read(Functions::Clean, &[], 10);
         assert!(!known.are_suspect(Millis(10)));

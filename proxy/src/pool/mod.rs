@@ -25,7 +25,12 @@ use parking_lot::Mutex;
 use tenantry_config::{PoolMode, TenantId};
 use tenantry_wire::scram::ClientKey;
 
-use self::{decision::PoolId, functions::KnownFunctions, server::Server, stats::Stats};
+use self::{
+    decision::PoolId,
+    functions::{KnownFunctions, Reading},
+    server::Server,
+    stats::Stats,
+};
 use crate::clock::Millis;
 use crate::server::{
     conn::Parameters,
@@ -195,6 +200,15 @@ impl Pool {
     /// Statements that are prepared may not fit the tables any more: each connection prepares them anew.
     pub fn plans_are_stale(&self) -> u32 {
         self.plans.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
+    }
+
+    /// PostgreSQL told of the functions in the database, when asked in this generation. Settings that they touch and that
+    /// were not known before are returned.
+    pub fn read_functions(&self, generation: u32, reading: Reading, now: Millis) -> Vec<String> {
+        if reading.asks_sequences {
+            self.sequences_are_read();
+        }
+        self.functions.read(generation, reading, now)
     }
 
     #[must_use]

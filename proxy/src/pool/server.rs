@@ -12,6 +12,7 @@ use std::{
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tenantry_config::{OrAuto, TenantId};
+use tenantry_wire::message;
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::task::TaskTracker;
 
@@ -22,7 +23,7 @@ use super::{
         Action, Actions, Checkout, DialFailure, Gate, PoolId, PoolLimits, Refusal, Rested, ServerLimits, SlotId, Waste,
     },
     explain::Explanation,
-    functions::KnownFunctions,
+    functions::{self, KnownFunctions, Reading},
     lease::{Handoff, Lease, Waiting},
     slot::{Counts, SlotEvent, SlotState},
     stats::Stats,
@@ -516,6 +517,10 @@ impl Server {
             let (endpoint, (login, turn)) = (server.endpoint(), pool.login());
             let limit = pool.settings().pool.server_connect_timeout;
             let dialed = connect::connect_within(limit, &endpoint, &login, slot).await;
+            let dialed = match dialed {
+                Ok((conn, room)) => look_at_functions(&pool, conn, limit).await.map(|conn| (conn, room)),
+                Err(none) => Err(none),
+            };
             match dialed {
                 Ok((conn, room)) => {
                     guard.slot = None;
@@ -782,4 +787,27 @@ fn pool_limits(settings: &PoolSettings) -> PoolLimits {
 
 fn millis(d: Duration) -> u64 {
     u64::try_from(d.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// If it is time to: on a fresh connection nobody waits for the answer but who waits for the connection.
+async fn look_at_functions(pool: &Pool, mut conn: ServerConn, limit: Duration) -> Result<ServerConn, NoLogin> {
+    if !pool.functions.are_to_be_read(Millis::now()) {
+        return Ok(conn);
+    }
+    let generation = pool.functions.generation();
+    let asked = tokio::time::timeout(limit, upkeep::ask_for_rows(&mut conn, functions::READ)).await;
+    let Ok(Ok(rows)) = asked else {
+        let error = ConnectError::Timeout { reached: true };
+        return Err(NoLogin { error, half_open: Some(conn.stream) });
+    };
+    let mut reading = Reading::default();
+    let made_sense = rows.iter().all(|row| {
+        let columns = message::read_data_row(row).unwrap_or_default();
+        let text = |i: usize| columns.get(i).copied().flatten().and_then(|v| std::str::from_utf8(v).ok());
+        matches!((text(0), text(1)), (Some(kind), Some(name)) if reading.row(kind, name))
+    });
+    if made_sense {
+        pool.read_functions(generation, reading, Millis::now());
+    }
+    Ok(conn)
 }

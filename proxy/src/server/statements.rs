@@ -246,7 +246,7 @@ mod tests {
     fn columns_are_asked_for_again_when_tables_changed_and_never_change_unseen() {
         let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(1 << 20)));
         let intern = |plans| table.intern(&PARSE, 0, plans, &memory).unwrap();
-        let column = |name: &[u8], kind: u8| [&[0, 1][..], name, &[0; 10], &[kind], &[0; 8]].concat();
+        let column = |name: &[u8], kind: u8| [&[0, 1][..], name, &[0; 9], &[kind], &[0; 8]].concat();
         let one = intern(0);
         assert_eq!(one.columns(7), Columns::Same, "nobody was told of any");
         one.described(&column(b"a\0", 23), 0);

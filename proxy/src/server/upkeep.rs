@@ -57,8 +57,14 @@ pub async fn check(conn: &mut ServerConn) -> Result<(), Unusable> {
 pub async fn ask_for_room(conn: &mut ServerConn) -> Result<Option<Room>, Unusable> {
     ask(conn, connect::ROOM).await?;
     let answer = settle(conn).await?;
-    let row = answer.row.as_deref().and_then(message::read_data_row);
+    let row = answer.rows.last().and_then(|row| message::read_data_row(row));
     Ok(row.and_then(|row| connect::room(&row)))
+}
+
+/// The rows of a query of ours, as bodies of DataRow; none if PostgreSQL refuses it.
+pub async fn ask_for_rows(conn: &mut ServerConn, sql: &str) -> Result<Vec<BytesMut>, Unusable> {
+    ask(conn, sql).await?;
+    Ok(settle(conn).await?.rows)
 }
 
 /// Anything but success makes the connection unusable.
@@ -79,7 +85,7 @@ async fn ask(conn: &mut ServerConn, sql: &str) -> Result<(), Unusable> {
 #[derive(Debug, Default)]
 struct Answer {
     failed: bool,
-    row: Option<BytesMut>,
+    rows: Vec<BytesMut>,
 }
 
 /// Reads up to ReadyForQuery(idle); any other end makes the connection unusable.
@@ -111,7 +117,7 @@ async fn settle(conn: &mut ServerConn) -> Result<Answer, Unusable> {
                 backend::COMMAND_COMPLETE | backend::EMPTY_QUERY_RESPONSE => answered = true,
                 backend::ERROR_RESPONSE => (answered, answer.failed) = (true, true),
                 backend::ROW_DESCRIPTION => {}
-                backend::DATA_ROW => answer.row = Some(message.split_off(HEADER)),
+                backend::DATA_ROW => answer.rows.push(message.split_off(HEADER)),
                 backend::NOTICE_RESPONSE | backend::NOTIFICATION_RESPONSE => {}
                 _ => return Err(Unusable),
             }

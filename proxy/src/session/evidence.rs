@@ -95,12 +95,8 @@ impl Session {
         let functions = &self.pool.functions;
         let asked = self.reads_functions.take();
         if let (Some(generation), Some(evidence)) = (asked, evidence) {
-            if evidence.sequences_are_read {
-                self.pool.sequences_are_read();
-            }
-            let touched = evidence.touched_by_functions.clone();
             // Those that are new were not asked for in this probe; in another one, before the connection goes on.
-            self.signs.custom = functions.read(generation, evidence.functions, touched, Millis::now());
+            self.signs.custom = self.pool.read_functions(generation, evidence.functions.clone(), Millis::now());
             self.signs.custom.retain(|name| !self.custom.contains(name));
         }
         if std::mem::take(&mut self.made_functions) {

@@ -427,6 +427,22 @@ impl Owed {
         matches!(self.queue.front().map(|e| &e.what), Some(What::Request(_, For::Us | For::Probe | For::Guard)))
     }
 
+    /// What runs now, as far as is known, is apart from what the client asked: a cancel must not hit it. (A Parse of ours
+    /// inside the client's batch is a part of that; besides, PostgreSQL keeps its answer back until the batch is over.)
+    #[must_use]
+    pub fn runs_ours(&self) -> bool {
+        matches!(
+            self.queue.front().map(|e| &e.what),
+            Some(What::Request(Kind::Query, For::Us | For::Probe) | What::Request(_, For::Guard))
+        )
+    }
+
+    /// Nothing but a probe is owed: it only looks, and is soon over.
+    #[must_use]
+    pub fn is_probe_only(&self) -> bool {
+        self.queue.len() == 1 && matches!(self.queue.front(), Some(Entry { what: What::Request(_, For::Probe), .. }))
+    }
+
     /// A request of the client is unanswered.
     #[must_use]
     pub fn client_waits(&self) -> bool {

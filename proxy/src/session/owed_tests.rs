@@ -252,7 +252,7 @@ fn a_simple_query_ends_what_extended_messages_before_it_began() {
 fn guarded() -> Owed {
     let mut owed = Owed::default();
     owed.push(Kind::Query, For::Us, None);
-    owed.push(Kind::Describe, For::Us, None);
+    owed.push_guard(Kind::Describe);
     owed.push_guard(Kind::Close);
     owed
 }
@@ -267,9 +267,9 @@ fn what_comes_behind_a_sync_waits_for_the_guard_before_it() {
     for tag in b"TDCZtT" {
         assert_eq!(owed.reply(*tag), Ok(Verdict::Swallow));
     }
-    assert!(owed.is_past_guard() && owed.head_is_ours());
+    assert!(owed.is_past_guard() && owed.runs_ours());
     assert_eq!(owed.reply(b'3'), Ok(Verdict::Swallow));
-    assert!(!owed.is_past_guard());
+    assert!(!owed.is_past_guard() && !owed.runs_ours());
     replies(&mut owed, b"12CZ");
     assert!(owed.is_at_rest());
 }

@@ -18,7 +18,7 @@ use super::{
     pin::{PinReason, Pins},
 };
 use crate::{
-    pool::functions::Functions,
+    pool::functions::{READ, Reading},
     server::settings::{Difference, Settings, is_role},
 };
 
@@ -37,41 +37,13 @@ AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
 UNION ALL SELECT 'prepare', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
 UNION ALL SELECT 'listen', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels())";
 
-/// One row for each kind of thing that a function in the database may leave, and one for each setting with a dot that one
-/// touches. What is looked at is the text of the functions that are not PostgreSQL's own nor written in C, without
-/// `set_config(..., true)`, which ends with the transaction. What such a function calls is looked at by itself.
-///
-/// Stateful: a word that makes state, wherever it stands; SET, RESET and the like at the beginning of a statement or of a
-/// string. Opaque: a name or a statement that is put together when it runs, or another language; extensions are trusted not
-/// to do that.
-const FUNCTIONS: &str = r#"
-UNION ALL SELECT * FROM (
-WITH body AS MATERIALIZED (SELECT lanname, EXISTS (SELECT FROM pg_catalog.pg_depend d
-WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid OPERATOR(pg_catalog.=) p.oid
-AND d.deptype OPERATOR(pg_catalog.=) 'e') AS of_extension,
-pg_catalog.regexp_replace(CASE p.prosrc WHEN '' THEN pg_catalog.pg_get_functiondef(p.oid) ELSE p.prosrc END,
-'set_config\s*\(([^()]|\([^()]*\))*,\s*(true|''t(rue)?''|''on'')\s*\)', '', 'gi') AS text
-FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
-WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND p.prokind OPERATOR(pg_catalog.=) ANY (ARRAY['f', 'p']::pg_catalog."char"[])
-AND l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['internal', 'c']::pg_catalog.name[]))
-SELECT DISTINCT 'functions', 'stateful', '' FROM body WHERE text OPERATOR(pg_catalog.~*)
-'\m(set_config|setseed|dblink_connect\w*|set_limit)\M|advisory_(un)?lock|\mtemp(orary)?\s+(table|view|sequence|recursive)\M|\minto\s+temp(orary)?\M|\mpg_temp|\mwith\s+hold\M|(^|;|\m(begin|then|else|loop)\M|\$\w*\$|'')(\s|--[^\n]*\n|/\*([^*]|\*+[^*/])*\*+/)*((set\s+(?!local\M|constraints\M|transaction\M))|(reset|discard|listen|load|prepare)\M)'
-UNION ALL SELECT DISTINCT 'functions', 'opaque', '' FROM body
-WHERE NOT of_extension AND (lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['sql', 'plpgsql']::pg_catalog.name[]) OR text OPERATOR(pg_catalog.~*)
-'\mset_config\s*\(\s*(?!''|\s)|\mset\s+(session\s+)?(''|%)|\mexecute\s+(?!''|\s|format\s*\(\s*''|(e|u&)''|function\M|procedure\M|on\M)')
-UNION ALL SELECT 'functions', 'sequences', '' WHERE EXISTS (SELECT FROM body WHERE text OPERATOR(pg_catalog.~*) '\m(curr|last)val\M')
-OR EXISTS (SELECT FROM pg_catalog.pg_attrdef WHERE adrelid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid
-AND pg_catalog.pg_get_expr(adbin, adrelid) OPERATOR(pg_catalog.~*) '\m(curr|last)val\M')
-UNION ALL SELECT DISTINCT 'touches', pg_catalog.lower(m[1]), '' FROM body, LATERAL pg_catalog.regexp_matches(text,
-'(?:set_config\s*\(\s*''|\m(?:set|reset)\s+(?:session\s+)?)([a-z_][a-z0-9_$]*(?:\.[a-z_][a-z0-9_$]*)+)', 'gi') m
-) functions"#;
-
 /// The probe, with the custom settings that the session is known to have touched; `functions`: and what functions may do.
 #[must_use]
 pub fn probe(custom: &[String], functions: bool) -> String {
     let mut sql = PROBE.to_owned();
     if functions {
-        sql.push_str(FUNCTIONS);
+        sql.push_str(" UNION ALL ");
+        sql.push_str(READ);
     }
     for name in custom {
         let name = literal(name);
@@ -91,10 +63,7 @@ pub struct Evidence {
     pub pins: Pins,
     user: Option<String>,
     /// Of functions, if they were asked about.
-    pub functions: Functions,
-    pub touched_by_functions: Vec<String>,
-    /// A function or a default asks what a sequence gave.
-    pub sequences_are_read: bool,
+    pub functions: Reading,
     malformed: bool,
 }
 
@@ -110,16 +79,12 @@ impl Evidence {
         match kind {
             "setting" => self.settings.push((name.to_owned(), value.to_owned())),
             "user" => self.user = Some(name.to_owned()),
-            "functions" if name == "sequences" => self.sequences_are_read = true,
-            "functions" if name == "opaque" => self.functions = self.functions.max(Functions::Opaque),
-            "functions" => self.functions = self.functions.max(Functions::Stateful),
-            "touches" => self.touched_by_functions.push(name.to_owned()),
             "advisory_lock" => self.pins.add(PinReason::AdvisoryLock),
             "cursor" => self.pins.add(PinReason::Cursor),
             "temp" => self.pins.add(PinReason::TempObject),
             "prepare" => self.pins.add(PinReason::Prepare),
             "listen" => self.pins.add(PinReason::Listen),
-            _ => self.malformed = true,
+            _ => self.malformed |= !self.functions.row(kind, name),
         }
     }
 
@@ -155,6 +120,7 @@ pub fn write_wipe(out: &mut BytesMut, owed: &mut Owed, guarded: bool) -> Result<
         owed.push_guard(Kind::Parse);
         extended::write_statement_target(out, frontend::CLOSE, GUARD)?;
         owed.push_guard(Kind::Close);
+        out.extend_from_slice(message::FLUSH);
     }
     Ok(())
 }

@@ -299,7 +299,7 @@ impl Session {
 
     fn heed_wishes(&mut self) -> Result<(), End> {
         let shared = &self.registered.shared;
-        if shared.take_cancel() || (self.cancel_later && !self.owed.head_is_ours()) {
+        if shared.take_cancel() || (self.cancel_later && !self.owed.runs_ours()) {
             self.cancel_later = false;
             self.cancel();
         }
@@ -324,7 +324,7 @@ impl Session {
         if !self.owed.client_waits() || under_way {
             return;
         }
-        if self.owed.head_is_ours() {
+        if self.owed.runs_ours() {
             self.cancel_later = true;
             return;
         }
@@ -458,9 +458,11 @@ impl Session {
         self.owed.push(Kind::Query, For::Us, None);
         if guarded {
             extended::write_statement_target(out, frontend::DESCRIBE, probe::GUARD).map_err(broken)?;
-            self.owed.push(Kind::Describe, For::Us, None);
+            self.owed.push_guard(Kind::Describe);
             extended::write_statement_target(out, frontend::CLOSE, probe::GUARD).map_err(broken)?;
             self.owed.push_guard(Kind::Close);
+            // Without it PostgreSQL would keep the answer back until the client's batch is over, however long that takes.
+            out.extend_from_slice(message::FLUSH);
         }
         conn.label = self.settings.clone();
         conn.forget_unnamed();

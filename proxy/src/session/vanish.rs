@@ -48,7 +48,7 @@ pub struct Remains {
 pub fn bring_to_rest(remains: Remains, limit: Duration) {
     let Remains { lease, owed, .. } = &remains;
     // A replay of settings under way may be hit by the cancel, and then nobody knows what is set.
-    if remains.lost || remains.unsent || owed.is_unclear() || owed.head_is_ours() {
+    if remains.lost || remains.unsent || owed.is_unclear() || (owed.head_is_ours() && !owed.is_probe_only()) {
         // Dropping the lease closes the connection.
         return;
     }
@@ -100,7 +100,10 @@ async fn settle(remains: &mut Remains) -> Result<(), Unusable> {
     if remains.owed.in_copy_in() {
         last.extend_from_slice(message::COPY_FAIL);
         remains.owed.copy_ended();
-    } else if !remains.owed.is_empty() && !server.cancel(conn.key.clone(), CANCEL_LIMIT).await {
+    } else if !remains.owed.is_empty()
+        && !remains.owed.is_probe_only()
+        && !server.cancel(conn.key.clone(), CANCEL_LIMIT).await
+    {
         return Err(Unusable);
     }
     if remains.owed.has_open_batch() || remains.owed.is_skipping() {
