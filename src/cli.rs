@@ -110,6 +110,12 @@ pub struct Spec {
     /// When a server connection goes back to the pool: transaction, session or statement.
     #[arg(long, value_name = "MODE")]
     pub pool_mode: Option<String>,
+    /// What keeps one client's session state from another: tracked, or strict, which wipes a server connection before each use.
+    #[arg(long, value_name = "HOW")]
+    pub isolation: Option<String>,
+    /// Unnamed statements are shared and kept prepared like named ones: true or false.
+    #[arg(long, value_name = "BOOL")]
+    pub reuse_unnamed_statements: Option<bool>,
     /// Most server connections of one of its roles.
     #[arg(long, value_name = "N")]
     pub pool_size: Option<u32>,
@@ -330,6 +336,15 @@ pub enum Tenant {
         format: EnvFormat,
         #[arg(long, env = "DATABASE_PASSWORD", hide_env_values = true, value_name = "PASSWORD")]
         password: Option<String>,
+        #[command(flatten)]
+        api: Api,
+    },
+    /// Its clients, and why they keep their server connections.
+    Clients {
+        name: String,
+        /// Only those that keep one.
+        #[arg(long)]
+        pinned: bool,
         #[command(flatten)]
         api: Api,
     },

@@ -126,6 +126,22 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
             });
             output::line(&variables(&credentials, format))
         }
+        T::Clients { name, pinned, api } => {
+            let path = format!("/v1/tenants/{}/clients?limit=1000&pinned={pinned}", segment(&name));
+            let items = all(&Client::new(&api)?, &path).await?;
+            list(&api, &items, ["ID", "PROCESS", "ROLE", "STATE", "SECONDS", "SERVER", "POOL", "PINS"], |client| {
+                [
+                    word(&client["id"]),
+                    word(&client["process"]),
+                    word(&client["role"]),
+                    word(&client["state"]),
+                    format!("{:.1}", client["seconds"].as_f64().unwrap_or_default()),
+                    word(&client["server"]),
+                    word(&client["pool"]),
+                    word(&client["pins"]),
+                ]
+            })
+        }
         T::Explain { name, api } => {
             let explained = Client::new(&api)?.get(&format!("/v1/explain/{}", segment(&name))).await?;
             let roles = explained["roles"].as_array().cloned().unwrap_or_default();
@@ -467,13 +483,15 @@ fn spec_of(spec: &cli::Spec) -> Map<String, Value> {
         ceiling,
         weight,
         pool_mode,
+        isolation,
+        reuse_unnamed_statements,
         pool_size,
         max_client_conn,
     } = spec;
     let said = json!({
         "application": application, "owner": owner, "stage": stage, "deployed": deployed, "floor": floor,
-        "ceiling": ceiling, "weight": weight, "pool_mode": pool_mode, "pool_size": pool_size,
-        "max_client_conn": max_client_conn,
+        "ceiling": ceiling, "weight": weight, "pool_mode": pool_mode, "isolation": isolation,
+        "reuse_unnamed_statements": reuse_unnamed_statements, "pool_size": pool_size, "max_client_conn": max_client_conn,
     });
     let said = said.as_object().cloned().unwrap_or_default();
     said.into_iter().filter(|(_, value)| !value.is_null()).collect()

@@ -4,10 +4,11 @@ use std::{collections::BTreeSet, process::Command, time::Duration};
 
 use serde_json::{Value, json};
 use tenantry_testkit::{
-    Api, Mode, Proxy, ProxyBuilder, Relay, Tenant, cluster,
+    Api, Client, Mode, Proxy, ProxyBuilder, Relay, Tenant, cluster,
     control::{control_behind, control_builder, control_proxy, control_role, tenant_of},
     eventually,
     proxy::binary,
+    say,
     tls::write_certificates,
 };
 use tokio::{
@@ -114,7 +115,8 @@ async fn hostile_names_are_refused_everywhere_and_reach_nothing() {
         let renamed = api.post("/v1/tenants/honest/rename", json!({ "to": name })).await;
         assert_eq!(renamed.status, 422, "{name:?}: {}", renamed.body);
         let escaped: String = name.bytes().map(|byte| format!("%{byte:02X}")).collect();
-        for path in [format!("/v1/tenants/{escaped}"), format!("/v1/explain/{escaped}")] {
+        for path in ["/v1/tenants/@", "/v1/tenants/@/clients", "/v1/explain/@"].map(|path| path.replace('@', &escaped))
+        {
             let shown = api.get(&path).await;
             assert!(
                 matches!(shown.status, 200 | 404) && (name.is_empty() || shown.status == 404),
@@ -175,6 +177,8 @@ async fn bodies_that_are_too_large_too_deep_or_wrong_are_refused_by_their_status
         json!({ "deployed": "2026-13-01" }),
         json!({ "owner": "x\u{0}" }),
         json!({ "pool_mode": "free" }),
+        json!({ "isolation": "free" }),
+        json!({ "reuse_unnamed_statements": "yes" }),
         json!({ "floor": -1 }),
         json!({ "floor": 1.5 }),
         json!({ "floor": "1" }),
@@ -563,7 +567,7 @@ async fn a_parameter_that_an_operation_does_not_know_is_refused_and_nothing_is_d
         assert_eq!(reply.status, 422, "{path}: {}", reply.body);
     }
     assert_eq!(api.get("/v1/tenants/steady").await.body["state"], "active");
-    for path in ["/v1/tenants/%FF", "/v1/jobs/%FF/events", "/v1/explain/%C3"] {
+    for path in ["/v1/tenants/%FF", "/v1/tenants/%FF/clients", "/v1/jobs/%FF/events", "/v1/explain/%C3"] {
         let reply = api.get(path).await;
         assert_eq!(
             (reply.status, reply.headers["content-type"].to_str().ok()),
@@ -892,4 +896,155 @@ async fn a_change_that_cannot_be_written_down_is_not_made() {
     let kept = api.get("/v1/tenants/kept").await.body;
     assert_eq!((&kept["version"], kept["state"].as_str()), (&before, Some("active")), "{kept}");
     assert_eq!(api.get("/v1/tenants/late").await.status, 404);
+}
+
+/// What is told of a client, found by the process number that it was told.
+fn row_of<'a>(listed: &'a Value, client: &Client) -> &'a Value {
+    let process = client.key.as_ref().expect("BackendKeyData came").0;
+    let rows = listed["items"].as_array().expect("items");
+    rows.iter().find(|row| row["process"] == process).unwrap_or_else(|| panic!("no {process} in {listed}"))
+}
+
+/// Waits until a client is in that state, for these reasons.
+async fn is_told(api: &Api, tenant: &str, client: &Client, state: &str, pins: Value) {
+    let path = format!("/v1/tenants/{tenant}/clients");
+    eventually(format!("{state}, {pins}"), async || {
+        let listed = api.get(&path).await.body;
+        let row = row_of(&listed, client);
+        (row["state"] == state && row["pins"] == pins).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn clients_are_listed_with_the_reasons_for_which_they_keep_a_connection() {
+    let (proxy, api) = control_proxy().await;
+    let (shop, blog) = (api.create("shop").await, api.create("blog").await);
+    let viewer = Api::new(&proxy, "viewer").await;
+    let clients = async |query: &str| viewer.get(&format!("/v1/tenants/shop/clients{query}")).await;
+    assert_eq!(clients("").await.body, json!({ "items": [], "next": null }));
+    let mut temp = proxy.connect(&shop).login().await;
+    let mut lock = proxy.connect(&shop).login().await;
+    let mut idle = proxy.connect(&shop).login().await;
+    let mut other = proxy.connect(&blog).login().await;
+    temp.run("CREATE TEMP TABLE t (n int)").await;
+    lock.run("SELECT pg_advisory_lock(4711)").await;
+    idle.run("SELECT 1").await;
+    other.run("CREATE TEMP TABLE t (n int)").await;
+    is_told(&viewer, "shop", &temp, "pinned", json!(["temp_object"])).await;
+    is_told(&viewer, "shop", &lock, "pinned", json!(["advisory_lock"])).await;
+    is_told(&viewer, "shop", &idle, "idle", json!([])).await;
+    let listed = clients("").await.body;
+    let ids: Vec<_> = listed["items"].as_array().expect("items").iter().map(|row| row["id"].as_u64()).collect();
+    assert!(ids.len() == 3 && ids.is_sorted(), "{listed}");
+    let row = row_of(&listed, &temp);
+    assert_eq!((row["role"].as_str(), row["server"].as_str()), (Some("shop"), Some("main")), "{row}");
+    assert_eq!(row["pool"], row_of(&listed, &idle)["pool"]);
+    assert!(row["seconds"].as_f64().is_some_and(|seconds| (0.0..60.0).contains(&seconds)), "{row}");
+
+    let pinned = clients("?pinned=true").await.body;
+    assert_eq!((&pinned["items"][0]["id"], &pinned["items"][1]["id"]), (&json!(ids[0]), &json!(ids[1])), "{pinned}");
+    assert_eq!((&pinned["items"][2], &pinned["next"]), (&Value::Null, &Value::Null), "{pinned}");
+    let first = clients("?pinned=true&limit=1").await.body;
+    let next = first["next"].as_str().expect("there are more").to_owned();
+    let second = clients(&format!("?pinned=true&limit=1&after={next}")).await.body;
+    assert_eq!((&second["items"][0]["id"], &second["next"]), (&json!(ids[1]), &Value::Null), "{second}");
+    for wrong in ["?limit=0", "?limit=1001", "?after=x", "?after=-1", "?pinned=maybe", "?state=idle"] {
+        assert_eq!(clients(wrong).await.status, 422, "{wrong}");
+    }
+
+    let (code, said) = cli(&proxy, &viewer, &["tenant", "clients", "shop", "--pinned"]);
+    assert!(code == 0 && said.contains("temp_object") && said.contains("advisory_lock"), "{said}");
+    assert_eq!(said.lines().count(), 3, "a header and two clients: {said}");
+    let (code, said) = cli(&proxy, &viewer, &["tenant", "clients", "shop", "--json"]);
+    let told: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!((code, told.as_array().map(Vec::len)), (0, Some(3)), "{said}");
+    assert_eq!(cli(&proxy, &viewer, &["tenant", "clients", "nobody"]).0, 65);
+
+    temp.run("DROP TABLE t").await;
+    is_told(&viewer, "shop", &temp, "idle", json!([])).await;
+    lock.run("SELECT pg_advisory_unlock(4711)").await;
+    is_told(&viewer, "shop", &lock, "idle", json!([])).await;
+    assert_eq!(clients("?pinned=true").await.body["items"], json!([]));
+    idle.run("BEGIN").await;
+    is_told(&viewer, "shop", &idle, "idle_in_transaction", json!([])).await;
+    idle.run("COMMIT").await;
+    temp.leave().await;
+    eventually("who left is not listed", async || {
+        (clients("").await.body["items"].as_array().map(Vec::len) == Some(2)).then_some(())
+    })
+    .await;
+
+    // They stay its clients under another name.
+    let renamed = api.post("/v1/tenants/shop/rename", json!({ "to": "store" })).await;
+    assert_eq!(renamed.status, 200, "{}", renamed.body);
+    is_told(&viewer, "store", &lock, "idle", json!([])).await;
+    let former = clients("").await;
+    assert!(former.status == 404 && former.body["detail"].as_str().expect("text").contains("store"), "{}", former.body);
+}
+
+#[tokio::test]
+async fn clients_of_tenants_that_the_file_has_are_listed_too() {
+    control_role(cluster()).await;
+    let (tenant, any) = (cluster().tenant("written").await, cluster().tenant("any").await);
+    let builder = ProxyBuilder::new(cluster()).tenant(&tenant).role("*", &any.role, Some(&any.password));
+    let proxy =
+        control_builder(builder.set(&format!("tenants.{}.pool.isolation", tenant.name), "strict")).start().await;
+    let api = Api::new(&proxy, "viewer").await;
+    let of = |tenant: &Tenant| format!("/v1/tenants/{}/clients", tenant.name);
+    assert_eq!(api.get(&of(&tenant)).await.body["items"], json!([]));
+    assert_eq!(api.get(&of(&any)).await.status, 404, "nobody was there yet");
+    for tenant in [&tenant, &any] {
+        let mut client = proxy.connect(tenant).login().await;
+        client.run("CREATE TEMP TABLE t (n int)").await;
+        is_told(&api, &tenant.name, &client, "pinned", json!(["temp_object"])).await;
+        let listed = api.get(&of(tenant)).await.body;
+        assert_eq!(listed["items"].as_array().map(Vec::len), Some(1), "{listed}");
+    }
+    let shown = api.get(&format!("/v1/tenants/{}", tenant.name)).await.body;
+    assert_eq!((&shown["spec"]["isolation"], &shown["spec"]["pool_mode"]), (&json!("strict"), &json!("transaction")));
+}
+
+/// How often a statement is prepared on the server connection in the transaction after the one that used it.
+async fn left_prepared(proxy: &Proxy, tenant: &Tenant, name: &str, sql: &str) -> String {
+    let mut client = proxy.connect(tenant).login().await;
+    let run = [say::parse(name, sql), say::bind("", name, &[]), say::execute("", 0), say::sync()].concat();
+    client.ask(&run).await.ok();
+    client.value(&format!("SELECT count(*) FROM pg_prepared_statements WHERE statement = '{sql}'")).await
+}
+
+#[tokio::test]
+async fn isolation_and_the_reuse_of_unnamed_statements_are_said_per_tenant() {
+    let (proxy, api) = control_proxy().await;
+    let wish = json!({ "name": "apart", "spec": { "pool_size": 1, "isolation": "strict" } });
+    let made = api.post("/v1/tenants", wish).await;
+    assert_eq!(made.status, 201, "{}", made.body);
+    assert_eq!(made.body["tenant"]["spec"]["isolation"], "strict", "{}", made.body);
+    let apart = tenant_of(&made.body);
+    assert_eq!(left_prepared(&proxy, &apart, "s", "SELECT 1").await, "0", "wiped before each use");
+
+    let change = async |body: Value| {
+        let changed = api.send("PATCH", "/v1/tenants/apart", Some(&body), &[("If-Match", "*")]).await;
+        assert_eq!(changed.status, 200, "{body}: {}", changed.body);
+        changed.body["spec"].clone()
+    };
+    assert_eq!(change(json!({ "isolation": null })).await["isolation"], Value::Null);
+    assert_eq!(left_prepared(&proxy, &apart, "s", "SELECT 2").await, "1", "as [pool] says");
+    assert_eq!(left_prepared(&proxy, &apart, "", "SELECT 3").await, "0");
+    assert_eq!(change(json!({ "reuse_unnamed_statements": true })).await["reuse_unnamed_statements"], true);
+    assert_eq!(left_prepared(&proxy, &apart, "", "SELECT 4").await, "1", "kept like a named one");
+
+    let words = ["tenant", "update", "apart", "--isolation", "strict", "--reuse-unnamed-statements", "false"];
+    let (code, said) = cli(&proxy, &api, &words);
+    assert!(code == 0 && said.contains("strict"), "{said}");
+    assert_eq!(left_prepared(&proxy, &apart, "s", "SELECT 5").await, "0");
+    assert_eq!(cli(&proxy, &api, &["tenant", "update", "apart", "--isolation", "free"]).0, 65);
+
+    // Written by a version that did not know them.
+    let sql = "UPDATE tenantry.tenants SET spec = spec - 'isolation' - 'reuse_unnamed_statements'";
+    cluster().sql_in("tenantry_control", sql).await;
+    proxy.restart(&[]).await;
+    let spec = api.get("/v1/tenants/apart").await.body["spec"].clone();
+    assert_eq!((&spec["isolation"], &spec["pool_size"]), (&Value::Null, &json!(1)), "{spec}");
+    assert_eq!(left_prepared(&proxy, &apart, "s", "SELECT 6").await, "1");
 }

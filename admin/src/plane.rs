@@ -325,7 +325,7 @@ mod tests {
     use std::{collections::BTreeMap, net::SocketAddr, sync::mpsc, thread};
 
     use tenantry_proxy::{
-        directory::{Activity, Snapshot},
+        directory::{Activity, ClientSnapshot, Snapshot},
         pool::explain::Explanation,
     };
 
@@ -366,6 +366,10 @@ mod tests {
         }
 
         fn activity(&self, _: &str, _: Option<i64>) -> Option<Activity> {
+            None
+        }
+
+        fn clients(&self, _: &str, _: Option<i64>) -> Option<Vec<ClientSnapshot>> {
             None
         }
 

@@ -10,7 +10,7 @@ use std::{
 
 use tenantry_config::Settings;
 use tenantry_proxy::{
-    directory::{Activity, Directory, Snapshot},
+    directory::{Activity, ClientSnapshot, Directory, Snapshot},
     pool::explain::Explanation,
 };
 use tenantry_wire::scram::ClientKey;
@@ -62,6 +62,8 @@ pub trait Plane: View {
     /// What a tenant's clients do; `None`: no such tenant. One of the catalog is meant by its number: the settings file may
     /// have another of that name, and then serves that.
     fn activity(&self, tenant: &str, number: Option<i64>) -> Option<Activity>;
+    /// A tenant's clients, the oldest first; meant as in `activity`.
+    fn clients(&self, tenant: &str, number: Option<i64>) -> Option<Vec<ClientSnapshot>>;
     /// Cancels what runs; how many statements.
     fn cancel_running(&self, tenant: &str, number: Option<i64>) -> usize;
     /// Ends sessions, those in a transaction too if `at_once`; how many are in one.
@@ -148,6 +150,10 @@ impl Plane for Directory {
 
     fn activity(&self, tenant: &str, number: Option<i64>) -> Option<Activity> {
         Directory::activity(self, tenant, number)
+    }
+
+    fn clients(&self, tenant: &str, number: Option<i64>) -> Option<Vec<ClientSnapshot>> {
+        Directory::clients(self, tenant, number)
     }
 
     fn cancel_running(&self, tenant: &str, number: Option<i64>) -> usize {

@@ -30,7 +30,7 @@ use crate::{
     },
     pool::{
         Place, Pool,
-        decision::{Gate, Waste},
+        decision::{Gate, PoolId, Waste},
         explain::Explanation,
         server::{PoolSnapshot, Server},
         stats::Stats,
@@ -40,6 +40,7 @@ use crate::{
         attempts::{Attempts, Pair},
         errors,
         lobby::{Guest, Lobby},
+        pin::Pins,
         registry::{EndReason, Registry},
         state::SessionState,
     },
@@ -134,6 +135,22 @@ pub struct ServerSnapshot {
 pub struct PoolView {
     pub snapshot: PoolSnapshot,
     pub pool: Arc<Pool>,
+}
+
+/// A client's session at one moment.
+#[derive(Debug, Clone)]
+pub struct ClientSnapshot {
+    pub id: u64,
+    /// The process number that the client was told at its login.
+    pub process: u32,
+    pub role: String,
+    pub server: String,
+    pub pool: PoolId,
+    pub state: SessionState,
+    /// How long it has been in that state.
+    pub in_state: Duration,
+    /// Why it keeps its server connection.
+    pub pins: Pins,
 }
 
 /// One client connection; counted out when dropped.
@@ -287,6 +304,33 @@ impl Directory {
         let any = || self.any.lock().get(tenant).cloned();
         let pools = self.find(tenant).or_else(any).map(|tenant| tenant.pools()).unwrap_or_default();
         pools.iter().map(|pool| (pool.role.clone(), pool.server.explain(pool.id, None))).collect()
+    }
+
+    /// A tenant's sessions, the oldest first; `None`: no such tenant. An alias is none, and a database of `[tenants."*"]` is
+    /// one once somebody has used it.
+    #[must_use]
+    pub fn clients(&self, tenant: &str, number: Option<i64>) -> Option<Vec<ClientSnapshot>> {
+        let by_name = || self.routes.load().tenants.get(tenant).cloned();
+        let any = || self.any.lock().get(tenant).cloned();
+        let found = if number.is_some() { self.find_one(tenant, number) } else { by_name().or_else(any) };
+        let (place, now) = (found?.place(), Millis::now());
+        let mut clients: Vec<_> = self
+            .registry
+            .of(|at| at.is_of(&place.tenant, place.number))
+            .iter()
+            .map(|shared| ClientSnapshot {
+                id: shared.id,
+                process: shared.key.process,
+                role: shared.pool.role.clone(),
+                server: shared.pool.server.name().as_ref().clone(),
+                pool: shared.pool.id,
+                state: shared.state(),
+                in_state: shared.in_state_for(now),
+                pins: shared.pins(),
+            })
+            .collect();
+        clients.sort_unstable_by_key(|client| client.id);
+        Some(clients)
     }
 
     /// Connections that a server has for roles that are not privileged, if it was asked.

@@ -49,6 +49,7 @@ pub const OPERATIONS: &[(&str, &str, Access)] = &[
     ("GET", "/v1/tenants/{tenant}", Access::Viewer),
     ("PATCH", "/v1/tenants/{tenant}", Access::Operator),
     ("DELETE", "/v1/tenants/{tenant}", Access::Admin),
+    ("GET", "/v1/tenants/{tenant}/clients", Access::Viewer),
     ("POST", "/v1/tenants/{tenant}/adopt", Access::Operator),
     ("POST", "/v1/tenants/{tenant}/rename", Access::Operator),
     ("POST", "/v1/tenants/{tenant}/pause", Access::Operator),

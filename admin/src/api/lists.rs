@@ -8,13 +8,14 @@ use axum::{
 };
 
 use tenantry_config::TenantState;
+use tenantry_proxy::directory::ClientSnapshot;
 
 use super::{
     Plane, Shared,
     body::{Asked, At},
-    page,
+    find, page,
     problem::{Answer, Errors, Problem},
-    types::{Explained, Page, PageQuery, ServerView, Why},
+    types::{ClientQuery, ClientView, Explained, Page, PageQuery, ServerView, Why},
 };
 use crate::{
     catalog::{
@@ -23,6 +24,8 @@ use crate::{
     },
     plane::ControlPlane,
 };
+
+const MOST_CLIENTS_ON_A_PAGE: u32 = 1_000;
 
 /// The servers of the settings, and what is used of them.
 #[utoipa::path(get, path = "/v1/servers", operation_id = "list_servers", responses((status = 200, body = Page<ServerView>), Errors))]
@@ -110,6 +113,33 @@ pub async fn explain(State(plane): Plane, At(name): At) -> Answer<Json<Explained
     };
     let roles = explained.into_iter().map(why).collect();
     Ok(Json(Explained { tenant: name, state: state.to_string(), roles }))
+}
+
+/// A tenant's clients in the process that is asked, the oldest first: what each does, and why it keeps its server connection.
+#[utoipa::path(get, path = "/v1/tenants/{tenant}/clients", operation_id = "list_clients",
+    params(("tenant" = String, Path), ClientQuery), responses((status = 200, body = Page<ClientView>), Errors))]
+pub async fn clients(
+    State(plane): Plane,
+    Extension(shared): Extension<Shared>,
+    At(name): At,
+    Asked(ClientQuery { after, limit, pinned }): Asked<ClientQuery>,
+) -> Answer<Json<Page<ClientView>>> {
+    let (limit, after) = (page::size_to(MOST_CLIENTS_ON_A_PAGE, limit)?, page::number_before(after)?);
+    let found = shared.aside(move || clients_of(&plane, &name)).await??;
+    let wanted = found.into_iter().filter(|client| client.id > after && !(pinned && client.pins.is_empty()));
+    let some = wanted.take(limit + 1).map(ClientView::from).collect();
+    let (items, next) = page::cut(some, limit, |client| client.id.to_string());
+    Ok(Json(Page { items, next }))
+}
+
+fn clients_of(plane: &ControlPlane, name: &str) -> Answer<Vec<ClientSnapshot>> {
+    let number = plane.known().tenant(name).map(|entry| entry.number);
+    match plane.data.clients(name, number) {
+        Some(clients) => Ok(clients),
+        // The data plane has none whose server is not in the settings.
+        None if number.is_some() || plane.file().tenants.contains_key(name) => Ok(Vec::new()),
+        None => Err(find(plane, name).map_or_else(|problem| problem, |_| Problem::not_found("no tenant of that name"))),
+    }
 }
 
 /// The registry of databases as a Markdown table.

@@ -73,6 +73,7 @@ fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
         .routes(routes!(lists::servers))
         .routes(routes!(tenants::list, tenants::create))
         .routes(routes!(tenants::show, tenants::update, tenants::delete))
+        .routes(routes!(lists::clients))
         .routes(routes!(adopt::adopt))
         .routes(routes!(tenants::rename))
         .routes(routes!(tenants::pause))

@@ -8,10 +8,15 @@ const MAX_AFTER: usize = 64;
 
 /// How many are wanted.
 pub fn size(limit: Option<u32>) -> Answer<usize> {
-    match limit.unwrap_or(100) {
-        limit @ 1..=MOST_ON_A_PAGE => Ok(usize::try_from(limit).unwrap_or(1)),
-        _ => Err(Problem::invalid(format!("limit: must be 1 to {MOST_ON_A_PAGE}"))),
-    }
+    size_to(MOST_ON_A_PAGE, limit)
+}
+
+/// The same, of a list with pages of another size.
+pub fn size_to(most: u32, limit: Option<u32>) -> Answer<usize> {
+    let limit = limit.unwrap_or(100);
+    let is_fit = (1..=most).contains(&limit);
+    let limit = is_fit.then(|| usize::try_from(limit).ok()).flatten();
+    limit.ok_or_else(|| Problem::invalid(format!("limit: must be 1 to {most}")))
 }
 
 /// The same, and one: whether there are more.
@@ -31,6 +36,12 @@ pub fn word(after: Option<String>) -> Answer<Option<String>> {
 pub fn number(after: Option<String>) -> Answer<i64> {
     let number = word(after)?.map(|after| after.parse().map_err(|_| wrong()));
     Ok(number.transpose()?.unwrap_or(i64::MAX))
+}
+
+/// `after` of a list that is ordered by number, oldest first; 0: from the beginning.
+pub fn number_before(after: Option<String>) -> Answer<u64> {
+    let number = word(after)?.map(|after| after.parse().map_err(|_| wrong()));
+    Ok(number.transpose()?.unwrap_or(0))
 }
 
 fn wrong() -> Problem {
@@ -56,5 +67,8 @@ mod tests {
         assert_eq!(cut(&[1, 2], 2), (vec![1, 2], None));
         assert_eq!(cut(&[], 2), (vec![], None));
         assert!(size(Some(0)).is_err() && size(Some(501)).is_err() && number(Some("x".into())).is_err());
+        assert!(size_to(501, Some(501)).is_ok() && size_to(501, Some(502)).is_err() && size_to(501, Some(0)).is_err());
+        assert_eq!((number_before(None).ok(), number_before(Some("7".into())).ok()), (Some(0), Some(7)));
+        assert!(number_before(Some("-1".into())).is_err());
     }
 }

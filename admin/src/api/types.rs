@@ -3,12 +3,13 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use tenantry_proxy::directory::ClientSnapshot;
 use time::OffsetDateTime;
 use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     catalog::{
-        model::{Access, Entry, Mode, Spec},
+        model::{Access, Entry, Isolation, Mode, Spec},
         store::JobRow,
     },
     jobs::work::{JobState, Step, Work},
@@ -117,6 +118,22 @@ pub struct JobQuery {
     pub tenant: Option<String>,
 }
 
+/// Which of a tenant's clients.
+#[derive(Debug, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ClientQuery {
+    /// `next` of the page before.
+    #[param(max_length = 64)]
+    pub after: Option<String>,
+    /// At most so many.
+    #[param(minimum = 1, maximum = 1000, default = 100)]
+    pub limit: Option<u32>,
+    /// Only those that keep their server connection for a reason.
+    #[serde(default)]
+    pub pinned: bool,
+}
+
 /// Whether to do it at all.
 #[derive(Debug, Default, Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -202,6 +219,10 @@ pub struct Update {
     #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
     pub pool_mode: Option<Option<Mode>>,
     #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    pub isolation: Option<Option<Isolation>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
+    pub reuse_unnamed_statements: Option<Option<bool>>,
+    #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
     #[schema(minimum = 1)]
     pub pool_size: Option<Option<u32>>,
     #[serde(default, with = "maybe", skip_serializing_if = "Option::is_none")]
@@ -236,6 +257,8 @@ impl Update {
         set(&mut spec.ceiling, self.ceiling.as_ref());
         set(&mut spec.weight, self.weight.as_ref());
         set(&mut spec.pool_mode, self.pool_mode.as_ref());
+        set(&mut spec.isolation, self.isolation.as_ref());
+        set(&mut spec.reuse_unnamed_statements, self.reuse_unnamed_statements.as_ref());
         set(&mut spec.pool_size, self.pool_size.as_ref());
         set(&mut spec.max_client_conn, self.max_client_conn.as_ref());
         spec.floor = self.floor.unwrap_or(spec.floor);
@@ -524,6 +547,42 @@ pub struct Why {
     pub cap: u32,
 }
 
+/// A client of a tenant, in the process that was asked.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct ClientView {
+    /// Grows with each login.
+    pub id: u64,
+    /// What the client was told as the process number of its connection: drivers show it as the backend's PID.
+    pub process: u32,
+    pub role: String,
+    /// idle, waiting, active, idle_in_transaction, pinned or closing.
+    pub state: String,
+    /// For how long it has been in that state.
+    pub seconds: f64,
+    pub server: String,
+    /// Clients with the same server and number share server connections.
+    pub pool: u32,
+    /// Why it keeps its server connection beyond the transaction: advisory_lock, cursor, temp_object, prepare, listen,
+    /// session_authorization, opaque, unknown, seed. As PostgreSQL said when it was last asked; without any the connection
+    /// goes back to the pool.
+    pub pins: Vec<String>,
+}
+
+impl From<ClientSnapshot> for ClientView {
+    fn from(client: ClientSnapshot) -> Self {
+        Self {
+            id: client.id,
+            process: client.process,
+            role: client.role,
+            state: client.state.as_str().to_owned(),
+            seconds: client.in_state.as_secs_f64(),
+            server: client.server,
+            pool: client.pool.0,
+            pins: client.pins.iter().map(|reason| reason.as_str().to_owned()).collect(),
+        }
+    }
+}
+
 /// The explanation for a tenant.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct Explained {
@@ -577,6 +636,10 @@ impl TenantView {
                 floor: tenant.floor,
                 ceiling: tenant.ceiling,
                 weight: Some(tenant.weight.get()),
+                pool_mode: Some(tenant.pool.pool_mode.into()),
+                isolation: Some(tenant.pool.isolation.into()),
+                reuse_unnamed_statements: Some(tenant.pool.reuse_unnamed_statements),
+                pool_size: Some(tenant.pool.pool_size),
                 max_client_conn: tenant.max_client_conn,
                 settings,
                 ..Spec::default()

@@ -5,7 +5,8 @@ use std::{collections::BTreeMap, num::NonZeroU32};
 use serde::{Deserialize, Deserializer, Serialize, de::Error as _};
 use serde_json::Value;
 use tenantry_config::{
-    FormerSecret, PoolMode, Role, RoleSecret, Secret, Settings, Standing, Tenant, TenantId, TenantState,
+    FormerSecret, Isolation as PoolIsolation, PoolMode, Role, RoleSecret, Secret, Settings, Standing, Tenant, TenantId,
+    TenantState,
 };
 use time::OffsetDateTime;
 use utoipa::ToSchema;
@@ -127,6 +128,10 @@ pub struct Spec {
     pub weight: Option<u32>,
     /// When a server connection goes back to the pool; null: as `[pool]` says.
     pub pool_mode: Option<Mode>,
+    /// What keeps one client's session state from another; null: as `[pool]` says.
+    pub isolation: Option<Isolation>,
+    /// Unnamed statements are shared and kept prepared like named ones; null: as `[pool]` says.
+    pub reuse_unnamed_statements: Option<bool>,
     /// Most server connections of one of its roles; null: as `[pool]` says.
     #[schema(minimum = 1)]
     pub pool_size: Option<u32>,
@@ -147,6 +152,54 @@ pub enum Mode {
     Transaction,
     Session,
     Statement,
+}
+
+impl From<Mode> for PoolMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Transaction => Self::Transaction,
+            Mode::Session => Self::Session,
+            Mode::Statement => Self::Statement,
+        }
+    }
+}
+
+impl From<PoolMode> for Mode {
+    fn from(mode: PoolMode) -> Self {
+        match mode {
+            PoolMode::Transaction => Self::Transaction,
+            PoolMode::Session => Self::Session,
+            PoolMode::Statement => Self::Statement,
+        }
+    }
+}
+
+/// What keeps one client's session state from another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Isolation {
+    /// What a client may have left is asked of PostgreSQL, kept for it and from others.
+    Tracked,
+    /// The same, and each use of a server connection begins with DISCARD ALL.
+    Strict,
+}
+
+impl From<Isolation> for PoolIsolation {
+    fn from(isolation: Isolation) -> Self {
+        match isolation {
+            Isolation::Tracked => Self::Tracked,
+            Isolation::Strict => Self::Strict,
+        }
+    }
+}
+
+impl From<PoolIsolation> for Isolation {
+    fn from(isolation: PoolIsolation) -> Self {
+        match isolation {
+            PoolIsolation::Tracked => Self::Tracked,
+            PoolIsolation::Strict => Self::Strict,
+        }
+    }
 }
 
 /// A bearer token; its secret is nowhere.
@@ -232,14 +285,11 @@ impl Entry {
     /// As the data plane wants it.
     fn settings(&self, file: &Settings) -> Tenant {
         let mut pool = file.pool.clone();
-        if let Some(mode) = self.spec.pool_mode {
-            pool.pool_mode = match mode {
-                Mode::Transaction => PoolMode::Transaction,
-                Mode::Session => PoolMode::Session,
-                Mode::Statement => PoolMode::Statement,
-            };
-        }
-        if let Some(size) = self.spec.pool_size {
+        let spec = &self.spec;
+        pool.pool_mode = spec.pool_mode.map_or(pool.pool_mode, Into::into);
+        pool.isolation = spec.isolation.map_or(pool.isolation, Into::into);
+        pool.reuse_unnamed_statements = spec.reuse_unnamed_statements.unwrap_or(pool.reuse_unnamed_statements);
+        if let Some(size) = spec.pool_size {
             pool.pool_size = size;
             pool.min_pool_size = pool.min_pool_size.min(size);
         }
@@ -297,5 +347,36 @@ mod state_word {
     pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<TenantState, D::Error> {
         let word = String::deserialize(from)?;
         TenantState::parse(&word).ok_or_else(|| D::Error::custom("no such state"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn entry(spec: &Value) -> Entry {
+        let entry = json!({
+            "number": 1, "name": "shop", "state": "active", "held": false, "server": "main", "database": "shop",
+            "owner_role": "shop", "aliases": [], "version": 1, "spec": spec, "roles": [],
+            "created_at": "2026-11-26T00:00:00Z", "updated_at": "2026-11-26T00:00:00Z",
+        });
+        serde_json::from_value(entry).unwrap()
+    }
+
+    #[test]
+    fn what_a_spec_does_not_say_is_as_the_file_says() {
+        let mut file = Settings::default();
+        let (isolation, reuse) = (PoolIsolation::Strict, true);
+        (file.pool.isolation, file.pool.reuse_unnamed_statements) = (isolation, reuse);
+        let pool = |spec: Value| entry(&spec).settings(&file).pool;
+        // As rows were before there was such a thing, and as they are now.
+        for spec in [json!({ "floor": 1 }), json!({ "isolation": null, "reuse_unnamed_statements": null })] {
+            let pool = pool(spec);
+            assert_eq!((pool.isolation, pool.reuse_unnamed_statements), (isolation, reuse));
+        }
+        let said = pool(json!({ "isolation": "tracked", "reuse_unnamed_statements": false, "of_a_newer_version": 1 }));
+        assert_eq!((said.isolation, said.reuse_unnamed_statements), (PoolIsolation::Tracked, false));
     }
 }

@@ -246,7 +246,7 @@ impl Registry {
     }
 
     /// The sessions of one tenant.
-    fn of(&self, is_meant: impl Fn(&Place) -> bool) -> Vec<Arc<Shared>> {
+    pub(crate) fn of(&self, is_meant: impl Fn(&Place) -> bool) -> Vec<Arc<Shared>> {
         self.sessions.lock().values().filter(|shared| is_meant(&shared.pool.place())).cloned().collect()
     }
 
