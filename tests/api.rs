@@ -988,8 +988,7 @@ async fn clients_of_tenants_that_the_file_has_are_listed_too() {
     control_role(cluster()).await;
     let (tenant, any) = (cluster().tenant("written").await, cluster().tenant("any").await);
     let builder = ProxyBuilder::new(cluster()).tenant(&tenant).role("*", &any.role, Some(&any.password));
-    let proxy =
-        control_builder(builder.set(&format!("tenants.{}.isolation", tenant.name), "strict")).start().await;
+    let proxy = control_builder(builder.set(&format!("tenants.{}.isolation", tenant.name), "strict")).start().await;
     let api = Api::new(&proxy, "viewer").await;
     let of = |tenant: &Tenant| format!("/v1/tenants/{}/clients", tenant.name);
     assert_eq!(api.get(&of(&tenant)).await.body["items"], json!([]));

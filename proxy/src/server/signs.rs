@@ -7,6 +7,7 @@
 use std::sync::LazyLock;
 
 use aho_corasick::{Anchored, automaton::Automaton, dfa::DFA};
+use tenantry_wire::{extended::Parse, frame::HEADER};
 
 /// Most settings with a dot that one text or session may name; with more, the session stays pinned.
 pub const MAX_CUSTOM: usize = 64;
@@ -32,6 +33,8 @@ pub struct Signs {
     pub resets: bool,
     /// `setseed` or `SET seed`: what `random()` gives is state, which nothing shows and nothing resets.
     pub seeds: bool,
+    /// PREPARE: SQL may have given a name.
+    pub prepares: bool,
     /// The statement is EXECUTE, DEALLOCATE or PREPARE of this name.
     pub named: Option<Box<Named>>,
 }
@@ -131,6 +134,7 @@ impl Signs {
         self.advances |= other.advances;
         self.seeds |= other.seeds;
         self.resets |= other.resets;
+        self.prepares |= other.prepares;
         for name in &other.custom {
             self.touched(name.clone());
         }
@@ -146,6 +150,13 @@ impl Signs {
         } else {
             self.opaque = true;
         }
+    }
+
+    /// Of a Parse message of the unnamed statement.
+    #[must_use]
+    pub fn of_parse(message: Option<&[u8]>) -> Self {
+        let parse = message.and_then(|message| message.get(HEADER..)).and_then(Parse::read);
+        parse.map_or_else(Self::default, |parse| Self::of(parse.query))
     }
 
     /// Of a text that is all there.
@@ -475,6 +486,7 @@ fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
     signs.commits |= is("commit") || is("end") || is("prepare");
     signs.suspect |= ["listen", "load", "prepare", "do", "call", "discard"].into_iter().any(is);
     signs.opaque |= is("load");
+    signs.prepares |= is("prepare");
     signs.advances |= ["copy", "merge", "call", "do", "execute"].into_iter().any(is);
     signs.loosen |= ["drop", "close", "unlisten", "deallocate", "rollback", "commit", "end"].into_iter().any(is);
     Verb::Other

@@ -279,15 +279,6 @@ pub fn stale_plan() -> ErrorResponse {
 }
 
 #[must_use]
-pub fn duplicate_statement(name: &[u8]) -> ErrorResponse {
-    let name = String::from_utf8_lossy(name);
-    ErrorResponse::error(
-        sqlstate::DUPLICATE_PREPARED_STATEMENT,
-        format!("prepared statement \"{name}\" already exists"),
-    )
-}
-
-#[must_use]
 pub fn no_unnamed_statement() -> ErrorResponse {
     ErrorResponse::error(sqlstate::INVALID_STATEMENT_NAME, "unnamed prepared statement does not exist")
 }

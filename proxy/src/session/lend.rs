@@ -25,8 +25,17 @@ use crate::server::signs::{self, Named, NamedUse};
 #[derive(Debug)]
 pub(super) struct Lent {
     name: Box<[u8]>,
-    /// The statement stands under it, as far as is known.
-    is_there: bool,
+    stands: Stands,
+}
+
+/// What stands under the name, as far as is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stands {
+    /// DEALLOCATE was sent.
+    Nothing,
+    /// An empty statement: only the name counts.
+    Empty,
+    Statement,
 }
 
 impl Session {
@@ -48,26 +57,26 @@ impl Session {
     pub(super) fn lend(&mut self, named: &Named, run: &mut Run<'_>) -> Result<Option<Box<Undo>>, End> {
         let Some(statement) = self.names.get(&named.name).cloned() else { return Ok(None) };
         let broken = |_: FrameError| End::Fatal(errors::internal());
-        let place = self.lent.iter().position(|lent| *lent.name == *named.name);
-        let is_there = place.and_then(|n| self.lent.get(n)).is_some_and(|lent| lent.is_there);
-        if !is_there {
-            run.cut(&mut self.to_server.buf, 0);
-            // Where only the name counts, a text that never fails.
-            let nothing = Parse { name: &named.name, query: b"", types: b"\0\0" };
-            let parse = if named.verb == NamedUse::Execute { statement.parse() } else { nothing };
-            parse.write_as(&mut self.to_server.buf, &named.name).map_err(broken)?;
-            let undo = Undo::Lent(named.name.as_slice().into());
-            self.owed.push(Kind::Parse, For::Us, Some(Box::new(undo)));
-        }
-        match place.and_then(|n| self.lent.get_mut(n)) {
-            Some(lent) => lent.is_there = true,
-            None => self.lent.push(Lent { name: named.name.as_slice().into(), is_there: true }),
-        }
         match named.verb {
-            NamedUse::Execute => self.signs.merge(&statement.signs),
-            NamedUse::Prepare => {}
+            NamedUse::Execute => {
+                let place = self.lent.iter().position(|lent| *lent.name == *named.name);
+                let stands = place.and_then(|n| self.lent.get(n)).map(|lent| lent.stands);
+                if stands == Some(Stands::Empty) {
+                    let out = &mut self.to_server.buf;
+                    run.cut(out, 0);
+                    extended::write_statement_target(out, frontend::CLOSE, &named.name).map_err(broken)?;
+                    self.owed.push(Kind::Close, For::Us, None);
+                }
+                if stands != Some(Stands::Statement) {
+                    self.put(&named.name, &statement.parse(), Stands::Statement, run)?;
+                }
+                self.signs.merge(&statement.signs);
+            }
+            NamedUse::Prepare => self.occupy(&named.name, run)?,
             NamedUse::Deallocate => {
-                self.not_lent(&named.name);
+                self.occupy(&named.name, run)?;
+                let lent = self.lent.iter_mut().filter(|lent| *lent.name == *named.name);
+                lent.for_each(|lent| lent.stands = Stands::Nothing);
                 self.names.remove(&named.name);
                 return Ok(Some(Box::new(Undo::Closed(named.name.as_slice().into(), statement))));
             }
@@ -75,9 +84,31 @@ impl Session {
         Ok(None)
     }
 
-    /// The name stands on the connection no more, or never did; to be sure it is closed all the same.
+    /// Makes sure that something stands under the name: whoever wants to give it once more is told by PostgreSQL.
+    pub(super) fn occupy(&mut self, name: &[u8], run: &mut Run<'_>) -> Result<(), End> {
+        let stands = self.lent.iter().find(|lent| *lent.name == *name).map(|lent| lent.stands);
+        if matches!(stands, Some(Stands::Empty | Stands::Statement)) {
+            return Ok(());
+        }
+        // A text that never fails, not even in a failed transaction.
+        self.put(name, &Parse { name, query: b"", types: b"\0\0" }, Stands::Empty, run)
+    }
+
+    fn put(&mut self, name: &[u8], parse: &Parse<'_>, stands: Stands, run: &mut Run<'_>) -> Result<(), End> {
+        run.cut(&mut self.to_server.buf, 0);
+        let written = parse.write_as(&mut self.to_server.buf, name);
+        written.map_err(|_: FrameError| End::Fatal(errors::internal()))?;
+        self.owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::Lent(name.into()))));
+        match self.lent.iter_mut().find(|lent| *lent.name == *name) {
+            Some(lent) => lent.stands = stands,
+            None => self.lent.push(Lent { name: name.into(), stands }),
+        }
+        Ok(())
+    }
+
+    /// It could not be put there: what stands there, if anything does, is the client's own.
     pub(super) fn not_lent(&mut self, name: &[u8]) {
-        self.lent.iter_mut().filter(|lent| *lent.name == *name).for_each(|lent| lent.is_there = false);
+        self.lent.retain(|lent| *lent.name != *name);
     }
 
     /// Takes the client's names off the connection, at the end of its transaction. True if there were any.

@@ -13,6 +13,7 @@
 
 use std::{collections::VecDeque, sync::Arc};
 
+use bytes::Bytes;
 use tenantry_wire::{
     error::ErrorResponse,
     tag::{backend, status},
@@ -78,8 +79,8 @@ pub enum Undo {
     Columns(Arc<Statement>),
     /// The statement was put on the server under the client's own name by this Parse.
     Lent(Box<[u8]>),
-    /// The unnamed statement was replaced by this Parse.
-    Unnamed,
+    /// The unnamed statement was replaced by this Parse; this was the one before, if it is known.
+    Unnamed(Option<Bytes>),
     /// The statement was evicted from the server by this Close.
     Evicted(u64),
 }
@@ -387,7 +388,7 @@ impl Owed {
                     later.on_server.push(*id);
                 }
                 Undo::OnServer(id) => later.on_server.push(*id),
-                Undo::Closed(..) | Undo::Unnamed | Undo::Evicted(_) | Undo::Lent(_) | Undo::Columns(_) => {}
+                Undo::Closed(..) | Undo::Unnamed(_) | Undo::Evicted(_) | Undo::Lent(_) | Undo::Columns(_) => {}
             }
         }
         later
@@ -535,6 +536,13 @@ impl Owed {
 
     fn skip_to_sync(&mut self) {
         let ours = self.batch == Batch::Ours;
+        // The one that failed, in difference to what is skipped: PostgreSQL has dropped the unnamed statement before it read
+        // the new one. (One of ours that failed was the client's own, which it sends anew where it is used.)
+        if let Some(Entry { what: What::Request(Kind::Parse, For::Client), undo: Some(undo) }) = self.queue.front_mut()
+            && let Undo::Unnamed(before) = undo.as_mut()
+        {
+            *before = None;
+        }
         while let Some(entry) = self.queue.front() {
             match entry.what {
                 What::Request(Kind::Sync, _) => return,

@@ -749,7 +749,13 @@ impl Session {
                     conn.prepared.remove(id);
                 }
                 // Nobody's now; what the client parsed last is sent again where it is used.
-                Undo::Unnamed => conn.forget_unnamed(),
+                Undo::Unnamed(before) => {
+                    conn.forget_unnamed();
+                    if before.is_some() {
+                        self.names.unnamed_signs = Signs::of_parse(before.as_deref());
+                    }
+                    self.names.set_unnamed(before);
+                }
                 Undo::Lent(name) => self.not_lent(&name),
                 Undo::Columns(_) => {}
                 Undo::Evicted(id) => {

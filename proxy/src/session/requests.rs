@@ -17,6 +17,7 @@ use tenantry_wire::{
 use super::{
     errors,
     owed::{For, Kind, Own, Undo},
+    pin::PinReason,
     relay::{CHUNK, End, MAX_OWED, Session, Sink},
     run::Run,
     statements::{MAX_NAMES, MAX_UNNAMED},
@@ -308,9 +309,10 @@ impl Session {
     fn parse_unnamed(&mut self, parse: &Parse<'_>, message: &[u8]) -> Step {
         self.names.unnamed_signs = Signs::of(parse.query);
         let kept = (message.len() <= MAX_UNNAMED).then(|| Bytes::copy_from_slice(message));
+        let before = self.names.unnamed().cloned();
         self.names.set_unnamed(kept);
         self.own_unnamed();
-        self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed)));
+        self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed(before))));
         Step::Forward(Sink::Forward)
     }
 
@@ -320,7 +322,7 @@ impl Session {
         // Its text is looked at as it passes, for this batch; whatever comes of it later is suspected.
         self.names.unnamed_signs = Signs { suspect: true, commits: true, ..Signs::default() };
         self.own_unnamed();
-        self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed)));
+        self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed(None))));
         Step::Forward(Sink::Scan)
     }
 
@@ -343,11 +345,18 @@ impl Session {
                 return Ok(Step::Wait);
             }
             self.asked_to_flush = false;
-            return self.poison(run, errors::duplicate_statement(parse.name));
+            // PostgreSQL finds fault with the text first, and then with the name.
+            self.occupy(parse.name, run)?;
+            self.owed.push(Kind::Parse, For::Client, None);
+            return Ok(Step::Forward(Sink::Forward));
         }
         self.asked_to_flush = false;
         if self.names.len() >= MAX_NAMES {
             return self.poison(run, errors::too_many_statements());
+        }
+        if !parse.name.is_empty() && (self.signs.prepares || self.pins.has(PinReason::Prepare)) {
+            // SQL may have given the name.
+            self.occupy(parse.name, run)?;
         }
         // From here on the statement itself holds its text.
         self.held = None;
@@ -467,7 +476,7 @@ impl Session {
         conn.unnamed_of = id;
         run.cut(&mut self.to_server.buf, 0);
         self.to_server.buf.extend_from_slice(&parse);
-        self.owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::Unnamed)));
+        self.owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::Unnamed(Some(parse)))));
         Ok(None)
     }
 
