@@ -51,7 +51,7 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 45] = [
+pub const METRICS: [Metric; 48] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
@@ -131,6 +131,13 @@ pub const METRICS: [Metric; 45] = [
         "tenant, role, reason",
         "Times a server connection was kept beyond its transaction, by reason",
     ),
+    level("tenantry_listening_clients", POOL, "Clients that listen to a channel"),
+    level(
+        "tenantry_listened_channels",
+        "tenant, server",
+        "Channels that the tenant's one listening server connection listens to for its clients",
+    ),
+    count("tenantry_notifications_total", POOL, "Notifications passed on to clients that listen"),
     count("tenantry_transactions_total", POOL, "Transactions that ended"),
     count("tenantry_queries_total", POOL, "Queries: simple ones, and executions of the extended protocol"),
     count("tenantry_received_bytes_total", POOL, "Bytes from clients"),
@@ -159,7 +166,7 @@ pub const METRICS: [Metric; 45] = [
 type Total = (&'static str, fn(&Stats) -> u64);
 
 /// The pool's totals that are published as they are.
-const POOL_COUNTERS: [Total; 15] = [
+const POOL_COUNTERS: [Total; 16] = [
     ("tenantry_transactions_total", |s| s.transactions.load(Relaxed)),
     ("tenantry_queries_total", |s| s.queries.load(Relaxed)),
     ("tenantry_received_bytes_total", |s| s.received_bytes.load(Relaxed)),
@@ -174,6 +181,7 @@ const POOL_COUNTERS: [Total; 15] = [
     ("tenantry_server_closes_total", |s| s.server_closes.load(Relaxed)),
     ("tenantry_prepared_parses_total", |s| s.parses.load(Relaxed)),
     ("tenantry_prepared_parses_saved_total", |s| s.parses_saved.load(Relaxed)),
+    ("tenantry_notifications_total", |s| s.notifications.load(Relaxed)),
     ("tenantry_settings_replays_total", |s| s.replays.load(Relaxed)),
 ];
 
@@ -273,6 +281,7 @@ fn publish_pool(view: &PoolView) {
         gauge!("tenantry_blocked_clients", with(&labels, "limit", limit.as_str())).set(number(held_up));
     }
     gauge!("tenantry_oldest_wait_seconds", labels.clone()).set(Duration::from_millis(why.waited).as_secs_f64());
+    gauge!("tenantry_listening_clients", labels.clone()).set(f64::from(pool.listening()));
     gauge!("tenantry_pinned_leases", labels.clone()).set(f64::from(pool.pinned()));
     let settings = pool.settings();
     gauge!("tenantry_pool_size", labels.clone()).set(f64::from(settings.pool.pool_size));
@@ -298,6 +307,7 @@ fn publish_budget(view: &PoolView) {
     gauge!("tenantry_tenant_permits", labels.clone()).set(f64::from(why.held));
     gauge!("tenantry_tenant_floor", labels.clone()).set(f64::from(budget.floor));
     gauge!("tenantry_tenant_ceiling", labels.clone()).set(f64::from(budget.ceiling.min(why.cap)));
+    gauge!("tenantry_listened_channels", labels.clone()).set(number(view.pool.hub.channels()));
     gauge!("tenantry_tenant_weight", labels).set(f64::from(budget.weight));
 }
 
@@ -395,6 +405,7 @@ mod tests {
             Place { tenant: tenant.clone(), number: None, database: "acme".to_owned() },
             Gate::Open,
             Budget { floor: 2, ceiling: 9, weight: 3 },
+            std::sync::Arc::default(),
             "app",
             pool,
             Credentials::None,

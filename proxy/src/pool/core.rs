@@ -304,6 +304,12 @@ impl Core {
         self.grow(now, actions);
     }
 
+    /// Of a pool; that of one that is gone is shut.
+    #[must_use]
+    pub fn gate(&self, id: PoolId) -> Gate {
+        self.pools.get(&id).map_or(Gate::Shut, |pool| pool.gate)
+    }
+
     fn set_gate(&mut self, id: PoolId, gate: Gate, now: Millis, actions: &mut Actions) {
         let Some(pool) = self.pools.get_mut(&id).filter(|pool| pool.gate != gate) else { return };
         pool.gate = gate;

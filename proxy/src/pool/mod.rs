@@ -8,10 +8,12 @@ pub mod core;
 pub mod decision;
 pub mod explain;
 pub mod functions;
+pub mod hub;
 pub mod lease;
 pub mod server;
 pub mod slot;
 pub mod stats;
+pub mod subscribers;
 pub mod waiters;
 
 use std::sync::{
@@ -28,6 +30,7 @@ use tenantry_wire::scram::ClientKey;
 use self::{
     decision::PoolId,
     functions::{KnownFunctions, Reading},
+    hub::Hub,
     server::Server,
     stats::Stats,
 };
@@ -62,6 +65,10 @@ pub struct Pool {
     reads_sequences: AtomicBool,
     /// What functions in the database may leave behind.
     pub functions: KnownFunctions,
+    /// Listens for the clients of all of the tenant's pools.
+    pub hub: Arc<Hub>,
+    /// Clients that listen to a channel.
+    pub(crate) listening: AtomicU32,
     /// When `reconnect_soon` last did so.
     reconnected: AtomicU64,
     /// Startup settings that PostgreSQL took, and how it spells them.
@@ -265,6 +272,12 @@ impl Pool {
         if tried.len() < MAX_TRIED {
             tried.push((asked, known));
         }
+    }
+
+    /// Clients that listen to a channel, here or by the hub.
+    #[must_use]
+    pub fn listening(&self) -> u32 {
+        self.listening.load(Ordering::Relaxed)
     }
 
     #[must_use]

@@ -24,6 +24,7 @@ use super::{
     },
     explain::Explanation,
     functions::{self, KnownFunctions, Reading},
+    hub::Hub,
     lease::{Handoff, Lease, Waiting},
     slot::{Counts, SlotEvent, SlotState},
     stats::Stats,
@@ -164,6 +165,9 @@ impl Server {
             pools.into_iter().for_each(|id| inner.core.reconnect(id, now, &mut actions));
         }
         self.act(inner, actions);
+        if moved {
+            self.pools_of(|_| true).iter().for_each(|pool| pool.hub.nudge());
+        }
     }
 
     /// As the settings call it.
@@ -179,11 +183,13 @@ impl Server {
 
     /// A pool for one (tenant, role); it lives as long as somebody holds it.
     #[must_use]
+    #[expect(clippy::too_many_arguments, reason = "each is another part of what a pool begins with")]
     pub fn add_pool(
         &self,
         place: Place,
         gate: Gate,
         budget: Budget,
+        hub: Arc<Hub>,
         role: &str,
         settings: PoolSettings,
         credentials: Credentials,
@@ -207,6 +213,8 @@ impl Server {
             plans: std::sync::atomic::AtomicU32::new(0),
             reads_sequences: std::sync::atomic::AtomicBool::new(false),
             pinned: std::sync::atomic::AtomicU32::new(0),
+            hub,
+            listening: std::sync::atomic::AtomicU32::new(0),
             reconnected: std::sync::atomic::AtomicU64::new(0),
             tried: Mutex::new(Vec::new()),
             common: Mutex::new(Vec::new()),
@@ -218,6 +226,7 @@ impl Server {
     /// A new budget of a tenant; connections above its ceiling close as they come to rest.
     pub fn set_budget(&self, tenant: &TenantId, budget: Budget) {
         self.inner.lock().core.set_budget(tenant, budget, Millis::now());
+        self.pools_of(|at| at.tenant == *tenant).iter().for_each(|pool| pool.hub.nudge());
     }
 
     /// Every pool of a tenant, also those that only old sessions hold.
@@ -236,6 +245,19 @@ impl Server {
         let ids: Vec<PoolId> = pools.iter().map(|pool| pool.id).collect();
         inner.core.set_gates(&ids, gate, now, &mut actions);
         self.act(inner, actions);
+        pools.iter().for_each(|pool| pool.hub.nudge());
+    }
+
+    /// Whether a pool lets anybody in.
+    #[must_use]
+    pub fn gate(&self, pool: PoolId) -> Gate {
+        self.inner.lock().core.gate(pool)
+    }
+
+    /// Where the server is: another value, another place.
+    pub(super) fn address(&self) -> (String, u16) {
+        let endpoint = self.endpoint.load();
+        (endpoint.host.clone(), endpoint.port)
     }
 
     /// The tenant's pools lead to another database or have another name from now on.
@@ -278,6 +300,7 @@ impl Server {
     pub fn reload_pool(&self, pool: &Pool, settings: PoolSettings) {
         self.inner.lock().core.set_pool_limits(pool.id, pool_limits(&settings), Millis::now());
         pool.settings.store(Arc::new(settings));
+        pool.hub.nudge();
     }
 
     /// PgBouncer's RECONNECT: connections are closed as they come to rest.

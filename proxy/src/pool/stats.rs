@@ -26,6 +26,7 @@ pub struct Stats {
     pub server_closes: AtomicU64,
     pub cancels: AtomicU64,
     pub replays: AtomicU64,
+    pub notifications: AtomicU64,
     pub parses: AtomicU64,
     pub parses_saved: AtomicU64,
     pub pins: Mutex<BTreeMap<&'static str, u64>>,

@@ -23,6 +23,9 @@ pub struct Signs {
     pub opaque: bool,
     /// COMMIT, END or PREPARE TRANSACTION: if the answer is lost, nobody knows.
     pub commits: bool,
+    /// For a client whose channels are listened to elsewhere: the text may change or look at what it listens to, may
+    /// notify, or begins a transaction, of which nobody knows yet what it will do.
+    pub listens: bool,
     /// Settings with a dot in their name, which `pg_settings` does not show.
     pub custom: Vec<String>,
     /// `lastval` or `currval`: asks what a sequence gave to this session.
@@ -55,12 +58,16 @@ pub struct Named {
 }
 
 /// Whether a text may be one that `Named::read` reads; a look at its first bytes.
-#[must_use]
-pub fn may_be_named(text: &[u8]) -> bool {
+fn may_be_named(text: &[u8]) -> bool {
     matches!(text.trim_ascii_start().first(), Some(b'e' | b'E' | b'd' | b'D' | b'p' | b'P' | b'-' | b'/'))
 }
 
 impl Named {
+    /// Of each statement of a simple query. A semicolon inside a string counts, too: what is read behind one is nobody's name.
+    pub fn all(text: &[u8]) -> impl Iterator<Item = Self> {
+        text.split(|b| *b == b';').filter(|part| may_be_named(part)).filter_map(Self::read)
+    }
+
     /// Reads the beginning of a text. `None` for any other statement, ALL, and names of more than 63 bytes in UTF-8.
     #[must_use]
     pub fn read(text: &[u8]) -> Option<Self> {
@@ -135,6 +142,7 @@ impl Signs {
         self.seeds |= other.seeds;
         self.resets |= other.resets;
         self.prepares |= other.prepares;
+        self.listens |= other.listens;
         for name in &other.custom {
             self.touched(name.clone());
         }
@@ -174,7 +182,7 @@ impl Signs {
 }
 
 /// Substrings (blanks collapsed, any case) that raise a suspicion wherever they stand.
-const PATTERNS: [&str; 25] = [
+const PATTERNS: [&str; 27] = [
     "set_config",
     "advisory_unlock",
     "advisory_lock",
@@ -194,14 +202,17 @@ const PATTERNS: [&str; 25] = [
     "--",
     "temp",
     "hold",
-    "lastval",
-    "currval",
+    "lastval(",
+    "currval(",
     "nextval",
     "insert into",
     "setseed",
     // Of modules that come with PostgreSQL: a connection by name, a limit that is a setting.
     "dblink_connect",
     "set_limit",
+    // LISTEN, UNLISTEN, pg_listening_channels, NOTIFY, pg_notify.
+    "listen",
+    "notify",
 ];
 const SET_CONFIG: usize = 0;
 const UNLOCK: usize = 1;
@@ -211,6 +222,7 @@ const LOOKS_AT_SEQUENCE: [usize; 2] = [18, 19];
 const ADVANCES_SEQUENCE: [usize; 2] = [20, 21];
 const SETSEED: usize = 22;
 const DBLINK: usize = 23;
+const LISTENS: [usize; 2] = [25, 26];
 
 static AUTOMATON: LazyLock<Option<DFA>> =
     LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS).ok());
@@ -239,6 +251,8 @@ pub struct Scan {
     /// In a DO block: EXECUTE and SET were seen.
     executes: bool,
     sets: bool,
+    /// CREATE, ALTER, COMMENT: a function that is named is not called.
+    defines: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -312,6 +326,7 @@ impl Scan {
             self.end_word(signs);
         }
         signs.suspect |= self.has_comment && self.has_split_word;
+        signs.sequences &= !self.defines;
         // A SET that is put together at run time: nobody can say of what.
         signs.opaque |= self.executes && self.sets;
         if self.argument.take().is_some() {
@@ -332,6 +347,7 @@ impl Scan {
             advance if ADVANCES_SEQUENCE.contains(&advance) => signs.advances = true,
             SETSEED => signs.seeds = true,
             DBLINK => (signs.suspect, signs.opaque) = (true, true),
+            word if LISTENS.contains(&word) => signs.listens = true,
             _ => signs.suspect = true,
         }
     }
@@ -439,6 +455,7 @@ impl Scan {
         let past = match (self.verb, self.words) {
             (Verb::None, _) => {
                 self.verb = first_word(&is, signs);
+                self.defines |= is("create") || is("alter") || is("comment");
                 // What follows is another language, with statements of this one inside its strings.
                 self.doubtful |= is("do");
                 self.executes |= self.doubtful && is("execute");
@@ -469,11 +486,15 @@ fn is_blank(byte: u8) -> bool {
 }
 
 fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
-    if is("select") || is("update") || is("begin") || is("delete") {
+    if is("select") || is("update") || is("delete") {
         return Verb::Other;
     }
     if is("insert") {
         signs.advances = true;
+        return Verb::Other;
+    }
+    if is("begin") {
+        signs.listens = true;
         return Verb::Other;
     }
     if is("set") {
@@ -485,6 +506,7 @@ fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
     }
     signs.commits |= is("commit") || is("end") || is("prepare");
     signs.suspect |= ["listen", "load", "prepare", "do", "call", "discard"].into_iter().any(is);
+    signs.listens |= is("start") || is("discard");
     signs.opaque |= is("load");
     signs.prepares |= is("prepare");
     signs.advances |= ["copy", "merge", "call", "do", "execute"].into_iter().any(is);
@@ -625,6 +647,8 @@ mod tests {
         assert_eq!(of("select nextval('s'), CURRVAL('s')"), (true, true, false));
         assert_eq!(of("WITH a AS (INSERT  INTO t VALUES (1)) SELECT lastval()"), (true, true, false));
         assert_eq!(of("INSERT INTO t DEFAULT VALUES; SELECT lastval()"), (true, true, false));
+        assert_eq!(of("SELECT 1 AS lastval, 'currval'"), (false, false, false));
+        assert!(!of("CREATE VIEW w AS SELECT currval('s')").0 && !of("ALTER TABLE t ALTER n SET DEFAULT lastval()").0);
         assert_eq!(of("SELECT setseed(0.5)"), (false, false, true));
         assert_eq!(of("SET SESSION seed TO 0.5"), (false, false, true));
         assert_eq!(of("SELECT seed FROM plants"), (false, false, false));
@@ -656,6 +680,30 @@ mod tests {
             "EXECUTE \"a",
         ] {
             assert_eq!(Signs::of(text.as_bytes()).named, None, "{text}");
+        }
+        let names = |text: &str| Named::all(text.as_bytes()).map(|n| n.name).collect::<Vec<_>>();
+        assert_eq!(names("SELECT 1; execute a;DEALLOCATE b"), [b"a", b"b"]);
+        assert!(names("SELECT ';', 1; SELECT 2").is_empty());
+    }
+
+    #[test]
+    fn what_may_touch_a_listener_is_seen() {
+        let listens = |text: &str| Signs::of(text.as_bytes()).listens;
+        for text in [
+            "LISTEN x",
+            "/* c */ unlisten *",
+            "DISCARD ALL",
+            "BEGIN",
+            "start transaction",
+            "SELECT pg_notify('a', 'b')",
+            "SELECT 1; NOTIFY x",
+            "SELECT * FROM pg_listening_channels()",
+            "DO $$ BEGIN EXECUTE 'LISTEN x'; END $$",
+        ] {
+            assert!(listens(text), "{text}");
+        }
+        for text in ["SELECT 1", "COMMIT", "UPDATE t SET n = 1", "INSERT INTO t VALUES ('begin')"] {
+            assert!(!listens(text), "{text}");
         }
     }
 

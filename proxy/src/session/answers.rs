@@ -72,7 +72,7 @@ impl Session {
             let header = frame::server_header(rest).map_err(|_| self.desync("a malformed header"))?;
             let Some(header) = header else { return Ok(()) };
             let body = rest.get(HEADER..rest.len().min(header.total())).unwrap_or_default();
-            let needed = needed(header, self.evidence.is_some(), self.describing);
+            let needed = needed(header, self.evidence.is_some(), self.describing, self.listening.is_some());
             if needed > MAX_WHOLE {
                 return Err(self.desync("a message that is too long"));
             }
@@ -93,8 +93,7 @@ impl Session {
             }
             backend::PARAMETER_STATUS => self.parameter(header, body, run),
             backend::NOTIFICATION_RESPONSE => {
-                let listens = self.may_listen();
-                self.take(header, if listens { Sink::Forward } else { Sink::Discard }, run);
+                self.notification(header, body, run);
                 Ok(())
             }
             backend::READY_FOR_QUERY => self.ready(header, body, run),
@@ -131,7 +130,7 @@ impl Session {
         }
     }
 
-    fn take(&mut self, header: Header, sink: Sink, run: &mut Run<'_>) {
+    pub(super) fn take(&mut self, header: Header, sink: Sink, run: &mut Run<'_>) {
         match sink {
             Sink::Discard => run.cut(&mut self.to_client.buf, HEADER),
             Sink::Forward | Sink::Scan => run.at = run.at.saturating_add(HEADER),
@@ -188,6 +187,12 @@ impl Session {
                 self.evidence = None;
                 self.take(header, Sink::Discard, run);
             }
+            Verdict::Swallow if self.is_moving() && !self.owed.head_is_guard() => {
+                if let Some(listening) = &mut self.listening {
+                    listening.fail();
+                }
+                self.take(header, Sink::Discard, run);
+            }
             Verdict::Swallow | Verdict::Read => {
                 // The client's settings could not be made: nothing may run without them.
                 return Err(End::Fatal(errors::settings_lost(fields.message().unwrap_or_default())));
@@ -210,7 +215,7 @@ impl Session {
             // PostgreSQL's farewell in a crash: the client gets it as the one error when the connection closes.
             self.last_notice = Some(body.into());
         }
-        let ours = self.evidence.is_some() || self.owed.head_is_ours();
+        let ours = self.evidence.is_some() || self.owed.head_is_ours() || self.is_moving();
         self.take(header, if ends || ours { Sink::Discard } else { Sink::Forward }, run);
     }
 
@@ -252,6 +257,9 @@ impl Session {
                 }
                 if transaction == status::IDLE {
                     self.tally.transactions += 1;
+                    if self.listening.is_some() {
+                        self.put_mail(run);
+                    }
                 }
                 self.take(header, Sink::Forward, run);
             }
@@ -334,12 +342,13 @@ fn own_bytes(own: Own) -> &'static [u8] {
 }
 
 /// How much of a message's body must be there before it can be dealt with.
-fn needed(header: Header, probing: bool, describing: bool) -> usize {
+fn needed(header: Header, probing: bool, describing: bool, listening: bool) -> usize {
     match header.tag {
         backend::ROW_DESCRIPTION if describing => header.body,
         backend::DATA_ROW if probing => header.body,
         backend::ERROR_RESPONSE | backend::NOTICE_RESPONSE => header.body.min(MAX_FIELDS),
         backend::PARAMETER_STATUS => header.body,
+        backend::NOTIFICATION_RESPONSE if listening => header.body,
         backend::READY_FOR_QUERY => header.body.min(1),
         backend::COMMAND_COMPLETE => header.body.min(MAX_TAG),
         _ => 0,

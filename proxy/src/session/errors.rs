@@ -69,7 +69,7 @@ pub fn archived(database: &str) -> ErrorResponse {
 }
 
 /// `proxy_code` of a refusal, and the limit behind it; a wait is counted by the limit that its DETAIL names.
-const LIMITS: [(&str, &str); 9] = [
+const LIMITS: [(&str, &str); 10] = [
     ("LOGINS", "logins_under_way"),
     ("MAX_CLIENTS", "max_client_conn"),
     ("TENANT_MAX_CLIENTS", "tenant_max_client_conn"),
@@ -77,6 +77,7 @@ const LIMITS: [(&str, &str); 9] = [
     ("MAX_WAITERS", "max_waiters"),
     ("MAX_PINNED", "max_pinned"),
     ("MESSAGE_MEMORY", "max_message_memory"),
+    ("NOTIFICATIONS", "notifications"),
     ("MESSAGE_SIZE", "max_message_size"),
     ("SERVER_DOWN", Blocked::ServerDown.as_str()),
 ];
@@ -198,6 +199,30 @@ pub fn server_lost(certain: bool) -> ErrorResponse {
     }
 }
 
+/// The connection that listened for the client is gone, and what was notified since may be lost. `words`: PostgreSQL's last
+/// ErrorResponse on it, which the client would have got on a connection of its own.
+#[must_use]
+pub fn listening_lost(words: Option<&[u8]>) -> ErrorResponse {
+    let fields = words.map(Fields::new);
+    let code = fields.and_then(|fields| fields.code());
+    let known = [sqlstate::ADMIN_SHUTDOWN, sqlstate::CRASH_SHUTDOWN, sqlstate::IDLE_SESSION_TIMEOUT];
+    let error = match (known.into_iter().find(|known| Some(*known) == code), fields.and_then(|f| f.message())) {
+        (Some(code), Some(message)) => ErrorResponse::fatal(code, message),
+        _ => ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, "the connection to the database server was lost"),
+    };
+    error
+        .detail("proxy_code=LISTENER_LOST")
+        .hint("Notifications may have been missed: connect again, LISTEN again, then look at what they are about.")
+}
+
+/// The client does not read what it listens to.
+#[must_use]
+pub fn mail_ran_over(limit: usize) -> ErrorResponse {
+    ErrorResponse::fatal(sqlstate::OUT_OF_MEMORY, "too many notifications that were not read")
+        .detail(format!("proxy_code=NOTIFICATIONS limit_bytes={limit}"))
+        .hint("Read notifications as they come, and not in the middle of a long transaction.")
+}
+
 #[must_use]
 pub fn server_broke_protocol() -> ErrorResponse {
     ErrorResponse::fatal(sqlstate::CONNECTION_FAILURE, "the database server sent an invalid message")
@@ -259,7 +284,7 @@ pub fn too_many_pinned(pool: &Pool) -> ErrorResponse {
         "too many sessions hold state that ties them to a server connection",
     )
     .detail(format!("proxy_code=MAX_PINNED tenant={} pinned={limit}", pool.tenant()))
-    .hint("The limit is max_pinned. Temporary tables, session locks, LISTEN, WITH HOLD cursors and PREPARE hold one.")
+    .hint("The limit is max_pinned. Temporary tables, session locks, WITH HOLD cursors and PREPARE hold one.")
 }
 
 #[must_use]
@@ -272,10 +297,12 @@ pub fn sequence_elsewhere() -> ErrorResponse {
     .hint("Use INSERT ... RETURNING, ask in the same transaction, or use pool_mode = \"session\" for this tenant or role.")
 }
 
-/// PostgreSQL's own words.
+/// PostgreSQL's own words, and the routine by which drivers (asyncpg) know it whatever the language.
 #[must_use]
 pub fn stale_plan() -> ErrorResponse {
-    ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, "cached plan must not change result type")
+    let mut error = ErrorResponse::error(sqlstate::FEATURE_NOT_SUPPORTED, "cached plan must not change result type");
+    error.routine = Some("RevalidateCachedQuery");
+    error
 }
 
 #[must_use]

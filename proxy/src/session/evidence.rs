@@ -29,7 +29,9 @@ impl Session {
         // A probe that failed is tried again after the client's next transaction.
         let again = self.worked && self.pins.has(PinReason::Unknown);
         let called = self.worked && self.pool.functions.are_suspect(now);
-        changed || again || called || (self.pinned && self.signs.loosen)
+        let listens_here = self.listening.as_ref().is_some_and(|listening| listening.is_own());
+        let less = (self.pinned || listens_here) && self.signs.loosen;
+        changed || again || called || less
     }
 
     pub(super) fn start_probe(&mut self, now: Millis) -> Result<(), End> {
@@ -67,6 +69,8 @@ impl Session {
     pub(super) fn conclude_probe(&mut self, evidence: Option<Evidence>) -> Result<(), End> {
         self.conclude_functions(evidence.as_ref());
         let mut pins = self.pins.forever();
+        let mut evidence = evidence;
+        let channels = evidence.as_mut().and_then(Evidence::take_channels);
         match evidence.and_then(|e| e.conclude(&self.pool.role)) {
             Some((settings, found)) => {
                 found.iter().for_each(|r| pins.add(r));
@@ -80,12 +84,15 @@ impl Session {
             None => pins.add(PinReason::Unknown),
         }
         self.pins = pins;
+        let may_move = self.found_channels(channels);
         self.registered.shared.pin(pins);
         if pins.is_empty() && self.mode != PoolMode::Session {
             self.drop_pin();
             return Ok(());
         }
-        self.take_pin()?;
+        if !may_move {
+            self.take_pin()?;
+        }
         // It stays on this connection, where a RESET may have undone what the client began with.
         self.replay("")
     }
@@ -104,7 +111,7 @@ impl Session {
         }
     }
 
-    fn take_pin(&mut self) -> Result<(), End> {
+    pub(super) fn take_pin(&mut self) -> Result<(), End> {
         if self.pinned || self.mode == PoolMode::Session {
             return Ok(());
         }

@@ -19,7 +19,7 @@ use super::{
     relay::{End, Session},
     run::Run,
 };
-use crate::server::signs::{self, Named, NamedUse};
+use crate::server::signs::{Named, NamedUse};
 
 /// A client's name on the connection.
 #[derive(Debug)]
@@ -41,15 +41,27 @@ enum Stands {
 impl Session {
     /// The same for the text of a simple query.
     pub(super) fn lend_to_query(&mut self, text: &[u8], run: &mut Run<'_>) -> Result<Option<Box<Undo>>, End> {
-        if self.names.is_empty() || !signs::may_be_named(text) {
+        if self.names.is_empty() {
             return Ok(None);
         }
-        let Some(named) = Named::read(text) else { return Ok(None) };
-        let before = self.lent.len();
-        let undo = self.lend(&named, run)?;
-        // If that fails, PostgreSQL discards what comes behind it: one thing at a time.
-        self.alone |= self.lent.len() > before;
+        let mut undo = None;
+        for named in Named::all(text) {
+            // If that fails, PostgreSQL discards what comes behind it: one thing at a time.
+            self.alone |= self.names.get(&named.name).is_some();
+            undo = self.lend(&named, run)?.or(undo);
+        }
         Ok(undo)
+    }
+
+    /// The same for an EXECUTE that is to be parsed, and described by what stands under the name. True if there is such a name.
+    pub(super) fn lend_to_parse(&mut self, parse: &Parse<'_>, run: &mut Run<'_>) -> Result<bool, End> {
+        if self.names.is_empty() {
+            return Ok(false);
+        }
+        let named = Named::all(parse.query).next().filter(|named| named.verb == NamedUse::Execute);
+        let Some(named) = named.filter(|named| self.names.get(&named.name).is_some()) else { return Ok(false) };
+        self.lend(&named, run)?;
+        Ok(true)
     }
 
     /// Makes sure that the name means on this connection what it means to the client; for DEALLOCATE, takes it away from

@@ -230,6 +230,12 @@ impl Owed {
         }
     }
 
+    /// A Parse of the unnamed statement is unanswered.
+    #[must_use]
+    pub fn has_unnamed(&self) -> bool {
+        self.queue.iter().any(|e| matches!(e.undo.as_deref(), Some(Undo::Unnamed(_))))
+    }
+
     /// It is the turn of a reply of our own.
     #[must_use]
     pub fn has_own(&self) -> bool {
@@ -426,6 +432,12 @@ impl Owed {
     #[must_use]
     pub fn head_is_ours(&self) -> bool {
         matches!(self.queue.front().map(|e| &e.what), Some(What::Request(_, For::Us | For::Probe | For::Guard)))
+    }
+
+    /// The next reply is to what the client's requests rest on.
+    #[must_use]
+    pub fn head_is_guard(&self) -> bool {
+        matches!(self.queue.front().map(|e| &e.what), Some(What::Request(_, For::Guard)))
     }
 
     /// What runs now, as far as is known, is apart from what the client asked: a cancel must not hit it. (A Parse of ours

@@ -3,7 +3,7 @@
 //! The only file of the data plane that builds SQL text; its inputs are names and values that PostgreSQL itself gave or
 //! accepted, quoted here. Pure.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, sync::Arc};
 
 use bytes::BytesMut;
 use tenantry_wire::{
@@ -35,7 +35,7 @@ UNION ALL SELECT 'temp', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_depend \
 WHERE refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_namespace'::pg_catalog.regclass \
 AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
 UNION ALL SELECT 'prepare', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
-UNION ALL SELECT 'listen', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_listening_channels())";
+UNION ALL SELECT 'listen', channel, '' FROM pg_catalog.pg_listening_channels() AS channel";
 
 /// The probe, with the custom settings that the session is known to have touched; `functions`: and what functions may do.
 #[must_use]
@@ -65,12 +65,23 @@ pub struct Evidence {
     /// Of functions, if they were asked about.
     pub functions: Reading,
     malformed: bool,
+    channels: Vec<Arc<str>>,
+    /// A channel whose name is no UTF-8.
+    unreadable: bool,
 }
 
 impl Evidence {
     /// Takes the body of one DataRow.
     pub fn row(&mut self, body: &[u8]) {
         let columns = message::read_data_row(body).unwrap_or_default();
+        if let Some(&Some(b"listen")) = columns.first() {
+            self.pins.add(PinReason::Listen);
+            match columns.get(1).copied().flatten().and_then(|v| std::str::from_utf8(v).ok()) {
+                Some(channel) => self.channels.push(channel.into()),
+                None => self.unreadable = true,
+            }
+            return;
+        }
         let text = |i: usize| columns.get(i).copied().flatten().and_then(|v| std::str::from_utf8(v).ok());
         let (Some(kind), Some(name), Some(value)) = (text(0), text(1), text(2)) else {
             self.malformed = true;
@@ -83,9 +94,14 @@ impl Evidence {
             "cursor" => self.pins.add(PinReason::Cursor),
             "temp" => self.pins.add(PinReason::TempObject),
             "prepare" => self.pins.add(PinReason::Prepare),
-            "listen" => self.pins.add(PinReason::Listen),
             _ => self.malformed |= !self.functions.row(kind, name),
         }
+    }
+
+    /// The channels that the session listens to; `None` if one of their names cannot be read.
+    #[must_use]
+    pub fn take_channels(&mut self) -> Option<Vec<Arc<str>>> {
+        (!self.unreadable).then(|| std::mem::take(&mut self.channels))
     }
 
     /// What is left, once the answer was complete: settings that can be replayed elsewhere, and reasons that cannot.
@@ -153,6 +169,35 @@ pub fn replay(first: &str, difference: &Difference, guarded: bool) -> String {
     sql
 }
 
+/// Listens to some channels and leaves others.
+#[must_use]
+pub fn listen(channels: &[Arc<str>], leave: &[Arc<str>]) -> String {
+    let mut sql = String::new();
+    for (verb, channels) in [("LISTEN", channels), ("UNLISTEN", leave)] {
+        for channel in channels {
+            let _ = write!(sql, "{verb} {};", quoted(channel));
+        }
+    }
+    sql
+}
+
+/// Listens to these channels, and puts a mark into the stream of notifications; in one transaction.
+#[must_use]
+pub fn mark(channels: &[Arc<str>], marker: &str, token: u128) -> String {
+    let mut sql = listen(channels, &[]);
+    let marker = quoted(marker);
+    let _ = write!(sql, "LISTEN {marker};NOTIFY {marker},'{token:032x}'");
+    sql
+}
+
+/// Leaves every channel.
+pub const UNLISTEN_ALL: &str = "UNLISTEN *";
+
+/// One name, dots and all.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
 /// A string literal, whatever standard_conforming_strings says.
 fn literal(text: &str) -> String {
     let mut quoted = String::from("E'");
@@ -208,6 +253,14 @@ mod tests {
         let places = ["RESET session_authorization;RESET role;", "log_statement", "x.y", "E'session_auth", "E'role'"]
             .map(|part| sql.find(part).expect(part));
         assert!(places.is_sorted() && sql.ends_with(";PREPARE tenantry_guard AS SELECT"), "{sql}");
+    }
+
+    #[test]
+    fn channels_are_quoted_whatever_they_are_called() {
+        let names = [Arc::from("a\"b"), Arc::from("A.b;--")];
+        assert_eq!(listen(&names, &names[..1]), "LISTEN \"a\"\"b\";LISTEN \"A.b;--\";UNLISTEN \"a\"\"b\";");
+        let marked = "LISTEN \"m\";NOTIFY \"m\",'0000000000000000000000000000000f'";
+        assert_eq!(mark(&[], "m", 15), marked);
     }
 
     #[test]

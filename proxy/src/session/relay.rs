@@ -32,6 +32,7 @@ use super::{
     errors,
     heal::Keep,
     lend::Lent,
+    listening::Listening,
     owed::{For, Kind, Owed, Undo},
     pin::Pins,
     probe::{self, Evidence},
@@ -150,7 +151,7 @@ pub struct Session {
     pub(super) said_fatal: bool,
     /// The connection must not be used again after this transaction.
     pub(super) retire: bool,
-    server_write_failed: bool,
+    pub(super) server_write_failed: bool,
     /// Whether the client's bytes of this batch are kept, in case that it must be repeated.
     pub(super) keep: Keep,
     /// Where in what is being dealt with the batch begins.
@@ -167,7 +168,9 @@ pub struct Session {
     pub(super) lent: Vec<Lent>,
     /// What was sent must be answered before anything else is.
     pub(super) alone: bool,
-    cancelling: Option<JoinHandle<bool>>,
+    /// The client's channels are on its connection just now: its own request comes next, before that may go elsewhere.
+    pub(super) confirmed: bool,
+    pub(super) cancelling: Option<JoinHandle<bool>>,
 
     // What the session may leave behind.
     pub(super) scan: Scan,
@@ -180,6 +183,8 @@ pub struct Session {
     pub(super) made_functions: bool,
     pub(super) pins: Pins,
     pub(super) pinned: bool,
+    /// What it listens to, and who hears it; none for most.
+    pub(super) listening: Option<Box<Listening>>,
     /// The client has asked for something since the last probe.
     pub(super) worked: bool,
 
@@ -247,6 +252,7 @@ impl Session {
             made_stale: false,
             lent: Vec::new(),
             alone: false,
+            confirmed: false,
             cancelling: None,
             scan: Scan::default(),
             signs: Signs::default(),
@@ -256,6 +262,7 @@ impl Session {
             made_functions: false,
             pins: Pins::default(),
             pinned: false,
+            listening: None,
             worked: false,
             tally: Tally::default(),
             limits,
@@ -287,6 +294,9 @@ impl Session {
     fn poll_once(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
         self.heed_wishes()?;
         let mut progress = self.poll_queue(cx)?;
+        if self.listening.is_some() {
+            progress |= self.poll_channels(cx)?;
+        }
         progress |= self.poll_answers(cx)?;
         progress |= self.poll_requests(cx)?;
         if self.client_closed {
@@ -304,7 +314,8 @@ impl Session {
             self.cancel();
         }
         let Some(reason) = self.registered.shared.end() else { return Ok(()) };
-        let resting = (self.pinned || self.mode == PoolMode::Session) && self.owed.is_at_rest();
+        let listens_here = self.listening.as_ref().is_some_and(|listening| listening.is_own());
+        let resting = (self.pinned || listens_here || self.mode == PoolMode::Session) && self.owed.is_at_rest();
         let busy = self.lease.is_some() && !resting;
         match reason {
             // Its transaction may finish; the drain's deadline ends it otherwise.
@@ -400,6 +411,9 @@ impl Session {
         self.cancel_later = false;
         self.lease = Some(lease);
         self.take_over()?;
+        if self.listening.as_ref().is_some_and(|listening| listening.must_restore()) {
+            self.restore_channels()?;
+        }
         self.keep_from_here();
         self.worked = true;
         self.enter_at(SessionEvent::Work, now);
@@ -455,7 +469,7 @@ impl Session {
         let broken = |_: FrameError| End::Fatal(errors::internal());
         let out = &mut self.to_server.buf;
         message::write_query(out, &probe::replay(first, &difference, guarded)).map_err(broken)?;
-        self.owed.push(Kind::Query, For::Us, None);
+        self.owed.push_guard(Kind::Query);
         if guarded {
             extended::write_statement_target(out, frontend::DESCRIBE, probe::GUARD).map_err(broken)?;
             self.owed.push_guard(Kind::Describe);
@@ -515,7 +529,7 @@ impl Session {
     }
 
     /// The connection may have come to rest: decides what becomes of it.
-    fn settle(&mut self) -> Result<(), End> {
+    pub(super) fn settle(&mut self) -> Result<(), End> {
         if !self.owed.is_empty() || self.answer.left > 0 || !self.answer_input.is_empty() {
             return Ok(());
         }
@@ -533,6 +547,13 @@ impl Session {
         if self.request.left > 0 || !self.to_server.is_done() {
             return Ok(());
         }
+        if self.listening.is_some() && self.step_channels()? {
+            return Ok(());
+        }
+        if std::mem::take(&mut self.confirmed) && !self.input.is_empty() {
+            // What it was confirmed for is about to be sent.
+            return Ok(());
+        }
         self.pool.stats.add(&mut self.tally);
         if std::mem::take(&mut self.made_stale) {
             self.pool.plans_are_stale();
@@ -546,12 +567,12 @@ impl Session {
         }
         self.signs = Signs::default();
         self.describing = false;
+        if self.listening.is_some() && self.hand_over()? {
+            return Ok(());
+        }
         if self.pinned || self.mode == PoolMode::Session {
             self.keep_from_here();
-            if self.state == SessionState::Active {
-                self.enter(SessionEvent::RestPinned);
-                self.registered.shared.transaction(None);
-            }
+            self.rest_with_lease();
             return Ok(());
         }
         self.give_back(now);
@@ -575,7 +596,7 @@ impl Session {
     }
 
     /// The connection is at rest and nothing ties the session to it.
-    fn give_back(&mut self, now: Millis) {
+    pub(super) fn give_back(&mut self, now: Millis) {
         self.enter_at(SessionEvent::Rest, now);
         self.registered.shared.transaction(None);
         let Some(lease) = self.lease.take() else { return };
@@ -662,6 +683,7 @@ impl Session {
         self.waiting.is_some()
             || self.evidence.is_some()
             || self.verifying
+            || self.is_moving()
             || self.owed.is_past_guard()
             || (self.alone && !self.owed.is_empty())
     }
@@ -749,6 +771,8 @@ impl Session {
                     conn.prepared.remove(id);
                 }
                 // Nobody's now; what the client parsed last is sent again where it is used.
+                // The client has sent another one since, which is still to be answered: that one counts.
+                Undo::Unnamed(_) if self.owed.has_unnamed() => {}
                 Undo::Unnamed(before) => {
                     conn.forget_unnamed();
                     if before.is_some() {
@@ -768,12 +792,16 @@ impl Session {
         }
     }
 
+    pub(super) fn state(&self) -> SessionState {
+        self.state
+    }
+
     fn enter(&mut self, event: SessionEvent) {
         self.enter_at(event, Millis::now());
     }
 
     /// The one place where a session changes state.
-    fn enter_at(&mut self, event: SessionEvent, now: Millis) {
+    pub(super) fn enter_at(&mut self, event: SessionEvent, now: Millis) {
         match self.state.next(event) {
             Ok(next) => {
                 self.state = next;
@@ -818,6 +846,7 @@ impl Session {
                 || self.signs.seeds
                 || !self.pins.forever().is_empty(),
             dirty: self.pinned
+                || self.listening.as_ref().is_some_and(|listening| !listening.is_served())
                 || self.mode == PoolMode::Session
                 || self.signs.suspect
                 || self.signs.opaque

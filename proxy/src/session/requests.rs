@@ -162,6 +162,9 @@ impl Session {
         if let Some(step) = self.request_without_server(header) {
             return Ok(step);
         }
+        if self.listening.as_ref().is_some_and(|listening| listening.is_served()) && !self.heed_channels(rest, run)? {
+            return Ok(Step::Wait);
+        }
         if self.lease.is_none() {
             if !self.ensure_lease()? {
                 return Ok(if self.refused { self.drop_refused(header) } else { Step::Wait });
@@ -300,6 +303,7 @@ impl Session {
             return Ok(Step::Forward(Sink::Forward));
         };
         if unnamed && !self.reuse_unnamed {
+            self.lend_to_parse(&parse, run)?;
             let message = run.bytes.get(run.at..run.at.saturating_add(header.total())).unwrap_or_default();
             return Ok(self.parse_unnamed(&parse, message));
         }
@@ -320,7 +324,7 @@ impl Session {
     fn parse_large_unnamed(&mut self) -> Step {
         self.names.set_unnamed(None);
         // Its text is looked at as it passes, for this batch; whatever comes of it later is suspected.
-        self.names.unnamed_signs = Signs { suspect: true, commits: true, ..Signs::default() };
+        self.names.unnamed_signs = Signs { suspect: true, commits: true, listens: true, ..Signs::default() };
         self.own_unnamed();
         self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed(None))));
         Step::Forward(Sink::Scan)
@@ -361,8 +365,10 @@ impl Session {
         // From here on the statement itself holds its text.
         self.held = None;
         let plans = self.pool.plans();
-        let Some(statement) = self.pool.statements.intern(parse, self.settings.planning(), plans, &self.limits.memory)
-        else {
+        // What EXECUTE gives depends on whose name it is: shared with nobody else.
+        let own = if self.lend_to_parse(parse, run)? { self.registered.shared.id } else { 0 };
+        let planning = self.settings.planning() ^ own;
+        let Some(statement) = self.pool.statements.intern(parse, planning, plans, &self.limits.memory) else {
             return self.poison(run, errors::out_of_memory());
         };
         self.names.insert(parse.name, Arc::clone(&statement));

@@ -22,6 +22,7 @@ use crate::{
     pool::{
         Place, Pool, PoolSettings,
         decision::Gate,
+        hub::Hub,
         server::{Activity, Server},
     },
     server::credentials::Credentials,
@@ -152,6 +153,8 @@ pub struct Tenant {
     roles: BTreeMap<String, Arc<RoleEntry>>,
     pools: Mutex<Pools>,
     clients: Arc<AtomicU32>,
+    /// Listens for all of its clients.
+    hub: Arc<Hub>,
 }
 
 /// By role, until another tenant has taken them over.
@@ -201,6 +204,7 @@ impl Tenant {
             roles,
             pools: Mutex::new(Pools { by_role: same_place.and(left).unwrap_or_default(), retired: false }),
             clients: old.map_or_else(Arc::default, |o| Arc::clone(&o.clients)),
+            hub: same_place.map_or_else(Arc::default, |o| Arc::clone(&o.hub)),
         };
         tenant.refit(old);
         Arc::new(tenant)
@@ -322,6 +326,7 @@ impl Tenant {
             self.place(),
             self.gate(),
             Budget::of(&self.settings),
+            Arc::clone(&self.hub),
             &role.settings.name,
             settings,
             role.credentials(),

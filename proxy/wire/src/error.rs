@@ -61,12 +61,14 @@ pub struct ErrorResponse {
     /// `proxy_code=… key=value …`: stable, for machines.
     pub detail: Option<String>,
     pub hint: Option<String>,
+    /// The routine in PostgreSQL's source that an error of ours stands for: drivers know some by it.
+    pub routine: Option<&'static str>,
 }
 
 impl ErrorResponse {
     #[must_use]
     pub fn new(severity: Severity, code: &'static str, message: impl Into<String>) -> Self {
-        Self { severity, code, message: message.into(), detail: None, hint: None }
+        Self { severity, code, message: message.into(), detail: None, hint: None, routine: None }
     }
 
     #[must_use]
@@ -108,6 +110,7 @@ impl ErrorResponse {
             (b'M', Some(self.message.as_str())),
             (b'D', self.detail.as_deref()),
             (b'H', self.hint.as_deref()),
+            (b'R', self.routine),
         ];
         write_fields(out, backend::ERROR_RESPONSE, fields.into_iter().filter_map(|(k, v)| Some((k, v?.as_bytes()))));
     }

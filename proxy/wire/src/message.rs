@@ -79,6 +79,15 @@ pub fn read_parameter_status(body: &[u8]) -> Option<(&str, &str)> {
     (words.next() == Some(b"") && words.next().is_none()).then_some((name, value))
 }
 
+/// Process, channel and payload of a NotificationResponse body.
+#[must_use]
+pub fn read_notification(body: &[u8]) -> Option<(u32, &[u8], &[u8])> {
+    let (&process, text) = body.split_first_chunk::<4>()?;
+    let mut words = text.split(|b| *b == 0);
+    let (channel, payload) = (words.next()?, words.next()?);
+    (words.next() == Some(b"") && words.next().is_none()).then_some((u32::from_be_bytes(process), channel, payload))
+}
+
 /// Whether the body of a CommandComplete says that every prepared statement is gone.
 #[must_use]
 pub fn drops_all_statements(body: &[u8]) -> bool {
