@@ -8,6 +8,7 @@ Runs until SIGTERM; REPORT gets what it did, what failed, and how often it did n
 import json
 import os
 import random
+import re
 import signal
 import socket
 import sys
@@ -130,7 +131,8 @@ def main(dsn, report):
         try:
             noise.step()
         except Exception as error:
-            counts[f"error: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]] += 1
+            first = (str(error).splitlines() or [""])[0]
+            counts[re.sub(r"\d+", "N", f"error: {type(error).__name__}: {first}")[:160]] += 1
             noise.connection = None
         following = max(following + 1 / A_SECOND, time.monotonic() - 1)
         time.sleep(max(0, following - time.monotonic()))

@@ -5,6 +5,7 @@ $DRIVERS_RESULTS is the file that gets the lines, $DRIVERS_SKIP one with the tes
 
 import json
 import os
+import time
 from pathlib import Path
 
 RANK = ("passed", "skipped", "xfailed", "xpassed", "failed", "error")
@@ -12,6 +13,7 @@ LAST_LINE_CHARS = 240
 
 texts = {}
 outcomes = {}
+begun_at = {}
 with_results = Path(os.environ["DRIVERS_RESULTS"])
 
 
@@ -61,6 +63,7 @@ def pytest_collectreport(report):
 def pytest_runtest_logstart(nodeid):
     outcomes.pop(nodeid, None)
     texts.pop(nodeid, None)
+    begun_at[nodeid] = time.monotonic()
     write(begun=nodeid)
 
 
@@ -72,7 +75,8 @@ def pytest_runtest_logreport(report):
         texts[report.nodeid] = (last_line(report), report.longreprtext)
     if report.when == "teardown":
         last, text = texts.pop(report.nodeid, ("", ""))
-        write(test=report.nodeid, outcome=outcomes.pop(report.nodeid, "passed"), last=last, text=text)
+        write(test=report.nodeid, outcome=outcomes.pop(report.nodeid, "passed"), last=last, text=text,
+              seconds=round(time.monotonic() - begun_at.pop(report.nodeid), 1))
 
 
 def pytest_sessionfinish(exitstatus):
