@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django live contract bench bench-budgets simulate soak fuzz
+.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django live contract leaks sequences suites bench bench-budgets simulate soak fuzz
 MAKEFLAGS += --no-print-directory
 
 LOGS := target/test-logs
@@ -80,6 +80,19 @@ contract: ## "the API keeps to its document": schemathesis makes requests out of
 	tests/api-contract --seconds $${CONTRACT_SECONDS:-40} 2>&1 | tee $(LOGS)/contract.log | tail -n 40
 	sed -nE 's/^api-contract: ([0-9]+) calls/\1/p' $(LOGS)/contract.log >$(LOGS)/contract.count
 	test -s $(LOGS)/contract.count
+
+leaks: ## "no state reaches another client": the leak matrix, 1,032 cells, beside PgBouncer's
+	cargo build --quiet --package tenantry
+	tests/suites/leaks --pgbouncer-too --tenantry target/debug/tenantry
+
+sequences: ## "nobody can tell it from a direct connection": written and generated message sequences on both; SEQUENCES=20000 for more
+	cargo build --quiet --package tenantry
+	tests/suites/sequences --generated $${SEQUENCES:-2000} --tenantry target/debug/tenantry
+
+suites: ## the same, by others: PostgreSQL's regression files, asyncpg's and psycopg's own tests, beside PgBouncer; takes an hour
+	cargo build --quiet --package tenantry
+	tests/suites/regress --tenantry target/debug/tenantry
+	tests/suites/drivers --tenantry target/debug/tenantry
 
 bench: ## "what it costs": CPU per transaction and memory per idle client beside PgBouncer; BENCH="--only simple"
 	bench/run $(BENCH)
