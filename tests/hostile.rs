@@ -325,8 +325,11 @@ async fn large_messages_above_the_memory_of_all_clients_get_53200_and_the_sessio
     other.ask(&[large.clone(), say::sync()].concat()).await.error("53200");
     assert_eq!(other.value("SELECT 1").await, "1");
     slow.ask(&[rest.to_vec(), say::sync()].concat()).await.ok();
-    // A name that is taken, and a text that is not whole: neither keeps memory.
-    slow.ask(&[say::parse("large", &"x".repeat(70_000)), say::sync()].concat()).await.error("42P05");
+    // A text that PostgreSQL cannot read, and a name that is taken, which it sees only then: neither keeps memory.
+    slow.ask(&[say::parse("large", &"x".repeat(70_000)), say::sync()].concat()).await.error("42601");
+    slow.ask(&[say::parse("large", &format!("SELECT 1 -- {}", "x".repeat(70_000))), say::sync()].concat())
+        .await
+        .error("42P05");
     assert!(proxy.metric("tenantry_message_memory_bytes").await > 200_000.0, "the statement itself is held");
     slow.ask(&[say::close_statement("large"), say::sync()].concat()).await.ok();
     let free = async || (proxy.metric("tenantry_message_memory_bytes").await == 0.0).then_some(());
