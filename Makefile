@@ -89,8 +89,9 @@ sequences: ## "nobody can tell it from a direct connection": written and generat
 	cargo build --quiet --package tenantry
 	tests/suites/sequences --generated $${SEQUENCES:-2000} --tenantry target/debug/tenantry
 
-suites: ## the same, by others: PostgreSQL's regression files, asyncpg's and psycopg's own tests, beside PgBouncer; takes an hour
+suites: ## the same, by others: Django's, asyncpg's and psycopg's own tests, PostgreSQL's regression files, beside PgBouncer; takes two hours
 	cargo build --quiet --package tenantry
+	tests/suites/django --tenantry target/debug/tenantry
 	tests/suites/regress --tenantry target/debug/tenantry
 	tests/suites/drivers --tenantry target/debug/tenantry
 

@@ -162,7 +162,7 @@ async fn query_wait_timeout_gives_53300_and_the_client_stays() {
 #[tokio::test]
 async fn incident_a10_what_was_asked_before_the_timeout_is_not_answered_later() {
     let tenant = cluster().tenant("pools").await;
-    let proxy = proxy_with(&tenant, &[("pool.pool_size", 1.into()), ("pool.query_wait_timeout", "100ms".into())]).await;
+    let proxy = proxy_with(&tenant, &[("pool.pool_size", 1.into()), ("pool.query_wait_timeout", "1s".into())]).await;
     cluster().direct(&tenant).login().await.run("CREATE TABLE t (n int)").await;
     let mut holder = proxy.connect(&tenant).login().await;
     holder.run("BEGIN").await;

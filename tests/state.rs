@@ -593,6 +593,26 @@ async fn what_a_sequence_gave_is_told_in_its_transaction_and_refused_outside() {
 }
 
 #[tokio::test]
+async fn a_column_default_that_asks_a_sequence_never_finds_an_earlier_transactions_number() {
+    let tenant = cluster().tenant("state").await;
+    let mut direct = cluster().direct(&tenant).login().await;
+    direct.run("CREATE SEQUENCE s").await;
+    direct.run("CREATE TABLE t (n bigint DEFAULT currval('s'))").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 1).start().await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    for client in [&mut a, &mut b] {
+        client.run("SELECT nextval('s')").await;
+        client.query("INSERT INTO t DEFAULT VALUES").await.error("55000");
+    }
+    a.query("INSERT INTO t DEFAULT VALUES").await.error("55000");
+    a.run("BEGIN").await;
+    let own = a.value("SELECT nextval('s')").await;
+    a.run("INSERT INTO t DEFAULT VALUES").await;
+    a.run("COMMIT").await;
+    assert_eq!(a.value("SELECT string_agg(n::text, ' ') FROM t").await, own);
+}
+
+#[tokio::test]
 async fn a_seed_stays_with_its_client_and_ends_with_it() {
     let tenant = cluster().tenant("state").await;
     let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 2).start().await;

@@ -24,7 +24,7 @@ pub struct ServerConn {
     pub prepared: Prepared,
     /// The session whose unnamed statement is on it; 0 for nobody's.
     pub unnamed_of: u64,
-    /// The session that alone has used its sequences since they were discarded; 0 if nobody knows.
+    /// The session in whose transaction alone sequences have been used since they were discarded; 0 if nobody knows.
     pub sequences_of: u64,
     /// The pool's count of what made plans stale when `prepared` was last empty.
     pub plans: u32,

@@ -426,6 +426,7 @@ impl Session {
         let id = self.registered.shared.id;
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         let plans = self.pool.plans();
+        let reads_sequences = self.pool.reads_sequences();
         if conn.used && (self.strict || self.pool.functions.are_opaque()) {
             let guarded = conn.label.may_time_out();
             probe::write_wipe(&mut self.to_server.buf, &mut self.owed, guarded)
@@ -434,13 +435,15 @@ impl Session {
             conn.forget_statements(plans);
             conn.forget_unnamed();
             conn.sequences_of = id;
+            conn.used = false;
         }
+        // Also its own of an earlier transaction: what it would find is what it did on this connection, not the last it did.
+        let has_given = conn.used && reads_sequences;
         conn.used = true;
         let mut first = "";
         let is_stale = conn.plans != plans && !conn.prepared.is_empty();
-        let is_anothers = conn.sequences_of != id && self.pool.reads_sequences();
-        if is_stale || is_anothers {
-            first = match (is_stale, is_anothers) {
+        if is_stale || has_given {
+            first = match (is_stale, has_given) {
                 (true, true) => "DEALLOCATE ALL;DISCARD SEQUENCES;",
                 (true, false) => "DEALLOCATE ALL;",
                 _ => "DISCARD SEQUENCES;",
@@ -450,7 +453,7 @@ impl Session {
             conn.prepared.clear();
         }
         conn.plans = plans;
-        if is_anothers {
+        if reads_sequences {
             conn.sequences_of = id;
         }
         self.replay(first)

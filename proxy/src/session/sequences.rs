@@ -4,8 +4,8 @@
 //! lasts as long as the transaction: in the one that called `nextval()`, by itself or in an INSERT, both functions work;
 //! outside of it they are refused, since what they would find is perhaps another client's.
 //!
-//! What always holds: from the first time that a client of the pool asks, no connection goes from one client to another
-//! without DISCARD SEQUENCES, in the same write as the client's request.
+//! What always holds: from the first time that a client of the pool asks, or a function or a column default in its database
+//! does, no transaction begins on a connection without DISCARD SEQUENCES, in the same write as the client's request.
 
 use tenantry_config::PoolMode;
 use tenantry_wire::tag::status;
