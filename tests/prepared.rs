@@ -436,3 +436,26 @@ async fn unnamed_statements_are_shared_where_that_is_wanted() {
     let saved = proxy.metric("tenantry_prepared_parses_saved_total").await;
     assert!(saved >= 2.0, "{saved}");
 }
+
+#[tokio::test]
+async fn a_statement_that_cannot_be_looked_at_again_is_one_error_and_the_session_goes_on() {
+    let tenant = cluster().tenant("prepared").await;
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 2).start().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE wide (a int)").await;
+    let described = |name, sql| [say::parse(name, sql), say::describe_statement(name), say::sync()].concat();
+    client.ask(&described("begin", "BEGIN")).await.ok();
+    client.ask(&described("wide", "SELECT * FROM wide")).await.ok();
+    // From here on the columns of both are to be asked for once more, where they are put on a connection anew.
+    client.run("ALTER TABLE wide RENAME TO gone").await;
+    let batch = |name| [say::bind("", name, &[]), say::describe_portal(""), say::execute("", 0), say::sync()].concat();
+    client.ask(&batch("wide")).await.error("42P01");
+    client.ask(&batch("wide")).await.error("42P01");
+    client.run("BEGIN").await;
+    client.query("SELECT 1/0").await.error("22012");
+    client.ask(&batch("begin")).await.error("25P02");
+    client.ask(&described("wide", "SELECT 1")).await.error("25P02");
+    client.run("ROLLBACK").await;
+    client.run("ALTER TABLE gone RENAME TO wide").await;
+    client.ask(&batch("wide")).await.ok();
+}

@@ -567,6 +567,9 @@ impl Owed {
             }
         }
         self.skipping = true;
+        // Also where what failed was ours: the request it was for must be skipped with it, up to the client's own Sync. With
+        // a Sync of ours it would be dealt with, and fail, again and again.
+        self.batch = Batch::Clients;
     }
 }
 
