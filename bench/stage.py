@@ -73,7 +73,8 @@ def find_pgbouncer(wanted):
 
 def find_tenantry(wanted):
     if wanted:
-        return wanted
+        # It starts in a directory of its own.
+        return Path(wanted).absolute()
     say("building tenantry (release)")
     run(["cargo", "build", "--release", "--package", "tenantry"], cwd=ROOT)
     return Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target")) / "release" / "tenantry"
