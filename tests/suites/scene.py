@@ -4,7 +4,10 @@ Whatever is started is stopped with the ExitStack it was started on.
 """
 
 import contextlib
+import hashlib
 import os
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 sys.path.insert(0, str(ROOT / "bench"))
-from stage import environment, find_pgbouncer, find_tenantry, free_port, other_user, run, start_program  # noqa: E402
+from stage import environment, find_pgbouncer, find_tenantry, free_port, other_user, run, say, start_program  # noqa: E402
 
 ROLE = "suite"
 
@@ -83,6 +86,20 @@ class Scene:
         start_program(self.stack, "pgbouncer", [program, ini], port, self.work, databases[0], ROLE, cwd=directory,
                       **self.user)
         return port, ".".join(map(str, version))
+
+
+def venv(cache, requirements):
+    """A Python with just these; made once."""
+    told = hashlib.sha256("\n".join([platform.python_version(), *requirements]).encode()).hexdigest()[:12]
+    place = cache / f"venv-{told}"
+    python = place / "bin" / "python"
+    if not (place / "complete").exists():
+        say(f"installing {' '.join(requirements[:2])} and what its tests need")
+        shutil.rmtree(place, ignore_errors=True)
+        run([sys.executable, "-m", "venv", place])
+        run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", *requirements])
+        (place / "complete").touch()
+    return python
 
 
 def toml(value):
