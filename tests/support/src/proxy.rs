@@ -332,7 +332,7 @@ fn built() -> PathBuf {
     let fresh = fs::metadata(&path).and_then(|m| m.modified()).is_ok_and(|made| made >= newest_source(root));
     if !fresh {
         let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-        cargo.args(["build", "--quiet", "--package", "tenantry", "--bin", "tenantry"]).current_dir(root);
+        cargo.args(["build", "--quiet", "--workspace", "--bin", "tenantry"]).current_dir(root);
         cargo.arg("--target-dir").arg(profile.parent().expect("target"));
         if profile.ends_with("release") {
             cargo.arg("--release");

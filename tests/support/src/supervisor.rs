@@ -4,7 +4,7 @@
 //! kills its child by pid and removes the child's directory. Without `unsafe` there is no PR_SET_PDEATHSIG.
 
 use std::{
-    fs,
+    fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
     os::unix::{
@@ -13,7 +13,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 const SCRIPT: &str = r#"
@@ -180,11 +183,19 @@ pub fn scratch(kind: &str) -> PathBuf {
     dir
 }
 
-/// A TCP port that is free now, below the range that the kernel hands out by itself.
+/// The ports of this process, each with a lock that other test processes heed.
+static PORTS: Mutex<Vec<File>> = Mutex::new(Vec::new());
+
+/// A TCP port that is free now, below the range that the kernel hands out by itself. No other test is given it before this
+/// process has ended: a client must not meet another test's server where its own has not begun yet.
 pub fn free_port() -> u16 {
+    let locks = std::env::temp_dir().join("tenantry-ports");
+    fs::create_dir_all(&locks).expect("a directory for the locks of ports");
     loop {
         let port = rand::random_range(10_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        let lock = File::create(locks.join(format!("{port}"))).expect("a lock file");
+        if lock.try_lock().is_ok() && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            PORTS.lock().expect("not poisoned").push(lock);
             return port;
         }
     }
