@@ -85,6 +85,11 @@ kinds! {
     with_hold_cursor: ["DECLARE leak CURSOR WITH HOLD FOR SELECT 1"], "SELECT count(*) FROM pg_cursors WHERE name = 'leak'", "1", "0";
 }
 
+/// The probe, or the look at what functions have left: sent between two uses of a connection.
+fn is_a_question_of_ours(turn: &str) -> bool {
+    turn.contains("pg_listening_channels") || turn.contains("tenantry_look")
+}
+
 /// Functions of the tenant whose names do not tell what they leave.
 async fn functions(tenant: &Tenant) {
     let mut owner = cluster().direct(tenant).login().await;
@@ -460,7 +465,7 @@ async fn settings_go_ahead_of_a_request_in_the_same_write() {
                 assert_eq!(client.ask(&ask).await.ok().value(), "asked");
                 let turns: Vec<_> =
                     relay.take_turns().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
-                let asked: Vec<_> = turns.iter().filter(|t| !t.contains("pg_listening_channels")).collect();
+                let asked: Vec<_> = turns.iter().filter(|t| !is_a_question_of_ours(t)).collect();
                 assert_eq!(asked.len(), 1, "{set:?}: {turns:?}");
                 assert!(asked[0].contains("SELECT 'asked'"), "{set:?}: {turns:?}");
                 assert!(asked[0].contains("set_config") || asked[0].contains("RESET"), "{set:?}: {turns:?}");
@@ -535,6 +540,43 @@ async fn functions_made_around_tenantry_are_known_soon() {
 }
 
 #[tokio::test]
+async fn what_functions_may_leave_is_looked_at_and_all_settings_are_gone_over_only_where_one_did() {
+    let tenant = cluster().tenant("state").await;
+    functions(&tenant).await;
+    let relay = Relay::start(cluster().address()).await;
+    let proxy = ProxyBuilder::to(relay.address()).tenant(&tenant).set("pool.pool_size", 1).start().await;
+    let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.run("SET work_mem = '6MB'").await;
+    let went_over = async |a: &mut Client, b: &mut Client| {
+        relay.take_turns();
+        for client in [a, b] {
+            client.run("BEGIN; SELECT 1; COMMIT").await;
+            client.run("SELECT 1").await;
+        }
+        // The answer to this one shows that what followed the others is over.
+        let turns: Vec<_> = relay.take_turns().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+        assert!(turns.iter().any(|t| t.contains("tenantry_look")), "{turns:?}");
+        turns.iter().any(|t| t.contains("pg_settings"))
+    };
+    // Once on each connection, to know what it has where no client sets it.
+    went_over(&mut a, &mut b).await;
+    assert!(!went_over(&mut a, &mut b).await, "nothing was left, and a look shows it");
+    assert_eq!(b.value("SELECT plan()").await, "7MB");
+    assert_eq!(b.value("SHOW work_mem").await, "7MB");
+    assert_eq!(a.value("SHOW work_mem").await, "6MB");
+    assert_eq!(proxy.connect(&tenant).login().await.value("SHOW work_mem").await, "4MB");
+    assert!(!went_over(&mut a, &mut b).await);
+    for (client, mine) in [(&mut a, "6MB"), (&mut b, "7MB")] {
+        client.run("SELECT reserve()").await;
+        client.run("DEALLOCATE ALL").await;
+        let locks = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()";
+        assert_eq!(client.value(locks).await, "1");
+        client.run("SELECT pg_advisory_unlock_all()").await;
+        assert_eq!(client.value("SHOW work_mem").await, mine);
+    }
+}
+
+#[tokio::test]
 async fn strict_isolation_wipes_a_connection_before_each_use() {
     let tenant = cluster().tenant("state").await;
     let relay = Relay::start(cluster().address()).await;
@@ -555,7 +597,7 @@ async fn strict_isolation_wipes_a_connection_before_each_use() {
         assert_eq!(b.value("SELECT count(*) FROM pg_prepared_statements").await, "0", "nothing of a's is left");
         assert_eq!(b.value("SHOW statement_timeout").await, "0");
         let turns: Vec<_> = relay.take_turns().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
-        let uses: Vec<_> = turns.iter().filter(|t| !t.contains("pg_listening_channels")).collect();
+        let uses: Vec<_> = turns.iter().filter(|t| !is_a_question_of_ours(t)).collect();
         assert_eq!(uses.len(), 4, "one round trip each: {turns:?}");
         assert!(uses.iter().all(|t| t.contains("DISCARD ALL")), "{turns:?}");
     }

@@ -22,6 +22,8 @@ pub struct ServerConn {
     /// Reported parameters right after login.
     pub baseline: Parameters,
     pub prepared: Prepared,
+    /// What settings that functions touch are, where the session does not set them.
+    pub defaults: Vec<(String, String)>,
     /// The session whose unnamed statement is on it; 0 for nobody's.
     pub unnamed_of: u64,
     /// The session in whose transaction alone sequences have been used since they were discarded; 0 if nobody knows.
@@ -39,6 +41,21 @@ impl ServerConn {
     #[must_use]
     pub fn baseline(&self, name: &str) -> Option<&str> {
         self.baseline.iter().find(|(k, _)| k.eq_ignore_ascii_case(name)).map(|(_, v)| v.as_str())
+    }
+
+    /// Whether a setting that was looked at has the value that it should have.
+    #[must_use]
+    pub fn expects(&self, name: &str, value: &str) -> bool {
+        let default = || self.defaults.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str());
+        self.label.get(name).or_else(default) == Some(value)
+    }
+
+    /// A setting that functions touch has this value where the session does not set it.
+    pub fn learn_default(&mut self, name: &str, value: &str) {
+        match self.defaults.iter_mut().find(|(k, _)| k == name) {
+            Some((_, known)) => value.clone_into(known),
+            None => self.defaults.push((name.to_owned(), value.to_owned())),
+        }
     }
 
     /// Nobody's unnamed statement is on it any more: a simple query drops it, and so does an error while it is parsed.

@@ -200,6 +200,7 @@ pub async fn connect_within(
                 label: Settings::default(),
                 baseline: Arc::new(baseline),
                 prepared: Prepared::new(login.max_prepared_statements),
+                defaults: Vec::new(),
                 unnamed_of: 0,
                 sequences_of: 0,
                 plans: 0,

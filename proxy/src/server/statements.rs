@@ -153,48 +153,72 @@ impl StatementTable {
 
 /// What one server connection has prepared, most recently used first.
 #[derive(Debug)]
-pub struct Prepared(LruCache<u64, ()>);
+pub struct Prepared {
+    shared: LruCache<u64, ()>,
+    /// The look that is prepared there, and the number in its name.
+    look: Option<(u32, u32)>,
+    /// How many numbers were used.
+    looks: u32,
+}
 
 impl Prepared {
     #[must_use]
     pub fn new(limit: u32) -> Self {
         let limit = usize::try_from(limit).ok().and_then(NonZeroUsize::new).unwrap_or(NonZeroUsize::MIN);
-        let mut cache = LruCache::unbounded();
-        cache.resize(limit);
-        Self(cache)
+        let mut shared = LruCache::unbounded();
+        shared.resize(limit);
+        Self { shared, look: None, looks: 0 }
     }
 
     /// Whether the statement is there; counts as a use.
     pub fn touch(&mut self, id: u64) -> bool {
-        self.0.get(&id).is_some()
+        self.shared.get(&id).is_some()
     }
 
     /// Takes it in; what had to go for it must be closed on the server, before its Parse is sent.
     pub fn insert(&mut self, id: u64) -> Option<u64> {
-        self.0.push(id, ()).map(|(old, ())| old).filter(|old| *old != id)
+        self.shared.push(id, ()).map(|(old, ())| old).filter(|old| *old != id)
     }
 
     pub fn remove(&mut self, id: u64) {
-        self.0.pop(&id);
+        self.shared.pop(&id);
     }
 
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.shared.clear();
+        self.look = None;
+    }
+
+    /// The look that is there: whose, and the number in its name.
+    #[must_use]
+    pub fn look(&self) -> Option<(u32, u32)> {
+        self.look
+    }
+
+    /// A look is prepared under a new number. (One that failed may be there, or not.)
+    pub fn prepare_look(&mut self, id: u32) -> u32 {
+        self.looks = self.looks.wrapping_add(1);
+        self.look = Some((id, self.looks));
+        self.looks
+    }
+
+    pub fn forget_look(&mut self) {
+        self.look = None;
     }
 
     /// All of them, by number.
     pub fn ids(&self) -> impl Iterator<Item = u64> {
-        self.0.iter().map(|(id, ())| *id)
+        self.shared.iter().map(|(id, ())| *id)
     }
 
     #[must_use]
     pub fn len(&self) -> usize {
-        self.0.len()
+        self.shared.len()
     }
 
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.shared.is_empty()
     }
 }
 

@@ -1,6 +1,9 @@
 //! Pin on suspicion, unpin on evidence: what a session does when something it ran may have left state behind.
 //!
-//! What always holds: a lease with reasons is not given back; reasons go only when PostgreSQL itself was asked.
+//! What always holds: a lease with reasons is not given back; reasons go only when PostgreSQL itself was asked. A look (what
+//! functions may have left, `pool/functions.rs`) adds no reason and takes none: it lets a connection go, or the probe follows.
+
+use std::sync::Arc;
 
 use tenantry_config::PoolMode;
 use tenantry_wire::message;
@@ -14,7 +17,7 @@ use super::{
 };
 use crate::{
     clock::Millis,
-    pool::lease::Lease,
+    pool::{functions::Look, lease::Lease},
     server::signs::{MAX_CUSTOM, Signs},
 };
 
@@ -35,6 +38,9 @@ impl Session {
     }
 
     pub(super) fn start_probe(&mut self, now: Millis) -> Result<(), End> {
+        if let Some(look) = self.look_enough(now) {
+            return self.start_look(look);
+        }
         let functions = &self.pool.functions;
         self.reads_functions = functions.are_to_be_read(now).then(|| functions.generation());
         for name in std::mem::take(&mut self.signs.custom).into_iter().chain(functions.custom()) {
@@ -57,25 +63,68 @@ impl Session {
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             conn.forget_unnamed();
         }
-        let written =
-            message::write_query(&mut self.to_server.buf, &probe::probe(&self.custom, self.reads_functions.is_some()));
-        written.map_err(|_| End::Fatal(errors::internal()))?;
+        let look = functions.looked_at();
+        let sql = probe::probe(&self.custom, self.reads_functions.is_some(), look.as_deref());
+        message::write_query(&mut self.to_server.buf, &sql).map_err(|_| End::Fatal(errors::internal()))?;
         self.owed.push(Kind::Query, For::Probe, None);
         self.evidence = Some(Box::default());
         Ok(())
     }
 
+    /// What only functions may have done is looked at, unless it needs the probe; `None` if it does.
+    fn look_enough(&self, now: Millis) -> Option<Arc<Look>> {
+        let signs = &self.signs;
+        let is_suspect = signs.suspect || signs.opaque || signs.seeds || !signs.custom.is_empty();
+        let is_plain =
+            self.mode != PoolMode::Session && self.pins.is_empty() && !self.pinned && self.listening.is_none();
+        if is_suspect || !is_plain || self.made_functions {
+            return None;
+        }
+        self.pool.functions.look(now)
+    }
+
+    fn start_look(&mut self, look: Arc<Look>) -> Result<(), End> {
+        self.signs = Signs::default();
+        self.worked = false;
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        probe::write_look(&mut self.to_server.buf, &mut self.owed, &look, &mut conn.prepared)
+            .map_err(|_| End::Fatal(errors::internal()))?;
+        self.looking = Some(look);
+        self.evidence = Some(Box::default());
+        Ok(())
+    }
+
+    /// A look's answer is complete, or failed: whatever is not as it should be is for the probe.
+    fn conclude_look(&mut self, look: &Look, evidence: Option<&Evidence>) -> Result<(), End> {
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        match evidence {
+            Some(evidence) => self.signs.suspect |= !evidence.is_as_expected(look, &self.pool.role, conn),
+            None => {
+                conn.prepared.forget_look();
+                self.signs.suspect = true;
+            }
+        }
+        Ok(())
+    }
+
     /// The probe's answer is complete, or failed (`None`).
     pub(super) fn conclude_probe(&mut self, evidence: Option<Evidence>) -> Result<(), End> {
+        if let Some(look) = self.looking.take() {
+            return self.conclude_look(&look, evidence.as_ref());
+        }
         self.conclude_functions(evidence.as_ref());
         let mut pins = self.pins.forever();
         let mut evidence = evidence;
         let channels = evidence.as_mut().and_then(Evidence::take_channels);
+        let touched = evidence.as_mut().map(Evidence::take_touched).unwrap_or_default();
         match evidence.and_then(|e| e.conclude(&self.pool.role)) {
             Some((settings, found)) => {
                 found.iter().for_each(|r| pins.add(r));
                 if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
                     conn.label = settings.clone();
+                    for (name, value) in touched.iter().filter(|(name, _)| settings.get(name).is_none()) {
+                        conn.learn_default(name, value);
+                    }
                 }
                 // A startup setting that is gone was reset, and RESET goes back to what the client asked for at the start.
                 let gone = self.startup.iter().filter(|(name, _)| settings.get(name).is_none());

@@ -328,6 +328,12 @@ impl Owed {
             }
             // Nothing rests on it that may run without it.
             What::Request(_, For::Guard) => return Ok(Verdict::Swallow),
+            What::Request(_, For::Probe) => {
+                // The Sync that ends the skipping was sent with it.
+                self.skip_to_sync();
+                (self.skipping, self.batch) = (false, Batch::None);
+                return Ok(Verdict::Swallow);
+            }
             What::Request(..) | What::Poison(_) | What::Own(_) | What::CopyEnd => {}
         }
         let verdict = match self.queue.front_mut().map(|e| &mut e.what) {
@@ -446,14 +452,14 @@ impl Owed {
     pub fn runs_ours(&self) -> bool {
         matches!(
             self.queue.front().map(|e| &e.what),
-            Some(What::Request(Kind::Query, For::Us | For::Probe) | What::Request(_, For::Guard))
+            Some(What::Request(Kind::Query, For::Us) | What::Request(_, For::Probe | For::Guard))
         )
     }
 
     /// Nothing but a probe is owed: it only looks, and is soon over.
     #[must_use]
     pub fn is_probe_only(&self) -> bool {
-        self.queue.len() == 1 && matches!(self.queue.front(), Some(Entry { what: What::Request(_, For::Probe), .. }))
+        !self.queue.is_empty() && self.queue.iter().all(|e| matches!(e.what, What::Request(_, For::Probe)))
     }
 
     /// A request of the client is unanswered.

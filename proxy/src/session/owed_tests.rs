@@ -100,6 +100,21 @@ fn what_is_ours_is_swallowed_and_what_is_the_clients_delivered() {
 }
 
 #[test]
+fn an_error_in_a_look_is_nobodys_and_the_connection_rests_behind_its_sync() {
+    let mut owed = Owed::default();
+    for kind in [Kind::Parse, Kind::Bind, Kind::Execute, Kind::Sync] {
+        owed.push(kind, For::Probe, None);
+    }
+    assert!(owed.is_probe_only() && owed.runs_ours() && !owed.client_waits());
+    assert_eq!(owed.reply(b'1'), Ok(Verdict::Read));
+    assert_eq!(owed.error(), Ok(Verdict::Swallow));
+    assert!(!owed.is_at_rest());
+    assert_eq!(owed.reply(b'Z'), Ok(Verdict::Read));
+    owed.ready(status::IDLE);
+    assert!(owed.is_at_rest());
+}
+
+#[test]
 fn an_error_in_our_own_parse_is_the_clients() {
     let mut owed = Owed::default();
     owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::OnServer(7))));

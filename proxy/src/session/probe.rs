@@ -18,14 +18,20 @@ use super::{
     pin::{PinReason, Pins},
 };
 use crate::{
-    pool::functions::{READ, Reading},
-    server::settings::{Difference, Settings, is_role},
+    pool::functions::{Look, READ, Reading},
+    server::{
+        conn::ServerConn,
+        settings::{Difference, Settings, is_role},
+        statements::Prepared,
+    },
 };
 
-/// One row per thing that is left: kind, name, value.
-const PROBE: &str = "SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
-WHERE source OPERATOR(pg_catalog.=) 'session' AND name NOT LIKE 'transaction\\_%' \
-UNION ALL SELECT 'setting', 'role', pg_catalog.current_setting('role') \
+/// One row per setting of the session: kind, name, value.
+const SETTINGS: &str = "SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
+WHERE source OPERATOR(pg_catalog.=) 'session' AND name NOT LIKE 'transaction\\_%' UNION ALL ";
+
+/// One row per other thing that is left.
+const REST: &str = "SELECT 'setting', 'role', pg_catalog.current_setting('role') \
 WHERE pg_catalog.current_setting('role') OPERATOR(pg_catalog.<>) 'none' \
 UNION ALL SELECT 'user', session_user::pg_catalog.text, '' \
 UNION ALL SELECT 'advisory_lock', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_locks \
@@ -37,13 +43,56 @@ AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
 UNION ALL SELECT 'prepare', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
 UNION ALL SELECT 'listen', channel, '' FROM pg_catalog.pg_listening_channels() AS channel";
 
+fn look_name(number: u32) -> String {
+    format!("tenantry_look_{number}")
+}
+
+/// The settings that functions touch, one row each.
+fn add_touched(sql: &mut String, look: &Look) {
+    for name in &look.names {
+        let name = literal(name);
+        let _ =
+            write!(sql, " UNION ALL SELECT 'touched', {name}, COALESCE(pg_catalog.current_setting({name}, true), '')");
+    }
+}
+
+/// Writes the look at what functions may have left; its statement is prepared once on each connection, since to plan it
+/// costs PostgreSQL more than to run it.
+pub fn write_look(out: &mut BytesMut, owed: &mut Owed, look: &Look, prepared: &mut Prepared) -> Result<(), FrameError> {
+    let there = prepared.look().filter(|(id, _)| *id == look.id);
+    let name = if let Some((_, number)) = there {
+        look_name(number)
+    } else {
+        if let Some((_, old)) = prepared.look() {
+            extended::write_statement_target(out, frontend::CLOSE, look_name(old).as_bytes())?;
+            owed.push(Kind::Close, For::Probe, None);
+        }
+        let name = look_name(prepared.prepare_look(look.id));
+        let mut sql = REST.to_owned();
+        add_touched(&mut sql, look);
+        Parse { name: b"", query: sql.as_bytes(), types: b"\0\0" }.write_as(out, name.as_bytes())?;
+        owed.push(Kind::Parse, For::Probe, None);
+        name
+    };
+    extended::write_plain_run(out, name.as_bytes())?;
+    owed.push(Kind::Bind, For::Probe, None);
+    owed.push(Kind::Execute, For::Probe, None);
+    out.extend_from_slice(message::SYNC);
+    owed.push(Kind::Sync, For::Probe, None);
+    Ok(())
+}
+
 /// The probe, with the custom settings that the session is known to have touched; `functions`: and what functions may do.
 #[must_use]
-pub fn probe(custom: &[String], functions: bool) -> String {
-    let mut sql = PROBE.to_owned();
+pub fn probe(custom: &[String], functions: bool, look: Option<&Look>) -> String {
+    let mut sql = SETTINGS.to_owned();
+    sql.push_str(REST);
     if functions {
         sql.push_str(" UNION ALL ");
         sql.push_str(READ);
+    }
+    if let Some(look) = look {
+        add_touched(&mut sql, look);
     }
     for name in custom {
         let name = literal(name);
@@ -65,6 +114,8 @@ pub struct Evidence {
     /// Of functions, if they were asked about.
     pub functions: Reading,
     malformed: bool,
+    /// Settings that functions touch, and their values, which may be defaults.
+    touched: Vec<(String, String)>,
     channels: Vec<Arc<str>>,
     /// A channel whose name is no UTF-8.
     unreadable: bool,
@@ -89,6 +140,7 @@ impl Evidence {
         };
         match kind {
             "setting" => self.settings.push((name.to_owned(), value.to_owned())),
+            "touched" => self.touched.push((name.to_owned(), value.to_owned())),
             "user" => self.user = Some(name.to_owned()),
             "advisory_lock" => self.pins.add(PinReason::AdvisoryLock),
             "cursor" => self.pins.add(PinReason::Cursor),
@@ -102,6 +154,21 @@ impl Evidence {
     #[must_use]
     pub fn take_channels(&mut self) -> Option<Vec<Arc<str>>> {
         (!self.unreadable).then(|| std::mem::take(&mut self.channels))
+    }
+
+    /// What a look found is what the connection should have, and nothing else is left.
+    #[must_use]
+    pub fn is_as_expected(&self, look: &Look, role: &str, conn: &ServerConn) -> bool {
+        !self.malformed
+            && self.pins.is_empty()
+            && self.user.as_deref() == Some(role)
+            && self.settings.iter().all(|(name, value)| conn.label.get(name) == Some(value))
+            && self.touched.len() == look.names.len()
+            && self.touched.iter().all(|(name, value)| conn.expects(name, value))
+    }
+
+    pub fn take_touched(&mut self) -> Vec<(String, String)> {
+        std::mem::take(&mut self.touched)
     }
 
     /// What is left, once the answer was complete: settings that can be replayed elsewhere, and reasons that cannot.

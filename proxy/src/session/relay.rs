@@ -49,6 +49,7 @@ use crate::{
     pool::{
         Pool,
         decision::Refusal,
+        functions::Look,
         lease::{Handoff, Lease, Waiting},
         server::Asked,
         stats::{Stats, Tally},
@@ -177,6 +178,8 @@ pub struct Session {
     pub(super) signs: Signs,
     pub(super) custom: Vec<String>,
     pub(super) evidence: Option<Box<Evidence>>,
+    /// The question under way is not the probe but a look.
+    pub(super) looking: Option<Arc<Look>>,
     /// The probe under way also asks about functions: in which generation.
     pub(super) reads_functions: Option<u32>,
     /// The session has made or changed functions since the last probe.
@@ -258,6 +261,7 @@ impl Session {
             signs: Signs::default(),
             custom: Vec::new(),
             evidence: None,
+            looking: None,
             reads_functions: None,
             made_functions: false,
             pins: Pins::default(),

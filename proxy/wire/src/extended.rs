@@ -68,6 +68,17 @@ impl<'a> BindHead<'a> {
     }
 }
 
+/// Appends a Bind of a statement without parameters to the unnamed portal, results as text, and the Execute of it.
+pub fn write_plain_run(out: &mut BytesMut, statement: &[u8]) -> Result<(), FrameError> {
+    frame::put_header(out, frontend::BIND, statement.len().saturating_add(8))?;
+    put_cstr(out, b"");
+    put_cstr(out, statement);
+    out.extend_from_slice(&[0; 6]);
+    frame::put_header(out, frontend::EXECUTE, 5)?;
+    out.extend_from_slice(&[0; 5]);
+    Ok(())
+}
+
 /// The body of a Describe or Close.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target<'a> {
