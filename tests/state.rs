@@ -85,6 +85,11 @@ kinds! {
     with_hold_cursor: ["DECLARE leak CURSOR WITH HOLD FOR SELECT 1"], "SELECT count(*) FROM pg_cursors WHERE name = 'leak'", "1", "0";
 }
 
+/// What was sent to PostgreSQL since the last call, one text for each time that somebody wrote.
+fn turns(relay: &Relay) -> Vec<String> {
+    relay.take_turns().iter().map(|turn| String::from_utf8_lossy(turn).into_owned()).collect()
+}
+
 /// The probe, or the look at what functions have left: sent between two uses of a connection.
 fn is_a_question_of_ours(turn: &str) -> bool {
     turn.contains("pg_listening_channels") || turn.contains("tenantry_look")
@@ -463,8 +468,7 @@ async fn settings_go_ahead_of_a_request_in_the_same_write() {
                     say::query("SELECT 'asked'")
                 };
                 assert_eq!(client.ask(&ask).await.ok().value(), "asked");
-                let turns: Vec<_> =
-                    relay.take_turns().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+                let turns = turns(&relay);
                 let asked: Vec<_> = turns.iter().filter(|t| !is_a_question_of_ours(t)).collect();
                 assert_eq!(asked.len(), 1, "{set:?}: {turns:?}");
                 assert!(asked[0].contains("SELECT 'asked'"), "{set:?}: {turns:?}");
@@ -524,6 +528,21 @@ async fn functions_made_by_others_are_known_before_they_leave_anything() {
 }
 
 #[tokio::test]
+async fn a_setting_whose_name_a_function_puts_together_stays_with_its_caller() {
+    for body in ["set_config('work' || '_mem', '7MB', false)", "set_config/**/('work_mem', '7MB', false)"] {
+        let (tenant, proxy) = two_servers().await;
+        let mut owner = cluster().direct(&tenant).login().await;
+        owner.run(&format!("CREATE FUNCTION plan() RETURNS text LANGUAGE sql AS $$ SELECT {body} $$")).await;
+        owner.leave().await;
+        let mut caller = proxy.connect(&tenant).login().await;
+        others_see(&proxy, &tenant, "SHOW work_mem", "4MB").await;
+        caller.run("SELECT plan()").await;
+        others_see(&proxy, &tenant, "SHOW work_mem", "4MB").await;
+        assert_eq!(caller.value("SHOW work_mem").await, "7MB", "{body}");
+    }
+}
+
+#[tokio::test]
 async fn functions_made_around_tenantry_are_known_soon() {
     let (tenant, proxy) = two_servers().await;
     proxy.connect(&tenant).login().await.run("SELECT 1").await;
@@ -553,8 +572,7 @@ async fn what_functions_may_leave_is_looked_at_and_all_settings_are_gone_over_on
             client.run("BEGIN; SELECT 1; COMMIT").await;
             client.run("SELECT 1").await;
         }
-        // The answer to this one shows that what followed the others is over.
-        let turns: Vec<_> = relay.take_turns().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+        let turns = turns(&relay);
         assert!(turns.iter().any(|t| t.contains("tenantry_look")), "{turns:?}");
         turns.iter().any(|t| t.contains("pg_settings"))
     };
@@ -596,7 +614,7 @@ async fn strict_isolation_wipes_a_connection_before_each_use() {
         assert_eq!(a.value("SHOW statement_timeout").await, "30s");
         assert_eq!(b.value("SELECT count(*) FROM pg_prepared_statements").await, "0", "nothing of a's is left");
         assert_eq!(b.value("SHOW statement_timeout").await, "0");
-        let turns: Vec<_> = relay.take_turns().iter().map(|t| String::from_utf8_lossy(t).into_owned()).collect();
+        let turns = turns(&relay);
         let uses: Vec<_> = turns.iter().filter(|t| !is_a_question_of_ours(t)).collect();
         assert_eq!(uses.len(), 4, "one round trip each: {turns:?}");
         assert!(uses.iter().all(|t| t.contains("DISCARD ALL")), "{turns:?}");

@@ -20,14 +20,22 @@ use crate::{clock::Millis, server::signs::MAX_CUSTOM};
 /// PostgreSQL is asked again this often, for functions that were made around us: milliseconds.
 const ASK_EVERY: u64 = 10_000;
 
+/// The regular expression of where a statement begins: in a body, or in a string that may be run. It captures nothing.
+macro_rules! begins {
+    () => {
+        r"(?:^|;|\m(?:begin|then|else|loop)\M|\$\w*\$|'')(?:\s|--[^\n]*\n|/\*(?:[^*]|\*+[^*/])*\*+/)*"
+    };
+}
+
 /// One row for each kind of thing that a function in the database may leave, and one for each setting that one touches by
 /// name. What is looked at is the text of the functions that are not PostgreSQL's own nor written in C, without
 /// `set_config(..., true)`, which ends with the transaction. What such a function calls is looked at by itself.
 ///
 /// Stateful: a word that makes state, wherever it stands; SET, RESET and the like at the beginning of a statement or of a
-/// string. Unnamed: settings may change of which the text does not tell the names. Opaque: a name or a statement that is put together when it runs, or another language; extensions are trusted not
-/// to do that.
-pub const READ: &str = r#"SELECT * FROM (
+/// string. Unnamed: a setting may change whose name does not stand there whole, as far as this can tell. Opaque: a name or a
+/// statement that is put together when it runs, or another language; extensions are trusted not to do that.
+pub const READ: &str = concat!(
+    r#"SELECT * FROM (
 WITH body AS MATERIALIZED (SELECT lanname, EXISTS (SELECT FROM pg_catalog.pg_depend d
 WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::pg_catalog.regclass AND d.objid OPERATOR(pg_catalog.=) p.oid
 AND d.deptype OPERATOR(pg_catalog.=) 'e') AS of_extension,
@@ -37,9 +45,13 @@ FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_cat
 WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND p.prokind OPERATOR(pg_catalog.=) ANY (ARRAY['f', 'p']::pg_catalog."char"[])
 AND l.lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['internal', 'c']::pg_catalog.name[]))
 SELECT DISTINCT 'functions', 'stateful', '' FROM body WHERE text OPERATOR(pg_catalog.~*)
-'\m(set_config|setseed|dblink_connect\w*|set_limit)\M|advisory_(un)?lock|\mtemp(orary)?\s+(table|view|sequence|recursive)\M|\minto\s+temp(orary)?\M|\mpg_temp|\mwith\s+hold\M|(^|;|\m(begin|then|else|loop)\M|\$\w*\$|'')(\s|--[^\n]*\n|/\*([^*]|\*+[^*/])*\*+/)*((set\s+(?!local\M|constraints\M|transaction\M))|(reset|discard|listen|load|prepare)\M)'
+'\m(set_config|setseed|dblink_connect\w*|set_limit)\M|advisory_(un)?lock|\mtemp(orary)?\s+(table|view|sequence|recursive)\M|\minto\s+temp(orary)?\M|\mpg_temp|\mwith\s+hold\M|"#,
+    begins!(),
+    r#"((set\s+(?!\s|local\M|constraints\M|transaction\M))|(reset|discard|listen|load|prepare)\M)'
 UNION ALL SELECT DISTINCT 'functions', 'unnamed', '' FROM body WHERE text OPERATOR(pg_catalog.~*)
-'\m(dblink_connect\w*|set_limit)\M|(^|;|\m(begin|then|else|loop)\M|\$\w*\$|'')(\s|--[^\n]*\n|/\*([^*]|\*+[^*/])*\*+/)*((reset|discard|load)\M|set\s+(?!local\M|constraints\M|transaction\M|(session\s+)?[a-z_][a-z0-9_$.]*\s*(=|to\M)))'
+'\m(dblink_connect\w*|set_limit)\M|\mset_config\M(?!\s*\(\s*''[a-z_][a-z0-9_$.]*''\s*,)|"#,
+    begins!(),
+    r#"((reset|discard|load)\M|set\s+(?!\s|local\M|constraints\M|transaction\M|(session\s+)?[a-z_][a-z0-9_$.]*\s*(=|to\M)))'
 UNION ALL SELECT DISTINCT 'functions', 'opaque', '' FROM body
 WHERE NOT of_extension AND (lanname OPERATOR(pg_catalog.<>) ALL (ARRAY['sql', 'plpgsql']::pg_catalog.name[]) OR text OPERATOR(pg_catalog.~*)
 '\mset_config\s*\(\s*(?!''|\s)|\mset\s+(session\s+)?(''|%)|\mexecute\s+(?!''|\s|format\s*\(\s*''|(e|u&)''|function\M|procedure\M|on\M)')
@@ -49,8 +61,11 @@ AND pg_catalog.pg_get_expr(adbin, adrelid) OPERATOR(pg_catalog.~*) '\m(curr|last
 UNION ALL SELECT DISTINCT 'touches', pg_catalog.lower(m[1]), '' FROM body, LATERAL pg_catalog.regexp_matches(text,
 '(?:set_config\s*\(\s*''|\m(?:set|reset)\s+(?:session\s+)?)([a-z_][a-z0-9_$]*(?:\.[a-z_][a-z0-9_$]*)+)', 'gi') m
 UNION ALL SELECT DISTINCT 'touches', pg_catalog.lower(COALESCE(m[1], m[2])), '' FROM body, LATERAL pg_catalog.regexp_matches(text,
-'set_config\s*\(\s*''([a-z_][a-z0-9_$]*)''|(?:^|;|\m(?:begin|then|else|loop)\M|\$\w*\$|'')(?:\s|--[^\n]*\n|/\*(?:[^*]|\*+[^*/])*\*+/)*set\s+(?:session\s+)?([a-z_][a-z0-9_$]*)\s*(?:=|to\M)', 'gi') m
-) functions"#;
+'set_config\s*\(\s*''([a-z_][a-z0-9_$]*)''|"#,
+    begins!(),
+    r#"set\s+(?:session\s+)?([a-z_][a-z0-9_$]*)\s*(?:=|to\M)', 'gi') m
+) functions"#
+);
 
 /// What the functions of a database may do, the worst of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
