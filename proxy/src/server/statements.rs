@@ -155,9 +155,9 @@ impl StatementTable {
 #[derive(Debug)]
 pub struct Prepared {
     shared: LruCache<u64, ()>,
-    /// The look that is prepared there, and the number in its name.
-    look: Option<(u32, u32)>,
-    /// How many numbers were used.
+    /// The look that is prepared there, and its name.
+    look: Option<(u32, Box<[u8]>)>,
+    /// How many names of looks were used.
     looks: u32,
 }
 
@@ -189,17 +189,16 @@ impl Prepared {
         self.look = None;
     }
 
-    /// The look that is there: whose, and the number in its name.
+    /// The look that is there: whose, and its name.
     #[must_use]
-    pub fn look(&self) -> Option<(u32, u32)> {
-        self.look
+    pub fn look(&self) -> Option<(u32, &[u8])> {
+        self.look.as_ref().map(|(id, name)| (*id, &**name))
     }
 
-    /// A look is prepared under a new number. (One that failed may be there, or not.)
-    pub fn prepare_look(&mut self, id: u32) -> u32 {
+    /// A look is prepared, under a name that was not used before: one that failed may be there, or not.
+    pub fn prepare_look(&mut self, id: u32) {
         self.looks = self.looks.wrapping_add(1);
-        self.look = Some((id, self.looks));
-        self.looks
+        self.look = Some((id, format!("tenantry_look_{}", self.looks).into_bytes().into()));
     }
 
     pub fn forget_look(&mut self) {

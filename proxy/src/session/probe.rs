@@ -43,10 +43,6 @@ AND refobjid OPERATOR(pg_catalog.=) pg_catalog.pg_my_temp_schema()) \
 UNION ALL SELECT 'prepare', '', '' WHERE EXISTS (SELECT FROM pg_catalog.pg_prepared_statements WHERE from_sql) \
 UNION ALL SELECT 'listen', channel, '' FROM pg_catalog.pg_listening_channels() AS channel";
 
-fn look_name(number: u32) -> String {
-    format!("tenantry_look_{number}")
-}
-
 /// The settings that functions touch, one row each.
 fn add_touched(sql: &mut String, look: &Look) {
     for name in &look.names {
@@ -59,22 +55,20 @@ fn add_touched(sql: &mut String, look: &Look) {
 /// Writes the look at what functions may have left; its statement is prepared once on each connection, since to plan it
 /// costs PostgreSQL more than to run it.
 pub fn write_look(out: &mut BytesMut, owed: &mut Owed, look: &Look, prepared: &mut Prepared) -> Result<(), FrameError> {
-    let there = prepared.look().filter(|(id, _)| *id == look.id);
-    let name = if let Some((_, number)) = there {
-        look_name(number)
-    } else {
+    if prepared.look().is_none_or(|(id, _)| id != look.id) {
         if let Some((_, old)) = prepared.look() {
-            extended::write_statement_target(out, frontend::CLOSE, look_name(old).as_bytes())?;
+            extended::write_statement_target(out, frontend::CLOSE, old)?;
             owed.push(Kind::Close, For::Probe, None);
         }
-        let name = look_name(prepared.prepare_look(look.id));
+        prepared.prepare_look(look.id);
         let mut sql = REST.to_owned();
         add_touched(&mut sql, look);
-        Parse { name: b"", query: sql.as_bytes(), types: b"\0\0" }.write_as(out, name.as_bytes())?;
+        let (_, name) = prepared.look().unwrap_or_default();
+        Parse { name, query: sql.as_bytes(), types: b"\0\0" }.write_as(out, name)?;
         owed.push(Kind::Parse, For::Probe, None);
-        name
-    };
-    extended::write_plain_run(out, name.as_bytes())?;
+    }
+    let (_, name) = prepared.look().unwrap_or_default();
+    extended::write_plain_run(out, name)?;
     owed.push(Kind::Bind, For::Probe, None);
     owed.push(Kind::Execute, For::Probe, None);
     out.extend_from_slice(message::SYNC);

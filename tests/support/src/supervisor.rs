@@ -155,7 +155,7 @@ pub struct User {
 impl User {
     /// `postgres` or `nobody` if we are root, which PostgreSQL refuses to be; else nobody in particular.
     pub fn unprivileged() -> Option<Self> {
-        if fs::metadata("/proc/self").map_or(1, |m| m.uid()) != 0 {
+        if uid() != 0 {
             return None;
         }
         let accounts = fs::read_to_string("/etc/passwd").expect("/etc/passwd");
@@ -183,13 +183,18 @@ pub fn scratch(kind: &str) -> PathBuf {
     dir
 }
 
+/// The user that runs the tests.
+fn uid() -> u32 {
+    fs::metadata("/proc/self").map_or(1, |m| m.uid())
+}
+
 /// The ports of this process, each with a lock that other test processes heed.
 static PORTS: Mutex<Vec<File>> = Mutex::new(Vec::new());
 
 /// A TCP port that is free now, below the range that the kernel hands out by itself. No other test is given it before this
 /// process has ended: a client must not meet another test's server where its own has not begun yet.
 pub fn free_port() -> u16 {
-    let locks = std::env::temp_dir().join("tenantry-ports");
+    let locks = std::env::temp_dir().join(format!("tenantry-ports-{}", uid()));
     fs::create_dir_all(&locks).expect("a directory for the locks of ports");
     loop {
         let port = rand::random_range(10_000..32_000);
