@@ -338,6 +338,50 @@ async fn closing_and_preparing_again_under_the_same_name() {
 }
 
 #[tokio::test]
+async fn names_that_are_taken_or_lent_wait_for_what_the_connection_is_made_fit_with_and_not_for_ever() {
+    let tenant = cluster().tenant("prepared").await;
+    // Each use of a connection begins with a wipe.
+    let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.isolation", "strict").start().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    prepare(&mut client, "s", "SELECT 1").await;
+    for _ in 0..3 {
+        client.ask(&[say::parse("s", "SELECT 2"), say::sync()].concat()).await.error("42P05");
+        // One in a batch that has failed is skipped, and waits for nothing.
+        let batch = [say::bind("", "none", &[]), say::parse("s", "SELECT 3"), say::sync()];
+        client.ask(&batch.concat()).await.error("26000");
+        assert_eq!(client.value("EXECUTE s").await, "1");
+        assert_eq!(client.value("SELECT 4").await, "4");
+    }
+    client.run("DEALLOCATE s").await;
+    assert_eq!(client.value("SELECT 5").await, "5");
+}
+
+#[tokio::test]
+async fn an_unnamed_statement_of_before_is_on_no_server_connection_any_more() {
+    let tenant = cluster().tenant("prepared").await;
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&tenant)
+        .set("pool.pool_size", 2)
+        .set("pool.min_pool_size", 2)
+        .set("pool.server_round_robin", true)
+        .start()
+        .await;
+    let mut client = proxy.connect(&tenant).login().await;
+    let unnamed = |sql: &str| [say::parse("", sql), say::sync()].concat();
+    let use_it = [say::bind("", "", &[]), say::execute("", 0), say::sync()].concat();
+    for _ in 0..2 {
+        // On one connection, then on the other; used on the first.
+        client.ask(&unnamed("SELECT 'old'")).await.ok();
+        client.ask(&unnamed("SELECT 'new'")).await.ok();
+        assert_eq!(client.ask(&use_it).await.ok().value(), "new");
+        client.ask(&unnamed("SELECT 'old'")).await.ok();
+        client.run("SELECT 1").await;
+        client.ask(&use_it).await.error("26000");
+        client.run("SELECT 1").await;
+    }
+}
+
+#[tokio::test]
 async fn an_error_inside_a_statements_first_use_elsewhere_reaches_only_its_client() {
     let (tenant, proxy) = pool(2, 200).await;
     let mut a = proxy.connect(&tenant).login().await;

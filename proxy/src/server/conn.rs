@@ -10,6 +10,14 @@ use crate::{net::stream::Stream, pool::decision::SlotId};
 /// What a fresh connection reports, in PostgreSQL's order: name and value.
 pub type Parameters = Arc<Vec<(String, String)>>;
 
+/// An unnamed statement among all that clients have had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unnamed {
+    pub session: u64,
+    /// Among that session's.
+    pub number: u64,
+}
+
 /// Owned by exactly one place at a time: the pool, a lease, or the task that resets, checks or closes it.
 #[derive(Debug)]
 pub struct ServerConn {
@@ -24,8 +32,8 @@ pub struct ServerConn {
     pub prepared: Prepared,
     /// What settings that functions touch are, where the session does not set them.
     pub defaults: Vec<(String, String)>,
-    /// The session whose unnamed statement is on it; 0 for nobody's.
-    pub unnamed_of: u64,
+    /// The unnamed statement on it, if it is a client's.
+    pub unnamed: Option<Unnamed>,
     /// The session in whose transaction alone sequences have been used since they were discarded; 0 if nobody knows.
     pub sequences_of: u64,
     /// The pool's count of what made plans stale when `prepared` was last empty.
@@ -60,7 +68,7 @@ impl ServerConn {
 
     /// Nobody's unnamed statement is on it any more: a simple query drops it, and so does an error while it is parsed.
     pub fn forget_unnamed(&mut self) {
-        self.unnamed_of = 0;
+        self.unnamed = None;
     }
 
     /// None of the shared statements is on it any more.

@@ -201,7 +201,7 @@ pub async fn connect_within(
                 baseline: Arc::new(baseline),
                 prepared: Prepared::new(login.max_prepared_statements),
                 defaults: Vec::new(),
-                unnamed_of: 0,
+                unnamed: None,
                 sequences_of: 0,
                 plans: 0,
                 used: false,

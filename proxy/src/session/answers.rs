@@ -290,7 +290,8 @@ impl Session {
         }
         // What was sent behind it stands again, or will.
         let later = self.owed.later_statements();
-        self.names.keep(&later.names);
+        let unnamed_is_later = self.owed.has_unnamed();
+        self.names.keep(&later.names, unnamed_is_later);
         self.retire |= later.assumed;
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             conn.prepared.clear();
@@ -298,7 +299,9 @@ impl Session {
                 // No more than there were before, so none has to go for it.
                 let _ = conn.prepared.insert(id);
             }
-            conn.forget_unnamed();
+            if !unnamed_is_later {
+                conn.forget_unnamed();
+            }
         }
     }
 

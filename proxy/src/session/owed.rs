@@ -141,6 +141,8 @@ pub struct Owed {
     stranded: bool,
     /// Requests of the client in the queue.
     client_owed: usize,
+    /// Something was sent since PostgreSQL was last asked to flush its answers.
+    unflushed: bool,
 }
 
 /// Extended messages were sent, and no Sync after them.
@@ -185,6 +187,7 @@ impl Owed {
             self.batch = self.batch.max(if whose == For::Client { Batch::Clients } else { Batch::Ours });
         }
         self.client_owed += usize::from(whose == For::Client);
+        self.unflushed = true;
         self.queue.push_back(Entry { what: What::Request(kind, whose), undo });
     }
 
@@ -205,6 +208,7 @@ impl Owed {
     pub fn push_poison(&mut self, error: ErrorResponse) {
         self.batch = Batch::Clients;
         self.client_owed += 1;
+        self.unflushed = true;
         self.queue.push_back(Entry { what: What::Poison(Box::new(error)), undo: None });
     }
 
@@ -460,6 +464,17 @@ impl Owed {
     #[must_use]
     pub fn is_probe_only(&self) -> bool {
         !self.queue.is_empty() && self.queue.iter().all(|e| matches!(e.what, What::Request(_, For::Probe)))
+    }
+
+    /// Something is owed, and nothing of it is the client's.
+    #[must_use]
+    pub fn is_for_us_alone(&self) -> bool {
+        self.client_owed == 0 && self.queue.iter().all(|e| matches!(e.what, What::Request(_, For::Us | For::Guard)))
+    }
+
+    /// Whether a Flush is needed for that everything owed be answered; it is taken to be sent.
+    pub fn take_unflushed(&mut self) -> bool {
+        std::mem::take(&mut self.unflushed)
     }
 
     /// A request of the client is unanswered.

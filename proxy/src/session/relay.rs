@@ -132,8 +132,6 @@ pub struct Session {
     pub(super) startup: Settings,
     /// After an error of ours without a server: messages are dropped until the client's Sync.
     pub(super) skip_to_sync: bool,
-    /// A Flush was sent on our own account, to learn how an earlier Parse ended.
-    pub(super) asked_to_flush: bool,
     /// The request at the head of `input` was answered with an error of ours, and is to be dropped.
     pub(super) refused: bool,
     client_closed: bool,
@@ -169,7 +167,7 @@ pub struct Session {
     pub(super) lent: Vec<Lent>,
     /// What was sent must be answered before anything else is.
     pub(super) alone: bool,
-    /// The client's channels are on its connection just now: its own request comes next, before that may go elsewhere.
+    /// The connection was made fit for the client's request just now: that comes next, before the connection may go elsewhere.
     pub(super) confirmed: bool,
     pub(super) cancelling: Option<JoinHandle<bool>>,
 
@@ -232,7 +230,6 @@ impl Session {
             startup: settings.clone(),
             settings,
             skip_to_sync: false,
-            asked_to_flush: false,
             refused: false,
             client_closed: false,
             grace: None,
@@ -785,7 +782,10 @@ impl Session {
                     if before.is_some() {
                         self.names.unnamed_signs = Signs::of_parse(before.as_deref());
                     }
-                    self.names.set_unnamed(before);
+                    match before {
+                        Some(_) => self.names.replace_unnamed(before),
+                        None => self.names.drop_unnamed(),
+                    }
                 }
                 Undo::Lent(name) => self.not_lent(&name),
                 Undo::Columns(_) => {}

@@ -25,6 +25,7 @@ use super::{
 use crate::{
     pool::{lease::Lease, stats::Stats},
     server::{
+        conn::Unnamed,
         signs::Signs,
         statements::{self, Columns, Statement},
     },
@@ -175,6 +176,7 @@ impl Session {
             self.alone = false;
         }
         if self.is_blocked() || self.owed.len() >= MAX_OWED {
+            self.wait_for_replay();
             return Ok(Step::Wait);
         }
         if self.owed.is_skipping() && header.tag != frontend::SYNC {
@@ -262,7 +264,7 @@ impl Session {
     }
 
     fn query(&mut self, body: &[u8], whole: bool, run: &mut Run<'_>) -> Result<Step, End> {
-        self.names.set_unnamed(None);
+        self.names.drop_unnamed();
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             conn.forget_unnamed();
         }
@@ -292,7 +294,7 @@ impl Session {
         }
         if unnamed && whole && self.reuse_unnamed {
             // As one that the client calls by no name: it may be there already.
-            self.names.set_unnamed(None);
+            self.names.drop_unnamed();
         }
         if !whole {
             return Ok(Step::Incomplete);
@@ -314,7 +316,7 @@ impl Session {
         self.names.unnamed_signs = Signs::of(parse.query);
         let kept = (message.len() <= MAX_UNNAMED).then(|| Bytes::copy_from_slice(message));
         let before = self.names.unnamed().cloned();
-        self.names.set_unnamed(kept);
+        self.names.replace_unnamed(kept);
         self.own_unnamed();
         self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed(before))));
         Step::Forward(Sink::Forward)
@@ -322,7 +324,7 @@ impl Session {
 
     /// Too large to keep: streamed through. Its text is looked at in passing, types and all; that can only suspect too much.
     fn parse_large_unnamed(&mut self) -> Step {
-        self.names.set_unnamed(None);
+        self.names.replace_unnamed(None);
         // Its text is looked at as it passes, for this batch; whatever comes of it later is suspected.
         self.names.unnamed_signs = Signs { suspect: true, commits: true, listens: true, ..Signs::default() };
         self.own_unnamed();
@@ -331,30 +333,39 @@ impl Session {
     }
 
     fn own_unnamed(&mut self) {
-        let id = self.registered.shared.id;
+        let unnamed = self.unnamed();
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
-            conn.unnamed_of = id;
+            conn.unnamed = unnamed;
         }
+    }
+
+    /// Which one the client's unnamed statement is, among all that connections have had.
+    fn unnamed(&self) -> Option<Unnamed> {
+        self.names.unnamed_number().map(|number| Unnamed { session: self.registered.shared.id, number })
+    }
+
+    /// The request at hand waits until what is owed was answered. If that is only what the connection was made the client's
+    /// with, the connection must not go before the request has run: the next one would owe as much.
+    fn wait_for_replay(&mut self) {
+        self.confirmed |= self.evidence.is_none() && self.owed.is_for_us_alone();
     }
 
     fn parse_named(&mut self, header: Header, parse: &Parse<'_>, run: &mut Run<'_>) -> Result<Step, End> {
         if self.names.get(parse.name).is_some() {
             if !self.owed.is_empty() {
                 // Whether the earlier one stands is only known when it was answered, which PostgreSQL may put off.
-                if !self.asked_to_flush {
-                    self.asked_to_flush = true;
+                if self.owed.take_unflushed() {
                     run.cut(&mut self.to_server.buf, 0);
                     self.to_server.buf.extend_from_slice(message::FLUSH);
                 }
+                self.wait_for_replay();
                 return Ok(Step::Wait);
             }
-            self.asked_to_flush = false;
             // PostgreSQL finds fault with the text first, and then with the name.
             self.occupy(parse.name, run)?;
             self.owed.push(Kind::Parse, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         }
-        self.asked_to_flush = false;
         if self.names.len() >= MAX_NAMES {
             return self.poison(run, errors::too_many_statements());
         }
@@ -471,15 +482,15 @@ impl Session {
     /// The client is about to use its unnamed statement: makes sure that it is on this server connection and not
     /// somebody else's. `Some` if the request was answered in another way.
     fn need_unnamed(&mut self, run: &mut Run<'_>) -> Result<Option<Step>, End> {
-        let id = self.registered.shared.id;
+        let unnamed = self.unnamed();
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
-        if conn.unnamed_of == id {
+        if unnamed.is_some() && conn.unnamed == unnamed {
             return Ok(None);
         }
         let Some(parse) = self.names.unnamed().cloned() else {
             return self.poison(run, errors::no_unnamed_statement()).map(Some);
         };
-        conn.unnamed_of = id;
+        conn.unnamed = unnamed;
         run.cut(&mut self.to_server.buf, 0);
         self.to_server.buf.extend_from_slice(&parse);
         self.owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::Unnamed(Some(parse)))));
@@ -551,7 +562,7 @@ impl Session {
             return Ok(Step::Replaced { first: header.total() });
         }
         if Target::read(body).is_some_and(|t| t.is_statement() && t.name.is_empty()) {
-            self.names.set_unnamed(None);
+            self.names.drop_unnamed();
             if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
                 conn.forget_unnamed();
             }

@@ -19,6 +19,10 @@ pub struct Names {
     names: HashMap<Box<[u8]>, Arc<Statement>>,
     /// The last unnamed Parse as it was sent, to be sent again where another server connection needs it.
     unnamed: Option<Bytes>,
+    /// Which of the client's unnamed statements the present one is; `None` while it has none.
+    number: Option<u64>,
+    /// Of the last one.
+    last_number: u64,
     /// What running it may leave behind; known also when it is too large to be kept.
     pub unnamed_signs: Signs,
 }
@@ -37,14 +41,16 @@ impl Names {
         self.names.remove(name)
     }
 
-    /// DISCARD ALL and DEALLOCATE ALL: only these names stay, which were prepared later.
-    pub fn keep(&mut self, later: &[Box<[u8]>]) {
+    /// DISCARD ALL and DEALLOCATE ALL: only these names stay, which were prepared later; as the unnamed statement, if it was.
+    pub fn keep(&mut self, later: &[Box<[u8]>], unnamed: bool) {
         if later.is_empty() {
             self.names = HashMap::new();
         } else {
             self.names.retain(|name, _| later.contains(name));
         }
-        self.unnamed = None;
+        if !unnamed {
+            (self.unnamed, self.number) = (None, None);
+        }
     }
 
     #[must_use]
@@ -62,8 +68,24 @@ impl Names {
         self.unnamed.as_ref()
     }
 
-    pub fn set_unnamed(&mut self, message: Option<Bytes>) {
+    /// `None` while the client has none.
+    #[must_use]
+    pub fn unnamed_number(&self) -> Option<u64> {
+        self.number
+    }
+
+    /// The client has another one; `None` for one that is too large to be kept.
+    pub fn replace_unnamed(&mut self, message: Option<Bytes>) {
+        self.drop_unnamed();
         self.unnamed = message;
+        self.last_number = self.last_number.wrapping_add(1);
+        self.number = Some(self.last_number);
+    }
+
+    /// The client has none any more.
+    pub fn drop_unnamed(&mut self) {
+        self.unnamed = None;
+        self.number = None;
         if !self.names.is_empty() {
             self.names.remove(&b""[..]);
         }
