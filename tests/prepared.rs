@@ -382,6 +382,34 @@ async fn an_unnamed_statement_of_before_is_on_no_server_connection_any_more() {
 }
 
 #[tokio::test]
+async fn a_portals_columns_are_those_of_the_statement_that_was_bound_to_it_last() {
+    let tenant = cluster().tenant("prepared").await;
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&tenant)
+        .set("pool.pool_size", 2)
+        .set("pool.min_pool_size", 2)
+        .set("pool.server_round_robin", true)
+        .start()
+        .await;
+    let mut client = proxy.connect(&tenant).login().await;
+    prepare(&mut client, "s", "VALUES (1)").await;
+    let batch = [
+        say::bind("", "s", &[]),
+        say::execute("", 0),
+        say::parse("", "RESET work_mem"),
+        say::bind("", "", &[]),
+        say::describe_portal(""),
+        say::execute("", 0),
+        say::sync(),
+    ];
+    client.ask(&batch.concat()).await.ok();
+    client.run("CREATE TABLE columns_may_change (); ALTER TABLE columns_may_change ADD n int").await;
+    for _ in 0..3 {
+        assert_eq!(run(&mut client, "s", &[]).await, "1");
+    }
+}
+
+#[tokio::test]
 async fn an_error_inside_a_statements_first_use_elsewhere_reaches_only_its_client() {
     let (tenant, proxy) = pool(2, 200).await;
     let mut a = proxy.connect(&tenant).login().await;

@@ -703,3 +703,272 @@ async fn a_seed_stays_with_its_client_and_ends_with_it() {
         }
     }
 }
+
+/// What leaves something behind, and what it leaves: made directly, used by one client, looked for by another.
+struct Leaves {
+    made: &'static [&'static str],
+    used: &'static str,
+    look: &'static str,
+    left: &'static str,
+    clean: &'static str,
+}
+
+const WORK_MEM: (&str, &str, &str) = ("SHOW work_mem", "7MB", "4MB");
+const CUSTOM: (&str, &str, &str) =
+    ("SELECT coalesce(nullif(current_setting('app.usr', true), ''), 'none')", "alice", "none");
+const LOCKS: (&str, &str, &str) =
+    ("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND pid = pg_backend_pid()", "1", "0");
+const SCRATCH: (&str, &str, &str) = ("SELECT (to_regclass('scratch') IS NOT NULL)::text", "true", "false");
+
+const fn leaves(
+    made: &'static [&'static str],
+    used: &'static str,
+    what: (&'static str, &'static str, &'static str),
+) -> Leaves {
+    Leaves { made, used, look: what.0, left: what.1, clean: what.2 }
+}
+
+/// As a body of PL/pgSQL that is called.
+macro_rules! body {
+    ($body:literal) => {
+        &[concat!(
+            "CREATE FUNCTION f(a text DEFAULT '', b text DEFAULT '') RETURNS void LANGUAGE plpgsql AS $f$ BEGIN ",
+            $body,
+            " END $f$"
+        )]
+    };
+}
+
+static READ_IN_THE_CATALOG: [Leaves; 26] = [
+    leaves(&["CREATE VIEW v AS SELECT set_config('work_mem', '7MB', false) AS n"], "SELECT * FROM v", WORK_MEM),
+    leaves(
+        &[
+            "CREATE TABLE j (id int)",
+            "INSERT INTO j VALUES (1)",
+            "CREATE VIEW v AS SELECT id FROM j WHERE pg_try_advisory_lock(id)",
+        ],
+        "SELECT * FROM v",
+        LOCKS,
+    ),
+    leaves(
+        &["CREATE TABLE d (n int, a text DEFAULT set_config('work_mem', '7MB', false))"],
+        "INSERT INTO d (n) VALUES (1)",
+        WORK_MEM,
+    ),
+    leaves(
+        &[
+            "CREATE TABLE p (id int)",
+            "INSERT INTO p VALUES (1)",
+            "ALTER TABLE p ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY",
+            "CREATE POLICY p ON p USING (pg_try_advisory_lock(id))",
+        ],
+        "SELECT * FROM p",
+        LOCKS,
+    ),
+    leaves(&["CREATE DOMAIN dom AS int CHECK (pg_try_advisory_lock(value))"], "SELECT 1::dom", LOCKS),
+    leaves(
+        &[
+            "CREATE TABLE r (n int)",
+            "CREATE RULE r AS ON INSERT TO r DO ALSO SELECT set_config('work_mem', '7MB', false)",
+        ],
+        "INSERT INTO r VALUES (1)",
+        WORK_MEM,
+    ),
+    leaves(
+        &["CREATE OPERATOR ### (LEFTARG = int, RIGHTARG = int, FUNCTION = pg_try_advisory_lock)"],
+        "SELECT 1 ### 2",
+        LOCKS,
+    ),
+    leaves(
+        &[
+            "CREATE FUNCTION f() RETURNS text LANGUAGE sql BEGIN ATOMIC SELECT set_config('work_mem', '7MB', false); END",
+        ],
+        "SELECT f()",
+        WORK_MEM,
+    ),
+    leaves(body!("SET/**/work_mem = '7MB';"), "SELECT f()", WORK_MEM),
+    leaves(body!("PERFORM set_config('work_mem', '7MB' /* , true) */, false);"), "SELECT f()", WORK_MEM),
+    leaves(
+        body!("PERFORM set_config('work_mem', '7MB', false); PERFORM set_config('a.b', ', true)', true);"),
+        "SELECT f()",
+        WORK_MEM,
+    ),
+    leaves(body!("UPDATE pg_settings SET setting = '7168' WHERE name = 'work_mem';"), "SELECT f()", WORK_MEM),
+    leaves(body!("EXECUTE(a);"), "SELECT f('SET work_mem = ''7MB''')", WORK_MEM),
+    leaves(body!("EXECUTE format('%s', a);"), "SELECT f('SET work_mem = ''7MB''')", WORK_MEM),
+    leaves(body!("EXECUTE '' || a;"), "SELECT f('SET work_mem = ''7MB''')", WORK_MEM),
+    leaves(body!("EXECUTE E'\\n\\tSET work_mem = ''7MB''';"), "SELECT f()", WORK_MEM),
+    leaves(body!("EXECUTE 'SET' || ' ' || a;"), "SELECT f('work_mem = ''7MB''')", WORK_MEM),
+    leaves(body!("EXECUTE format('CREATE %s TABLE scratch (n int)', a);"), "SELECT f('TEMP')", SCRATCH),
+    leaves(body!("CREATE/**/TEMP/**/TABLE scratch (n int);"), "SELECT f()", SCRATCH),
+    leaves(
+        &[
+            "CREATE FUNCTION f() RETURNS void LANGUAGE plpgsql SET search_path = pg_temp AS $$ BEGIN CREATE TABLE scratch (n int); END $$",
+        ],
+        "SELECT f()",
+        SCRATCH,
+    ),
+    leaves(body!("PERFORM set_config('app.' || a, b, false);"), "SELECT f('usr', 'alice')", CUSTOM),
+    leaves(body!("EXECUTE format('SET app.%I = %L', a, b);"), "SELECT f('usr', 'alice')", CUSTOM),
+    leaves(body!("EXECUTE 'SET app.' || a || ' = ' || b;"), "SELECT f('usr', 'alice')", CUSTOM),
+    leaves(body!("SET \"app\".\"usr\" = 'alice';"), "SELECT f()", CUSTOM),
+    leaves(
+        body!("PERFORM query_to_xml(a, true, true, '');"),
+        "SELECT f('SELECT set_config(''work_mem'', ''7MB'', false)')",
+        WORK_MEM,
+    ),
+    leaves(
+        &[
+            "CREATE FUNCTION mk(b text) RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'CREATE OR REPLACE FUNCTION g() RETURNS text LANGUAGE sql AS ' || quote_literal(b); END $$",
+        ],
+        "SELECT mk('SELECT set_config(''work_mem'', ''7MB'', false)'); SELECT g()",
+        WORK_MEM,
+    ),
+];
+
+#[tokio::test]
+async fn what_the_catalog_holds_leaves_nothing_to_others_however_it_is_written() {
+    let mut all = tokio::task::JoinSet::new();
+    for kind in &READ_IN_THE_CATALOG {
+        all.spawn(leaves_nothing_to_others(kind));
+    }
+    let failed: Vec<_> = all.join_all().await.into_iter().flatten().collect();
+    assert!(failed.is_empty(), "{failed:#?}");
+}
+
+/// What went wrong, if anything did.
+async fn leaves_nothing_to_others(kind: &'static Leaves) -> Option<String> {
+    let (tenant, proxy) = two_servers().await;
+    let mut owner = cluster().direct(&tenant).login().await;
+    for sql in kind.made {
+        owner.run(sql).await;
+    }
+    let before = owner.value(kind.look).await;
+    owner.run(kind.used).await;
+    let after = owner.value(kind.look).await;
+    owner.leave().await;
+    if (before.as_str(), after.as_str()) != (kind.clean, kind.left) {
+        return Some(format!("directly {before} and {after}: {:?}", kind.made));
+    }
+    let mut client = proxy.connect(&tenant).login().await;
+    let mut other = proxy.connect(&tenant).login().await;
+    for _ in 0..3 {
+        client.run(kind.used).await;
+        let seen = other.value(kind.look).await;
+        if seen != kind.clean {
+            return Some(format!("another client sees {seen}: {:?}", kind.made));
+        }
+        let _ = client.query("DROP TABLE IF EXISTS pg_temp.scratch").await;
+    }
+    None
+}
+
+#[tokio::test]
+async fn a_statement_that_hides_what_it_sets_leaves_nothing_to_others() {
+    for (sql, what) in [
+        ("UPDATE pg_settings SET setting = '7168' WHERE name = 'work_mem'", WORK_MEM),
+        ("SELECT set_config('app.' || 'usr', 'alice', false)", CUSTOM),
+        ("SELECT U&\"set\\005fconfig\"('app.usr', 'alice', false)", CUSTOM),
+        ("SET search_path = pg_temp, public; CREATE TABLE scratch (n int)", SCRATCH),
+        (
+            "DO $$ DECLARE q text; BEGIN FOR q IN SELECT 'S' || 'ET app.usr = ''alice''' LOOP EXECUTE q; END LOOP; END $$",
+            CUSTOM,
+        ),
+    ] {
+        let (tenant, proxy) = two_servers().await;
+        let mut client = proxy.connect(&tenant).login().await;
+        client.run(sql).await;
+        let mut other = proxy.connect(&tenant).login().await;
+        for _ in 0..3 {
+            assert_eq!(other.value(what.0).await, what.2, "leaked: {sql}");
+            assert_eq!(client.value(what.0).await, what.1, "lost: {sql}");
+        }
+    }
+    let (tenant, proxy) = two_servers().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("SET search_path = pg_temp, public").await;
+    client.run("CREATE TABLE scratch (n int)").await;
+    others_see(&proxy, &tenant, SCRATCH.0, "false").await;
+    assert_eq!(client.value(SCRATCH.0).await, "true");
+}
+
+#[tokio::test]
+async fn what_another_role_makes_is_known_before_it_leaves_anything() {
+    let tenant = cluster().tenant("state").await;
+    let migrations = cluster().role(&tenant, "migrations").await;
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&tenant)
+        .role(&tenant.name, &migrations.role, Some(&migrations.password))
+        .set("pool.pool_size", 2)
+        .start()
+        .await;
+    let mut client = proxy.connect(&tenant).login().await;
+    let mut maker = proxy.connect(&migrations).login().await;
+    for n in 0..3 {
+        client.run("SELECT 1").await;
+        let body = "SELECT set_config('work_mem', '7MB', false)";
+        maker.run(&format!("CREATE FUNCTION public.f{n}() RETURNS text LANGUAGE sql AS $$ {body} $$")).await;
+        client.run(&format!("SELECT f{n}()")).await;
+        others_see(&proxy, &tenant, "SHOW work_mem", "4MB").await;
+        maker.run(&format!("DROP FUNCTION public.f{n}()")).await;
+    }
+}
+
+#[tokio::test]
+async fn functions_are_read_whatever_a_backslash_means_to_the_role() {
+    let (tenant, proxy) = two_servers().await;
+    functions(&tenant).await;
+    cluster().sql(&format!("ALTER ROLE {} SET standard_conforming_strings = off", tenant.role)).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("SELECT plan()").await;
+    others_see(&proxy, &tenant, "SHOW work_mem", "4MB").await;
+    assert_eq!(client.value("SHOW work_mem").await, "7MB");
+}
+
+#[tokio::test]
+async fn a_reading_that_postgresql_refuses_is_not_believed() {
+    let (tenant, proxy) = two_servers().await;
+    functions(&tenant).await;
+    cluster().sql_in(&tenant.name, "REVOKE SELECT ON pg_catalog.pg_proc FROM PUBLIC").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("SELECT plan()").await;
+    assert_eq!(proxy.connect(&tenant).login().await.value("SHOW work_mem").await, "4MB");
+    assert_eq!(client.value("SHOW work_mem").await, "7MB");
+}
+
+#[tokio::test]
+async fn a_seed_set_in_a_function_tells_nobody_else_what_random_gives() {
+    let (tenant, proxy) = two_servers().await;
+    let mut owner = cluster().direct(&tenant).login().await;
+    owner.run("CREATE FUNCTION f() RETURNS float8 LANGUAGE plpgsql AS $$ BEGIN PERFORM setseed(0.5); RETURN random(); END $$").await;
+    let first = owner.value("SELECT f()").await;
+    let second = owner.value("SELECT random()").await;
+    owner.leave().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for _ in 0..2 {
+        assert_eq!(client.value("SELECT f()").await, first);
+    }
+    let mut other = proxy.connect(&tenant).login().await;
+    for _ in 0..2 {
+        assert_ne!(other.value("SELECT random()").await, second);
+    }
+}
+
+#[tokio::test]
+async fn who_drops_the_shared_statements_costs_nobody_else_an_error_for_long() {
+    for sql in ["SELECT drop_them()", "DO $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$"] {
+        let tenant = cluster().tenant("state").await;
+        let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 1).start().await;
+        let mut owner = cluster().direct(&tenant).login().await;
+        owner.run("CREATE FUNCTION drop_them() RETURNS void LANGUAGE plpgsql AS $$ BEGIN EXECUTE 'DEALLOCATE ALL'; END $$").await;
+        owner.leave().await;
+        let mut client = proxy.connect(&tenant).login().await;
+        client.ask(&[say::parse("s", "SELECT 1"), say::sync()].concat()).await.ok();
+        let described = [say::bind("", "s", &[]), say::describe_portal(""), say::execute("", 0), say::sync()].concat();
+        assert_eq!(client.ask(&described).await.ok().value(), "1");
+        let mut other = proxy.connect(&tenant).login().await;
+        other.run(sql).await;
+        other.leave().await;
+        assert_eq!(client.ask(&described).await.ok().value(), "1", "{sql}");
+    }
+}

@@ -42,6 +42,7 @@ use super::{
 };
 use crate::{
     clock::Millis,
+    pool::functions::Makers,
     server::{conn::ServerConn, settings::Settings},
     session::{probe, registry::Shared},
 };
@@ -159,6 +160,8 @@ pub struct Hub {
     changed: Notify,
     marker: Channel,
     channels: AtomicUsize,
+    /// Here because there is one hub for all of a tenant's pools.
+    pub makers: Arc<Makers>,
 }
 
 impl Default for Hub {
@@ -166,7 +169,8 @@ impl Default for Hub {
         let marker: Channel = format!("tenantry_{:032x}", rand::random::<u128>()).into();
         let subscribers = Subscribers::new(Arc::clone(&marker));
         let state = State { link: Link::Off, subscribers, members: BTreeMap::new(), left: None, encoding: None };
-        Self { state: Mutex::new(state), changed: Notify::new(), marker, channels: AtomicUsize::new(0) }
+        let makers = Arc::default();
+        Self { state: Mutex::new(state), changed: Notify::new(), marker, channels: AtomicUsize::new(0), makers }
     }
 }
 

@@ -29,7 +29,7 @@ use tenantry_wire::scram::ClientKey;
 
 use self::{
     decision::PoolId,
-    functions::{KnownFunctions, Reading},
+    functions::{KnownFunctions, Learned, Question, Reading},
     hub::Hub,
     server::Server,
     stats::Stats,
@@ -209,13 +209,13 @@ impl Pool {
         self.plans.fetch_add(1, Ordering::Relaxed).wrapping_add(1)
     }
 
-    /// PostgreSQL told of the functions in the database, when asked in this generation. Settings that they touch and that
-    /// were not known before are returned.
-    pub fn read_functions(&self, generation: u32, reading: Reading, now: Millis) -> Vec<String> {
+    /// PostgreSQL told of the functions in the database, when asked for this; `made`: by a session that had
+    /// changed something.
+    pub fn read_functions(&self, asked: Question, reading: Reading, made: bool, now: Millis) -> Learned {
         if reading.asks_sequences {
             self.sequences_are_read();
         }
-        self.functions.read(generation, reading, now)
+        self.functions.read(asked, reading, made, now)
     }
 
     #[must_use]

@@ -209,7 +209,7 @@ impl Server {
             login_error: Mutex::new(None),
             statements: StatementTable::default(),
             stats: Stats::default(),
-            functions: KnownFunctions::default(),
+            functions: KnownFunctions::new(Arc::clone(&hub.makers)),
             plans: std::sync::atomic::AtomicU32::new(0),
             reads_sequences: std::sync::atomic::AtomicBool::new(false),
             pinned: std::sync::atomic::AtomicU32::new(0),
@@ -814,12 +814,10 @@ fn millis(d: Duration) -> u64 {
 
 /// If it is time to: on a fresh connection nobody waits for the answer but who waits for the connection.
 async fn look_at_functions(pool: &Pool, mut conn: ServerConn, limit: Duration) -> Result<ServerConn, NoLogin> {
-    if !pool.functions.are_to_be_read(Millis::now()) {
-        return Ok(conn);
-    }
-    let generation = pool.functions.generation();
-    let asked = tokio::time::timeout(limit, upkeep::ask_for_rows(&mut conn, functions::READ)).await;
-    let Ok(Ok(rows)) = asked else {
+    let Some(asked) = pool.functions.to_ask(Millis::now()) else { return Ok(conn) };
+    let sql = if asked.is_all { functions::READ.as_str() } else { functions::PRINT };
+    let answered = tokio::time::timeout(limit, upkeep::ask_for_rows(&mut conn, sql)).await;
+    let Ok(Ok(rows)) = answered else {
         let error = ConnectError::Timeout { reached: true };
         return Err(NoLogin { error, half_open: Some(conn.stream) });
     };
@@ -830,7 +828,7 @@ async fn look_at_functions(pool: &Pool, mut conn: ServerConn, limit: Duration) -
         matches!((text(0), text(1)), (Some(kind), Some(name)) if reading.row(kind, name))
     });
     if made_sense {
-        pool.read_functions(generation, reading, Millis::now());
+        pool.read_functions(asked, reading, false, Millis::now());
     }
     Ok(conn)
 }

@@ -5,5 +5,6 @@ pub mod connect;
 pub mod credentials;
 pub mod settings;
 pub mod signs;
+pub mod sql;
 pub mod statements;
 pub mod upkeep;

@@ -18,6 +18,7 @@ struct Inner {
     map: BTreeMap<String, String>,
     hash: u64,
     planning: u64,
+    makes_temporary: bool,
 }
 
 impl PartialEq for Settings {
@@ -41,7 +42,9 @@ impl FromIterator<(String, String)> for Settings {
         let plain = meaning.peek().is_none();
         meaning.for_each(|pair| pair.hash(&mut planning));
         let planning = if plain { 0 } else { planning.finish() };
-        Self(Arc::new(Inner { hash: hasher.finish(), planning, map }))
+        let path = map.get("search_path").map(|path| path.trim_start_matches(['"', ' ']));
+        let makes_temporary = path.is_some_and(|path| path.to_ascii_lowercase().starts_with("pg_temp"));
+        Self(Arc::new(Inner { hash: hasher.finish(), planning, makes_temporary, map }))
     }
 }
 
@@ -91,6 +94,12 @@ impl Settings {
     #[must_use]
     pub fn may_time_out(&self) -> bool {
         ["statement_timeout", "transaction_timeout", "lock_timeout"].iter().any(|name| self.get(name).is_some())
+    }
+
+    /// Whatever is made is temporary unless its text says otherwise.
+    #[must_use]
+    pub fn makes_temporary(&self) -> bool {
+        self.0.makes_temporary
     }
 
     /// Settings that change what a statement means or how it is planned: two clients share a prepared statement only if

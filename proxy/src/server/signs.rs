@@ -182,7 +182,7 @@ impl Signs {
 }
 
 /// Substrings (blanks collapsed, any case) that raise a suspicion wherever they stand.
-const PATTERNS: [&str; 27] = [
+const PATTERNS: [&str; 44] = [
     "set_config",
     "advisory_unlock",
     "advisory_lock",
@@ -213,6 +213,28 @@ const PATTERNS: [&str; 27] = [
     // LISTEN, UNLISTEN, pg_listening_channels, NOTIFY, pg_notify.
     "listen",
     "notify",
+    // A blank may stand before the parenthesis.
+    "lastval (",
+    "currval (",
+    "lastval\"(",
+    "currval\"(",
+    // Names with an escape can be any.
+    "u&\"",
+    // An UPDATE of it is a SET; these run a text of SQL.
+    "pg_settings",
+    "query_to_xml",
+    "ts_stat",
+    // A query that runs while something is made,
+    "as select",
+    "as with",
+    "as (select",
+    // unless it is kept to be run later.
+    "create view",
+    "temp view",
+    "temporary view",
+    "recursive view",
+    "create or replace ",
+    "create function",
 ];
 const SET_CONFIG: usize = 0;
 const UNLOCK: usize = 1;
@@ -223,6 +245,10 @@ const ADVANCES_SEQUENCE: [usize; 2] = [20, 21];
 const SETSEED: usize = 22;
 const DBLINK: usize = 23;
 const LISTENS: [usize; 2] = [25, 26];
+const LOOKS_AT_SEQUENCE_TOO: [usize; 4] = [27, 28, 29, 30];
+const ESCAPED_NAME: usize = 31;
+const QUERIES: [usize; 3] = [35, 36, 37];
+const KEEPS_QUERY: [usize; 6] = [38, 39, 40, 41, 42, 43];
 
 static AUTOMATON: LazyLock<Option<DFA>> =
     LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS).ok());
@@ -251,8 +277,16 @@ pub struct Scan {
     /// In a DO block: EXECUTE and SET were seen.
     executes: bool,
     sets: bool,
-    /// CREATE, ALTER, COMMENT: a function that is named is not called.
+    /// DO.
+    is_block: bool,
+    /// In a DO block: what EXECUTE runs, as far as it matters, without blanks.
+    executed: Option<Vec<u8>>,
+    /// CREATE, ALTER, COMMENT: a function that is named is not called,
     defines: bool,
+    /// unless in a query that is run at once,
+    queries: bool,
+    /// and not kept.
+    keeps_query: bool,
 }
 
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -316,6 +350,9 @@ impl Scan {
             if self.at != At::Body || raw == b';' {
                 self.step(raw, signs);
             }
+            if self.executed.is_some() {
+                self.collect_executed(raw, signs);
+            }
         }
         self.state = Some(state);
     }
@@ -326,7 +363,7 @@ impl Scan {
             self.end_word(signs);
         }
         signs.suspect |= self.has_comment && self.has_split_word;
-        signs.sequences &= !self.defines;
+        signs.sequences &= !self.defines || (self.queries && !self.keeps_query);
         // A SET that is put together at run time: nobody can say of what.
         signs.opaque |= self.executes && self.sets;
         if self.argument.take().is_some() {
@@ -343,26 +380,51 @@ impl Scan {
             }
             comment if COMMENTS.contains(&comment) => self.has_comment = true,
             word if BESIDE_COMMENTS.contains(&word) => self.has_split_word = true,
-            look if LOOKS_AT_SEQUENCE.contains(&look) => signs.sequences = true,
+            look if LOOKS_AT_SEQUENCE.contains(&look) || LOOKS_AT_SEQUENCE_TOO.contains(&look) => {
+                signs.sequences = true;
+            }
+            query if QUERIES.contains(&query) => self.queries = true,
+            kept if KEEPS_QUERY.contains(&kept) => self.keeps_query = true,
             advance if ADVANCES_SEQUENCE.contains(&advance) => signs.advances = true,
             SETSEED => signs.seeds = true,
-            DBLINK => (signs.suspect, signs.opaque) = (true, true),
+            DBLINK | ESCAPED_NAME => (signs.suspect, signs.opaque) = (true, true),
             word if LISTENS.contains(&word) => signs.listens = true,
             _ => signs.suspect = true,
         }
     }
 
-    /// After `set_config`: an opening parenthesis, a quoted name, the closing quote. Anything else cannot be read.
+    /// Behind EXECUTE in a DO block: a string, or a format that begins with a word. Anything else cannot be read.
+    fn collect_executed(&mut self, byte: u8, signs: &mut Signs) {
+        const FORMAT: &[u8] = b"format('";
+        let Some(executed) = &mut self.executed else { return };
+        if is_blank(byte) {
+            return;
+        }
+        executed.push(byte.to_ascii_lowercase());
+        let is_read = executed.first() == Some(&b'\'')
+            || (executed.starts_with(FORMAT) && executed.len() > FORMAT.len() && byte != b'%');
+        if !is_read && FORMAT.starts_with(executed) {
+            return;
+        }
+        signs.opaque |= !is_read;
+        self.executed = None;
+    }
+
+    /// After `set_config`: an opening parenthesis, a quoted name, the closing quote, a comma. Anything else cannot be read.
     fn collect(&mut self, byte: u8, signs: &mut Signs) {
         let Some(argument) = &mut self.argument else { return };
         match (argument.as_slice(), byte) {
-            ([] | [b'('], b' ' | b'\n' | b'\r' | b'\t') => {}
+            ([] | [b'('] | [b'(', b'\'', .., b'\''], b' ' | b'\n' | b'\r' | b'\t') => {}
             ([], b'(') | ([b'('], b'\'') => argument.push(byte),
-            ([b'(', b'\'', name @ ..], b'\'') => {
+            ([b'(', b'\'', name @ .., b'\''], b',') => {
                 let name = String::from_utf8_lossy(name).to_ascii_lowercase();
                 if name.contains('.') {
                     signs.touched(name);
                 }
+                self.argument = None;
+            }
+            ([b'(', b'\'', _, .., b'\''] | [b'(', b'\'', b'\''], _) => {
+                signs.opaque = true;
                 self.argument = None;
             }
             ([b'(', b'\'', ..], b) if argument.len() < MAX_WORD => argument.push(b),
@@ -457,8 +519,12 @@ impl Scan {
                 self.verb = first_word(&is, signs);
                 self.defines |= is("create") || is("alter") || is("comment");
                 // What follows is another language, with statements of this one inside its strings.
-                self.doubtful |= is("do");
-                self.executes |= self.doubtful && is("execute");
+                self.is_block |= is("do");
+                self.doubtful |= self.is_block;
+                if self.doubtful && is("execute") {
+                    self.executes = true;
+                    self.executed = self.is_block.then(Vec::new);
+                }
                 self.sets |= self.doubtful && (is("set") || is("reset"));
                 self.verb == Verb::Other
             }

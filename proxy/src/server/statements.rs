@@ -105,7 +105,7 @@ struct Key {
     planning: u64,
 }
 
-/// The statements that clients of one pool hold; each lives as long as somebody names it.
+/// The statements of one pool; each lives as long as a client names it or a connection has it.
 #[derive(Debug, Default)]
 pub struct StatementTable {
     by_text: Mutex<HashMap<Key, Weak<Statement>>>,
@@ -151,10 +151,14 @@ impl StatementTable {
     }
 }
 
+/// A longer text lives only as long as a client names it: what connections hold is taken from the memory of all clients.
+const MAX_KEPT: usize = 4 * 1024;
+
 /// What one server connection has prepared, most recently used first.
 #[derive(Debug)]
 pub struct Prepared {
-    shared: LruCache<u64, ()>,
+    /// Small ones are held, so that who prepares the same text finds it, whether or not anybody names it meanwhile.
+    shared: LruCache<u64, Option<Arc<Statement>>>,
     /// The look that is prepared there, and its name.
     look: Option<(u32, Box<[u8]>)>,
     /// How many names of looks were used.
@@ -175,9 +179,16 @@ impl Prepared {
         self.shared.get(&id).is_some()
     }
 
-    /// Takes it in; what had to go for it must be closed on the server, before its Parse is sent.
-    pub fn insert(&mut self, id: u64) -> Option<u64> {
-        self.shared.push(id, ()).map(|(old, ())| old).filter(|old| *old != id)
+    /// Takes it in; what had to go for it must be closed on the server, before its Parse is sent. `statement`: unless only
+    /// its number is known.
+    pub fn insert(&mut self, id: u64, statement: Option<Arc<Statement>>) -> Option<u64> {
+        let small = statement.filter(|statement| statement.query.len() <= MAX_KEPT);
+        self.shared.push(id, small).map(|(old, _)| old).filter(|old| *old != id)
+    }
+
+    /// Memory is short: from now on only those live that somebody names.
+    pub fn hold_none(&mut self) {
+        self.shared.iter_mut().for_each(|(_, statement)| *statement = None);
     }
 
     pub fn remove(&mut self, id: u64) {
@@ -207,7 +218,7 @@ impl Prepared {
 
     /// All of them, by number.
     pub fn ids(&self) -> impl Iterator<Item = u64> {
-        self.shared.iter().map(|(id, ())| *id)
+        self.shared.iter().map(|(id, _)| *id)
     }
 
     #[must_use]
@@ -282,13 +293,29 @@ mod tests {
     }
 
     #[test]
+    fn a_statement_that_a_connection_has_is_found_again_unless_memory_is_short() {
+        let (table, memory) = (StatementTable::default(), Arc::new(Memory::new(1 << 20)));
+        let intern = || table.intern(&PARSE, 0, 0, &memory).unwrap();
+        let mut prepared = Prepared::new(2);
+        let first = intern().id;
+        let second = intern();
+        assert_ne!(first, second.id);
+        prepared.insert(second.id, Some(Arc::clone(&second)));
+        let second = second.id;
+        assert_eq!(intern().id, second);
+        prepared.hold_none();
+        assert!(prepared.touch(second));
+        assert_ne!(intern().id, second);
+    }
+
+    #[test]
     fn the_least_recently_used_goes() {
         let mut prepared = Prepared::new(2);
-        assert_eq!(prepared.insert(1), None);
-        assert_eq!(prepared.insert(2), None);
+        assert_eq!(prepared.insert(1, None), None);
+        assert_eq!(prepared.insert(2, None), None);
         assert!(prepared.touch(1));
-        assert_eq!(prepared.insert(3), Some(2));
-        assert_eq!(prepared.insert(3), None);
+        assert_eq!(prepared.insert(3, None), Some(2));
+        assert_eq!(prepared.insert(3, None), None);
         assert!(!prepared.touch(2) && prepared.len() == 2);
     }
 }

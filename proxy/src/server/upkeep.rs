@@ -64,7 +64,8 @@ pub async fn ask_for_room(conn: &mut ServerConn) -> Result<Option<Room>, Unusabl
 /// The rows of a query of ours, as bodies of DataRow; none if PostgreSQL refuses it.
 pub async fn ask_for_rows(conn: &mut ServerConn, sql: &str) -> Result<Vec<BytesMut>, Unusable> {
     ask(conn, sql).await?;
-    Ok(settle(conn).await?.rows)
+    let answer = settle(conn).await?;
+    Ok(if answer.failed { Vec::new() } else { answer.rows })
 }
 
 /// Anything but success makes the connection unusable.

@@ -164,10 +164,14 @@ impl Session {
             self.retire = true;
             self.pool.reconnect_soon(Millis::now());
         }
-        if code == sqlstate::FEATURE_NOT_SUPPORTED && stale_plan() && self.heal()? {
+        // A client has dropped what it did not prepare: inside a function, or by our own name for it.
+        let lost_ours = || fields.message().is_some_and(|m| m.contains("\"tenantry_"));
+        let is_lost = code == sqlstate::INVALID_STATEMENT_NAME && !self.owed.head_is_ours() && lost_ours();
+        if (is_lost || code == sqlstate::FEATURE_NOT_SUPPORTED && stale_plan()) && self.heal()? {
             self.take(header, Sink::Discard, run);
             return Ok(());
         }
+        self.retire |= is_lost;
         self.put_own(run);
         self.keep = Keep::No;
         self.verifying = false;
@@ -297,7 +301,7 @@ impl Session {
             conn.prepared.clear();
             for id in later.on_server {
                 // No more than there were before, so none has to go for it.
-                let _ = conn.prepared.insert(id);
+                let _ = conn.prepared.insert(id, None);
             }
             if !unnamed_is_later {
                 conn.forget_unnamed();

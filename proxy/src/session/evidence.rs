@@ -17,7 +17,10 @@ use super::{
 };
 use crate::{
     clock::Millis,
-    pool::{functions::Look, lease::Lease},
+    pool::{
+        functions::{Learned, Look},
+        lease::Lease,
+    },
     server::signs::{MAX_CUSTOM, Signs},
 };
 
@@ -31,7 +34,7 @@ impl Session {
         let changed = signs.suspect || signs.opaque || signs.seeds || !signs.custom.is_empty();
         // A probe that failed is tried again after the client's next transaction.
         let again = self.worked && self.pins.has(PinReason::Unknown);
-        let called = self.worked && self.pool.functions.are_suspect(now);
+        let called = self.worked && (self.pool.functions.are_suspect(now) || self.settings.makes_temporary());
         let listens_here = self.listening.as_ref().is_some_and(|listening| listening.is_own());
         let less = (self.pinned || listens_here) && self.signs.loosen;
         changed || again || called || less
@@ -42,7 +45,7 @@ impl Session {
             return self.start_look(look);
         }
         let functions = &self.pool.functions;
-        self.reads_functions = functions.are_to_be_read(now).then(|| functions.generation());
+        self.reads_functions = functions.to_ask(now);
         for name in std::mem::take(&mut self.signs.custom).into_iter().chain(functions.custom()) {
             if !self.custom.contains(&name) {
                 self.custom.push(name);
@@ -64,7 +67,7 @@ impl Session {
             conn.forget_unnamed();
         }
         let look = functions.looked_at();
-        let sql = probe::probe(&self.custom, self.reads_functions.is_some(), look.as_deref());
+        let sql = probe::probe(&self.custom, self.reads_functions, look.as_deref());
         message::write_query(&mut self.to_server.buf, &sql).map_err(|_| End::Fatal(errors::internal()))?;
         self.owed.push(Kind::Query, For::Probe, None);
         self.evidence = Some(Box::default());
@@ -77,7 +80,7 @@ impl Session {
         let is_suspect = signs.suspect || signs.opaque || signs.seeds || !signs.custom.is_empty();
         let is_plain =
             self.mode != PoolMode::Session && self.pins.is_empty() && !self.pinned && self.listening.is_none();
-        if is_suspect || !is_plain || self.made_functions {
+        if is_suspect || !is_plain || self.made_functions || self.settings.makes_temporary() {
             return None;
         }
         self.pool.functions.look(now)
@@ -148,15 +151,22 @@ impl Session {
 
     /// What functions in the database may do, if the probe asked.
     fn conclude_functions(&mut self, evidence: Option<&Evidence>) {
-        let functions = &self.pool.functions;
         let asked = self.reads_functions.take();
-        if let (Some(generation), Some(evidence)) = (asked, evidence) {
-            // Those that are new were not asked for in this probe; in another one, before the connection goes on.
-            self.signs.custom = self.pool.read_functions(generation, evidence.functions.clone(), Millis::now());
-            self.signs.custom.retain(|name| !self.custom.contains(name));
+        let made = std::mem::take(&mut self.made_functions);
+        let told = asked.zip(evidence);
+        if let Some((asked, evidence)) = told {
+            match self.pool.read_functions(asked, evidence.functions.clone(), made, Millis::now()) {
+                // They were not asked for in this probe; in another one, before the connection goes on.
+                Learned::Fresh(mut names) => {
+                    names.retain(|name| !self.custom.contains(name));
+                    self.signs.custom = names;
+                }
+                // The print was another one.
+                Learned::Nothing => self.signs.suspect |= !asked.is_all,
+            }
         }
-        if std::mem::take(&mut self.made_functions) {
-            functions.changed(asked.is_some() && evidence.is_some());
+        if made {
+            self.pool.functions.changed(told.is_none());
         }
     }
 

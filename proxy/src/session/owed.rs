@@ -469,7 +469,9 @@ impl Owed {
     /// Something is owed, and nothing of it is the client's.
     #[must_use]
     pub fn is_for_us_alone(&self) -> bool {
-        self.client_owed == 0 && self.queue.iter().all(|e| matches!(e.what, What::Request(_, For::Us | For::Guard)))
+        !self.queue.is_empty()
+            && self.client_owed == 0
+            && self.queue.iter().all(|e| matches!(e.what, What::Request(_, For::Us | For::Guard)))
     }
 
     /// Whether a Flush is needed for that everything owed be answered; it is taken to be sent.

@@ -18,17 +18,19 @@ use super::{
     pin::{PinReason, Pins},
 };
 use crate::{
-    pool::functions::{Look, READ, Reading},
+    pool::functions::{Look, PRINT, Question, READ, Reading},
     server::{
         conn::ServerConn,
         settings::{Difference, Settings, is_role},
+        sql::literal,
         statements::Prepared,
     },
 };
 
 /// One row per setting of the session: kind, name, value.
 const SETTINGS: &str = "SELECT 'setting', name, pg_catalog.current_setting(name) FROM pg_catalog.pg_settings \
-WHERE source OPERATOR(pg_catalog.=) 'session' AND name NOT LIKE 'transaction\\_%' UNION ALL ";
+WHERE source OPERATOR(pg_catalog.=) 'session' AND name OPERATOR(pg_catalog.<>) ALL (ARRAY['transaction_isolation', 'transaction_read_only', 'transaction_deferrable']) \
+UNION ALL ";
 
 /// One row per other thing that is left.
 const REST: &str = "SELECT 'setting', 'role', pg_catalog.current_setting('role') \
@@ -78,12 +80,12 @@ pub fn write_look(out: &mut BytesMut, owed: &mut Owed, look: &Look, prepared: &m
 
 /// The probe, with the custom settings that the session is known to have touched; `functions`: and what functions may do.
 #[must_use]
-pub fn probe(custom: &[String], functions: bool, look: Option<&Look>) -> String {
+pub fn probe(custom: &[String], functions: Option<Question>, look: Option<&Look>) -> String {
     let mut sql = SETTINGS.to_owned();
     sql.push_str(REST);
-    if functions {
+    if let Some(asked) = functions {
         sql.push_str(" UNION ALL ");
-        sql.push_str(READ);
+        sql.push_str(if asked.is_all { READ.as_str() } else { PRINT });
     }
     if let Some(look) = look {
         add_touched(&mut sql, look);
@@ -179,6 +181,10 @@ impl Evidence {
     }
 }
 
+/// Makes what `random()` gives one's own: nobody can tell the seed, and there is nothing to go back to.
+pub const SEED: &str = "SELECT pg_catalog.setseed(pg_catalog.mod(pg_catalog.hashtextextended(\
+pg_catalog.gen_random_uuid()::pg_catalog.text, 0), 1000000) OPERATOR(pg_catalog./) 1000000.0::pg_catalog.float8);";
+
 /// The statement that only a replay which succeeded leaves behind, for as long as it takes to look.
 pub const GUARD: &[u8] = b"tenantry_guard";
 
@@ -257,24 +263,6 @@ pub const UNLISTEN_ALL: &str = "UNLISTEN *";
 /// One name, dots and all.
 fn quoted(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
-}
-
-/// A string literal, whatever standard_conforming_strings says.
-fn literal(text: &str) -> String {
-    let mut quoted = String::from("E'");
-    for c in text.chars() {
-        match c {
-            '\\' => quoted.push_str("\\\\"),
-            '\'' => quoted.push_str("''"),
-            c if c.is_ascii() => quoted.push(c),
-            // By number: the connection's client_encoding may be any.
-            c => {
-                let _ = write!(quoted, "\\U{:08X}", u32::from(c));
-            }
-        }
-    }
-    quoted.push('\'');
-    quoted
 }
 
 /// A setting's name: each part quoted.

@@ -49,7 +49,7 @@ use crate::{
     pool::{
         Pool,
         decision::Refusal,
-        functions::Look,
+        functions::{Look, Question},
         lease::{Handoff, Lease, Waiting},
         server::Asked,
         stats::{Stats, Tally},
@@ -178,8 +178,8 @@ pub struct Session {
     pub(super) evidence: Option<Box<Evidence>>,
     /// The question under way is not the probe but a look.
     pub(super) looking: Option<Arc<Look>>,
-    /// The probe under way also asks about functions: in which generation.
-    pub(super) reads_functions: Option<u32>,
+    /// The probe under way also asks this about functions.
+    pub(super) reads_functions: Option<Question>,
     /// The session has made or changed functions since the last probe.
     pub(super) made_functions: bool,
     pub(super) pins: Pins,
@@ -440,15 +440,16 @@ impl Session {
         }
         // Also its own of an earlier transaction: what it would find is what it did on this connection, not the last it did.
         let has_given = conn.used && reads_sequences;
+        let is_seeded = conn.used && self.pool.functions.leave_seeds();
         conn.used = true;
-        let mut first = "";
         let is_stale = conn.plans != plans && !conn.prepared.is_empty();
-        if is_stale || has_given {
-            first = match (is_stale, has_given) {
-                (true, true) => "DEALLOCATE ALL;DISCARD SEQUENCES;",
-                (true, false) => "DEALLOCATE ALL;",
-                _ => "DISCARD SEQUENCES;",
-            };
+        let mut first = String::new();
+        for (is_needed, sql) in
+            [(is_stale, "DEALLOCATE ALL;"), (has_given, "DISCARD SEQUENCES;"), (is_seeded, probe::SEED)]
+        {
+            if is_needed {
+                first.push_str(sql);
+            }
         }
         if is_stale {
             conn.prepared.clear();
@@ -457,13 +458,13 @@ impl Session {
         if reads_sequences {
             conn.sequences_of = id;
         }
-        self.replay(first)
+        self.replay(&first)
     }
 
     /// Makes the connection's settings the client's, if they are not: in the same write as the client's request. Where
     /// PostgreSQL may refuse, or a timer of the last client's may strike, a guard behind it fails with it, and makes
     /// PostgreSQL discard that request.
-    pub(super) fn replay(&mut self, first: &'static str) -> Result<(), End> {
+    pub(super) fn replay(&mut self, first: &str) -> Result<(), End> {
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         if conn.label == self.settings && first.is_empty() {
             return Ok(());
@@ -606,7 +607,8 @@ impl Session {
         let Some(lease) = self.lease.take() else { return };
         // Finished or not: whether it was delivered decides whether the connection may go to anybody else.
         let cancelling = self.cancelling.take();
-        if std::mem::take(&mut self.retire) || self.server_write_failed {
+        let is_unfit = self.pool.functions.leave_what_stays() && self.mode != PoolMode::Session;
+        if std::mem::take(&mut self.retire) || self.server_write_failed || is_unfit {
             drop(lease);
         } else if let Some(task) = cancelling {
             super::vanish::after_cancel(lease, task, now);
@@ -791,7 +793,7 @@ impl Session {
                 Undo::Columns(_) => {}
                 Undo::Evicted(id) => {
                     // It is still there; if that makes one too many, another goes, and is closed on the server later.
-                    if conn.prepared.insert(id).is_some() {
+                    if conn.prepared.insert(id, None).is_some() {
                         self.retire = true;
                     }
                 }
@@ -824,7 +826,7 @@ impl Session {
             self.pool.plans_are_stale();
         }
         if self.made_functions {
-            self.pool.functions.changed(false);
+            self.pool.functions.changed(true);
         }
         let error = self.last_words(&end);
         if let Some(error) = error {
@@ -859,7 +861,7 @@ impl Session {
                 || self.signs.opaque
                 || !self.pins.is_empty()
                 || !self.lent.is_empty()
-                || (self.worked && self.pool.functions.are_suspect(Millis::now()))
+                || (self.worked && (self.settings.makes_temporary() || self.pool.functions.are_suspect(Millis::now())))
                 || self.evidence.is_some(),
             cancelling: self.cancelling.take(),
         });

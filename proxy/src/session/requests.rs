@@ -379,9 +379,14 @@ impl Session {
         // What EXECUTE gives depends on whose name it is: shared with nobody else.
         let own = if self.lend_to_parse(parse, run)? { self.registered.shared.id } else { 0 };
         let planning = self.settings.planning() ^ own;
-        let Some(statement) = self.pool.statements.intern(parse, planning, plans, &self.limits.memory) else {
-            return self.poison(run, errors::out_of_memory());
-        };
+        let mut interned = self.pool.statements.intern(parse, planning, plans, &self.limits.memory);
+        if interned.is_none()
+            && let Some(conn) = self.lease.as_mut().and_then(Lease::conn)
+        {
+            conn.prepared.hold_none();
+            interned = self.pool.statements.intern(parse, planning, plans, &self.limits.memory);
+        }
+        let Some(statement) = interned else { return self.poison(run, errors::out_of_memory()) };
         self.names.insert(parse.name, Arc::clone(&statement));
         Stats::count(&self.pool.stats.parses);
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
@@ -404,10 +409,10 @@ impl Session {
     }
 
     /// Writes the Parse of a statement that the server connection does not have; evicts another if it must.
-    pub(super) fn prepare(&mut self, statement: &Statement, whose: For, undo: Undo) -> Result<(), End> {
+    pub(super) fn prepare(&mut self, statement: &Arc<Statement>, whose: For, undo: Undo) -> Result<(), End> {
         let broken = |_: FrameError| End::Fatal(errors::internal());
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
-        if let Some(evicted) = conn.prepared.insert(statement.id) {
+        if let Some(evicted) = conn.prepared.insert(statement.id, Some(Arc::clone(statement))) {
             let name = statements::name_of(evicted);
             extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, &name).map_err(broken)?;
             self.owed.push(Kind::Close, For::Us, Some(Box::new(Undo::Evicted(evicted))));
@@ -436,6 +441,9 @@ impl Session {
             self.owed.push(Kind::Bind, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         };
+        if head.portal.is_empty() {
+            self.bound = None;
+        }
         if head.statement.is_empty() && self.names.get(b"").is_none() {
             if self.names.unnamed_signs.sequences && !self.may_ask_sequences(self.names.unnamed_signs.advances) {
                 return self.poison(run, errors::sequence_elsewhere());
@@ -470,7 +478,9 @@ impl Session {
         run.cut(&mut self.to_server.buf, first);
         let Some(statement) = self.server_name(head.statement)? else { return Err(End::ServerLost) };
         self.signs.merge(&statement.signs);
-        self.bound = (!statement.knows_columns()).then(|| Arc::clone(&statement));
+        if head.portal.is_empty() && !statement.knows_columns() {
+            self.bound = Some(Arc::clone(&statement));
+        }
         let named = statement.signs.named.as_ref();
         let undo = named.map(|named| self.lend(named, run)).transpose()?.flatten();
         let written = head.write_as(&mut self.to_server.buf, &statement.name, header.body);

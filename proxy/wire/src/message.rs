@@ -115,12 +115,14 @@ pub fn changes_tables(body: &[u8]) -> bool {
     [&b"ALTER "[..], b"DROP ", b"CREATE VIEW"].into_iter().any(|tag| body.starts_with(tag))
 }
 
-/// Whether the body of a CommandComplete says that there may be a function now that there was not before.
+/// Whether the body of a CommandComplete says that there may be a function now that there was not before, or another
+/// expression that is kept in the catalog: a view, a default, a policy, a check.
 #[must_use]
 pub fn makes_functions(body: &[u8]) -> bool {
-    let tags =
-        [&b"CREATE FUNCTION"[..], b"CREATE PROCEDURE", b"CREATE EXTENSION", b"ALTER EXTENSION", b"DO\0", b"CALL\0"];
-    tags.into_iter().any(|tag| body.starts_with(tag))
+    let others =
+        [&b"CREATE INDEX"[..], b"CREATE ROLE", b"CREATE SEQUENCE", b"ALTER ROLE", b"ALTER SEQUENCE", b"ALTER INDEX"];
+    let may = [&b"CREATE "[..], b"ALTER ", b"DO\0", b"CALL\0", b"COMMIT PREPARED"];
+    may.into_iter().any(|tag| body.starts_with(tag)) && !others.into_iter().any(|tag| body.starts_with(tag))
 }
 
 /// The key in a BackendKeyData body.
