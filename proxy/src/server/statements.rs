@@ -298,10 +298,10 @@ mod tests {
         let intern = || table.intern(&PARSE, 0, 0, &memory).unwrap();
         let mut prepared = Prepared::new(2);
         let first = intern().id;
-        let second = intern();
-        assert_ne!(first, second.id);
-        prepared.insert(second.id, Some(Arc::clone(&second)));
-        let second = second.id;
+        let statement = intern();
+        let second = statement.id;
+        assert_ne!(first, second);
+        prepared.insert(second, Some(statement));
         assert_eq!(intern().id, second);
         prepared.hold_none();
         assert!(prepared.touch(second));
