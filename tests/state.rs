@@ -673,6 +673,23 @@ async fn a_column_default_that_asks_a_sequence_never_finds_an_earlier_transactio
 }
 
 #[tokio::test]
+async fn a_column_default_that_a_client_makes_finds_no_earlier_transactions_number_from_the_start() {
+    for made in ["CREATE TABLE t (n bigint DEFAULT currval('s'))", "ALTER TABLE u ALTER n SET DEFAULT currval('s')"] {
+        let tenant = cluster().tenant("state").await;
+        let mut direct = cluster().direct(&tenant).login().await;
+        direct.run("CREATE SEQUENCE s; CREATE TABLE u (n bigint)").await;
+        let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 1).start().await;
+        let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+        b.run("SELECT nextval('s')").await;
+        a.run(made).await;
+        let table = if made.starts_with("CREATE") { "t" } else { "u" };
+        for client in [&mut a, &mut b] {
+            client.query(&format!("INSERT INTO {table} DEFAULT VALUES")).await.error("55000");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_seed_stays_with_its_client_and_ends_with_it() {
     let tenant = cluster().tenant("state").await;
     let proxy = ProxyBuilder::new(cluster()).tenant(&tenant).set("pool.pool_size", 2).start().await;

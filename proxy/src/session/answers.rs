@@ -311,7 +311,8 @@ impl Session {
 
     /// Puts our own replies whose turn has come behind what the server said before them.
     fn put_own(&mut self, run: &mut Run<'_>) {
-        if self.answer.left > 0 {
+        // With each message of the server's: mostly there is none.
+        if !self.owed.has_own() || self.answer.left > 0 {
             return;
         }
         while let Some(own) = self.owed.next_own() {
@@ -326,7 +327,7 @@ impl Session {
         if self.answer.left > 0 || (self.keep != Keep::No && self.owed.will_be_answered()) {
             return;
         }
-        if self.owed.has_own() {
+        if self.owed.own_is_next() {
             self.keep = Keep::No;
         }
         while let Some(own) = self.owed.next_own() {

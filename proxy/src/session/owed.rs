@@ -141,6 +141,8 @@ pub struct Owed {
     stranded: bool,
     /// Requests of the client in the queue.
     client_owed: usize,
+    /// Replies of our own in the queue.
+    own: usize,
     /// Something was sent since PostgreSQL was last asked to flush its answers.
     unflushed: bool,
 }
@@ -201,6 +203,7 @@ impl Owed {
     /// A reply of our own, in its turn among the server's.
     pub fn push_own(&mut self, own: Own, undo: Option<Box<Undo>>) {
         self.batch = Batch::Clients;
+        self.own += 1;
         self.queue.push_back(Entry { what: What::Own(own), undo });
     }
 
@@ -240,9 +243,15 @@ impl Owed {
         self.queue.iter().any(|e| matches!(e.undo.as_deref(), Some(Undo::Unnamed(_))))
     }
 
-    /// It is the turn of a reply of our own.
+    /// A reply of our own waits for its turn.
     #[must_use]
     pub fn has_own(&self) -> bool {
+        self.own > 0
+    }
+
+    /// It is the turn of a reply of our own.
+    #[must_use]
+    pub fn own_is_next(&self) -> bool {
         matches!(self.queue.front(), Some(Entry { what: What::Own(_), .. }))
     }
 
@@ -544,6 +553,7 @@ impl Owed {
         if matches!(entry.what, What::Request(_, For::Client) | What::Poison(_)) {
             self.client_owed -= 1;
         }
+        self.own -= usize::from(matches!(entry.what, What::Own(_)));
     }
 
     /// Syncs that were sent right behind the COPY are in the server's hands before any copy data: it ignores them.

@@ -6,7 +6,7 @@
 //!
 //! What always holds: from the first time that a client of the pool asks, or a function or a column default in its database
 //! does, no transaction begins on a connection without DISCARD SEQUENCES, in the same write as the client's request.
-//! (Tenantry learns of a function or a default within ten seconds of its making: `pool/functions.rs`.)
+//! (What was made around Tenantry is known within ten seconds: `pool/functions.rs`.)
 
 use tenantry_config::PoolMode;
 use tenantry_wire::tag::status;

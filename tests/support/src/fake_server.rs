@@ -157,6 +157,10 @@ impl FakeConn {
                     [columns(&["a", "b", "slots", "connections"]), row(&place), complete("SELECT 1"), ready(b'I')]
                         .concat();
                 self.send(&answer).await;
+            } else if text.contains("'print'") {
+                // Nothing here leaves anything.
+                let print = [columns(&["kind", "name", "value"]), row(&["print", "0", ""]), complete("SELECT 1")];
+                self.send(&[print.concat(), ready(b'I')].concat()).await;
             } else if text.contains("pg_catalog.") || text.is_empty() {
                 self.send(&[complete("SELECT 0"), ready(b'I')].concat()).await;
             } else {
