@@ -880,6 +880,44 @@ async fn leaves_nothing_to_others(kind: &'static Leaves) -> Option<String> {
     None
 }
 
+/// What applications' triggers and functions are mostly like.
+const HARMLESS: [&str; 9] = [
+    r#"BEGIN UPDATE "t" SET "updated_at" = now(), "n" = 1 WHERE id = NEW.id; RETURN NEW; END"#,
+    "BEGIN /* it is set here */ NEW.updated_at = now(); -- and execute nothing\n RETURN NEW; END",
+    "BEGIN EXECUTE format('INSERT INTO %I (a) VALUES ($1)', TG_TABLE_NAME || '_log') USING OLD.id; RETURN OLD; END",
+    "BEGIN EXECUTE 'UPDATE ' || quote_ident(TG_TABLE_NAME) || ' SET n = n + 1'; RETURN NEW; END",
+    "DECLARE v text; BEGIN EXECUTE 'SELECT ($1).' || quote_ident('id') || '::text' INTO v USING NEW; RETURN NEW; END",
+    "BEGIN RAISE EXCEPTION 'cannot execute this, set it first'; END",
+    "DECLARE r record; BEGIN FOR r IN EXECUTE format('SELECT count(*) AS n FROM %I', TG_TABLE_NAME) LOOP NULL; END LOOP; RETURN NEW; END",
+    "BEGIN PERFORM set_config('app.user', '1', true); SET LOCAL work_mem = '1MB'; RETURN NEW; END",
+    "BEGIN INSERT INTO t (n) VALUES (1) ON CONFLICT (id) DO UPDATE SET n = 2; RETURN NEW; END",
+];
+
+#[tokio::test]
+async fn ordinary_functions_cost_nothing() {
+    let tenant = cluster().tenant("state").await;
+    let mut owner = cluster().direct(&tenant).login().await;
+    for (n, body) in HARMLESS.iter().enumerate() {
+        owner
+            .run(&format!(
+                "CREATE FUNCTION f{n}() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER \
+                 SET search_path = pg_catalog, pg_temp AS $f$ {body} $f$"
+            ))
+            .await;
+    }
+    owner.run("CREATE VIEW v AS SELECT count(*) FROM pg_class; CREATE TABLE t (id serial CHECK (id > 0), n int DEFAULT 1)").await;
+    owner.leave().await;
+    let relay = Relay::start(cluster().address()).await;
+    let proxy = ProxyBuilder::to(relay.address()).tenant(&tenant).set("pool.pool_size", 1).start().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("SELECT 1").await;
+    relay.take_turns();
+    client.run("SELECT * FROM v").await;
+    client.run("INSERT INTO t DEFAULT VALUES").await;
+    let turns = turns(&relay);
+    assert!(!turns.iter().any(|turn| is_a_question_of_ours(turn)), "{turns:?}");
+}
+
 #[tokio::test]
 async fn a_statement_that_hides_what_it_sets_leaves_nothing_to_others() {
     for (sql, what) in [

@@ -39,8 +39,8 @@ UNION ALL SELECT oid, xmin FROM pg_catalog.pg_trigger WHERE tgqual IS NOT NULL \
 UNION ALL SELECT oid, xmin FROM pg_catalog.pg_operator WHERE oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid \
 UNION ALL SELECT oid, xmin FROM pg_catalog.pg_cast WHERE oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid) made";
 
-/// Where a statement begins: in a body, or in a string that may be run. Captures nothing.
-const BEGINS: &str = r"(?:^|;|\*/|>>|\m(?:begin|then|else|loop)\M|\$\w*\$|')\s*";
+/// Where a statement begins: in a body, or in a string that may be run and is not the rest of one. Captures nothing.
+const BEGINS: &str = r"(?:^|;|\*/|>>|\m(?:begin|then|else|loop)\M|\$\w*\$|(?<!\|\|\s*)')\s*";
 /// Of functions that make state, by which PostgreSQL's own are found in expressions, and their names in texts.
 const OWN: [(&str, &str); 5] = [
     ("stateful", "^pg_(try_)?advisory_(un)?lock"),
@@ -57,9 +57,9 @@ const STATEMENTS: &str =
 const UNNAMED: &str = r"((reset|discard|load)\M|set(?=\s|\x22)\s*(?!\s|local\M|constraints\M|transaction\M|(session\s+)?[a-z_][a-z0-9_$.]*\s*(=|to\M)))";
 /// A name or a statement that is put together when it runs, or that stands there in a way which is not read here. What is
 /// EXECUTEd is read if all of it is one string, or if it begins with a verb that leaves nothing.
-const OPAQUE: &str = r#"\mset_config(?!\s*\(\s*'[a-z_][a-z0-9_$.]*'(::text)?\s*,)|\mset\s+(session\s+)?['%"]|\mu&["']|\mcreate\s+(or\s+replace\s+)?(function|procedure|view|rule|policy|domain|aggregate|operator|cast|extension)\M|\m(query_to_xml\w*|ts_stat)\M"#;
+const OPAQUE: &str = r#"\mset_config(?!\s*\(\s*'[a-z_][a-z0-9_$.]*'(::text)?\s*,)|\mu&["']|\mcreate\s+(or\s+replace\s+)?(function|procedure|view|rule|policy|domain|aggregate|operator|cast|extension)\M|\m(query_to_xml\w*|ts_stat)\M"#;
 /// Behind BEGINS, or where PL/pgSQL takes a query.
-const EXECUTES: &str = r"\mexecute\M(?!\s*\(?\s*(format\s*\(\s*)?'\s*(insert\s+into|update(?!\s+(pg_catalog\.)?pg_settings)|delete\s+from|truncate|alter|drop|create\s+(unique\s+)?(index|table)|comment|grant|revoke|analyze|vacuum|refresh|lock|notify|copy|select\s[^'%]*\sfrom)\M|\s*'([^']|'')*'\s*(;|using\M|into\M|loop\M|$))";
+const EXECUTES: &str = r"\mexecute\M(?!\s*\(?\s*(format\s*\(\s*)?'\s*(insert\s+into|update(?!\s+(pg_catalog\.)?pg_settings)|delete\s+from|truncate|alter|drop|create\s+(unique\s+)?(index|table)|comment|grant|revoke|analyze|vacuum|refresh|lock|notify|copy|select\s[^'%]*\sfrom|select\s*\(*\s*\$\d+)\M|\s*'([^']|'')*'\s*(;|using\M|into\M|loop\M|$))";
 const SEEDS: &str = r"\msetseed\M|\mset\s+(session\s+)?seed\M";
 const KEEPS: &str = r"\mdblink_connect\w*|(^|;|\*/|>>|\m(begin|then|else|loop)\M|')\s*load\s+'";
 const SETTINGS_VIEW: &str = r"\mupdate\s+(only\s+)?(pg_catalog\s*\.\s*)?\x22?pg_settings";
@@ -86,7 +86,8 @@ pub static READ: LazyLock<String> = LazyLock::new(|| {
     let named = literal(&format!(
         r"set_config\s*\(\s*'([a-z_][a-z0-9_$]*)'|{BEGINS}set\s+(?:session\s+)?([a-z_][a-z0-9_$]*)\s*(?:=|to\M)"
     ));
-    let opaque = literal(&format!(r"{OPAQUE}|(?:{BEGINS}|\m(?:query|in|for)\s+){EXECUTES}"));
+    let opaque =
+        literal(&format!(r"{OPAQUE}|{BEGINS}set\s+(session\s+)?['%\x22]|(?:{BEGINS}|\m(?:query|in|for)\s+){EXECUTES}"));
     let (seeds, keeps) = (literal(SEEDS), literal(KEEPS));
     let (sequences, dotted, local) = (literal(SEQUENCES), literal(DOTTED), literal(LOCAL));
     let (block, line) = (literal(BLOCK_COMMENT), literal(LINE_COMMENT));
@@ -99,7 +100,7 @@ WHERE c OPERATOR(pg_catalog.~) '^search_path="?pg_temp') THEN 'pg_temp.' ELSE ''
 FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_language l ON l.oid OPERATOR(pg_catalog.=) p.prolang
 WHERE p.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND l.lanname OPERATOR(pg_catalog.<>) 'c'
 AND p.prokind OPERATOR(pg_catalog.=) ANY (ARRAY['f', 'p']::pg_catalog."char"[])),
-body AS MATERIALIZED (SELECT lanname, of_extension, text AS raw, pg_catalog.regexp_replace(pg_catalog.regexp_replace(
+body AS MATERIALIZED (SELECT lanname, of_extension, pg_catalog.regexp_replace(text, {local}, '', 'gi') AS raw, pg_catalog.regexp_replace(pg_catalog.regexp_replace(
 pg_catalog.regexp_replace(text, {block}, ' ', 'g'), {line}, E'\\1 ', 'gn'), {local}, '', 'gi') AS text FROM raw),
 own AS MATERIALIZED (SELECT oid, proname FROM pg_catalog.pg_proc WHERE (oid OPERATOR(pg_catalog.<) 16384::pg_catalog.oid
 OR proname OPERATOR(pg_catalog.~) {keeping}) AND proname OPERATOR(pg_catalog.~) {all}),
@@ -264,10 +265,7 @@ impl KnownFunctions {
     /// What any statement calls may leave something.
     #[must_use]
     pub fn are_suspect(&self, now: Millis) -> bool {
-        self.kind.load(Ordering::Relaxed) != Functions::Clean as u8
-            || self.leave_seeds()
-            || self.leave_what_stays()
-            || self.are_to_be_read(now)
+        self.kind.load(Ordering::Relaxed) != Functions::Clean as u8 || self.are_to_be_read(now)
     }
 
     /// It is time to ask PostgreSQL.

@@ -176,7 +176,9 @@ impl Session {
             self.alone = false;
         }
         if self.is_blocked() || self.owed.len() >= MAX_OWED {
-            self.wait_for_replay();
+            if rest.len() >= header.total().min(CHUNK) {
+                self.wait_for_replay();
+            }
             return Ok(Step::Wait);
         }
         if self.owed.is_skipping() && header.tag != frontend::SYNC {
