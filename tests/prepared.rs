@@ -13,6 +13,19 @@ async fn pool(size: i64, statements: i64) -> (Tenant, Proxy) {
     (tenant, proxy)
 }
 
+/// Two server connections: each transaction meets the other one.
+async fn two_in_turn() -> (Tenant, Proxy) {
+    let tenant = cluster().tenant("prepared").await;
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&tenant)
+        .set("pool.pool_size", 2)
+        .set("pool.min_pool_size", 2)
+        .set("pool.server_round_robin", true)
+        .start()
+        .await;
+    (tenant, proxy)
+}
+
 async fn prepare(client: &mut Client, name: &str, sql: &str) {
     client.ask(&[say::parse(name, sql), say::sync()].concat()).await.ok();
 }
@@ -358,14 +371,7 @@ async fn names_that_are_taken_or_lent_wait_for_what_the_connection_is_made_fit_w
 
 #[tokio::test]
 async fn an_unnamed_statement_of_before_is_on_no_server_connection_any_more() {
-    let tenant = cluster().tenant("prepared").await;
-    let proxy = ProxyBuilder::new(cluster())
-        .tenant(&tenant)
-        .set("pool.pool_size", 2)
-        .set("pool.min_pool_size", 2)
-        .set("pool.server_round_robin", true)
-        .start()
-        .await;
+    let (tenant, proxy) = two_in_turn().await;
     let mut client = proxy.connect(&tenant).login().await;
     let unnamed = |sql: &str| [say::parse("", sql), say::sync()].concat();
     let use_it = [say::bind("", "", &[]), say::execute("", 0), say::sync()].concat();
@@ -383,14 +389,7 @@ async fn an_unnamed_statement_of_before_is_on_no_server_connection_any_more() {
 
 #[tokio::test]
 async fn a_portals_columns_are_those_of_the_statement_that_was_bound_to_it_last() {
-    let tenant = cluster().tenant("prepared").await;
-    let proxy = ProxyBuilder::new(cluster())
-        .tenant(&tenant)
-        .set("pool.pool_size", 2)
-        .set("pool.min_pool_size", 2)
-        .set("pool.server_round_robin", true)
-        .start()
-        .await;
+    let (tenant, proxy) = two_in_turn().await;
     let mut client = proxy.connect(&tenant).login().await;
     prepare(&mut client, "s", "VALUES (1)").await;
     let batch = [
