@@ -181,77 +181,84 @@ impl Signs {
     }
 }
 
-/// Substrings (blanks collapsed, any case) that raise a suspicion wherever they stand.
-const PATTERNS: [&str; 44] = [
-    "set_config",
-    "advisory_unlock",
-    "advisory_lock",
-    "with hold",
-    "create temp ",
-    "create temporary ",
-    "local temp",
-    "global temp",
-    "unlogged temp",
-    "replace temp ",
-    "replace temporary ",
-    "into temp ",
-    "into temporary ",
-    "pg_temp",
-    // A comment may stand for a blank in the ones above: together with one of these words it raises a suspicion.
-    "/*",
-    "--",
-    "temp",
-    "hold",
-    "lastval(",
-    "currval(",
-    "nextval",
-    "insert into",
-    "setseed",
-    // Of modules that come with PostgreSQL: a connection by name, a limit that is a setting.
-    "dblink_connect",
-    "set_limit",
+/// What a substring tells.
+#[derive(Debug, Clone, Copy)]
+enum Tells {
+    State,
+    /// A setting, whose name is the first argument.
+    SetConfig,
+    Unlock,
+    /// A comment may stand for a blank in the others,
+    Comment,
+    /// of which one is seen by its second word then.
+    SecondWord,
+    AsksSequence,
+    AdvancesSequence,
+    Seed,
+    /// State that cannot be asked for.
+    Opaque,
+    Listens,
+    /// A query that runs while something is made,
+    Query,
+    /// unless it is kept to be run later.
+    KeepsQuery,
+}
+
+/// Substrings (blanks collapsed, any case) that tell something wherever they stand.
+const PATTERNS: [(&str, Tells); 44] = [
+    ("set_config", Tells::SetConfig),
+    ("advisory_unlock", Tells::Unlock),
+    ("advisory_lock", Tells::State),
+    ("with hold", Tells::State),
+    ("create temp ", Tells::State),
+    ("create temporary ", Tells::State),
+    ("local temp", Tells::State),
+    ("global temp", Tells::State),
+    ("unlogged temp", Tells::State),
+    ("replace temp ", Tells::State),
+    ("replace temporary ", Tells::State),
+    ("into temp ", Tells::State),
+    ("into temporary ", Tells::State),
+    ("pg_temp", Tells::State),
+    // An UPDATE of it is a SET.
+    ("pg_settings", Tells::State),
+    // These run a text of SQL.
+    ("query_to_xml", Tells::State),
+    ("ts_stat", Tells::State),
+    // Of modules that come with PostgreSQL: a limit that is a setting, a connection by name.
+    ("set_limit", Tells::State),
+    ("dblink_connect", Tells::Opaque),
+    // A name with an escape can be any.
+    ("u&\"", Tells::Opaque),
+    ("/*", Tells::Comment),
+    ("--", Tells::Comment),
+    ("temp", Tells::SecondWord),
+    ("hold", Tells::SecondWord),
+    ("lastval(", Tells::AsksSequence),
+    ("currval(", Tells::AsksSequence),
+    ("lastval (", Tells::AsksSequence),
+    ("currval (", Tells::AsksSequence),
+    ("lastval\"(", Tells::AsksSequence),
+    ("currval\"(", Tells::AsksSequence),
+    ("nextval", Tells::AdvancesSequence),
+    ("insert into", Tells::AdvancesSequence),
+    ("setseed", Tells::Seed),
     // LISTEN, UNLISTEN, pg_listening_channels, NOTIFY, pg_notify.
-    "listen",
-    "notify",
-    // A blank may stand before the parenthesis.
-    "lastval (",
-    "currval (",
-    "lastval\"(",
-    "currval\"(",
-    // Names with an escape can be any.
-    "u&\"",
-    // An UPDATE of it is a SET; these run a text of SQL.
-    "pg_settings",
-    "query_to_xml",
-    "ts_stat",
-    // A query that runs while something is made,
-    "as select",
-    "as with",
-    "as (select",
-    // unless it is kept to be run later.
-    "create view",
-    "temp view",
-    "temporary view",
-    "recursive view",
-    "create or replace ",
-    "create function",
+    ("listen", Tells::Listens),
+    ("notify", Tells::Listens),
+    ("as select", Tells::Query),
+    ("as with", Tells::Query),
+    ("as (select", Tells::Query),
+    ("create view", Tells::KeepsQuery),
+    ("temp view", Tells::KeepsQuery),
+    ("temporary view", Tells::KeepsQuery),
+    ("recursive view", Tells::KeepsQuery),
+    ("create or replace ", Tells::KeepsQuery),
+    ("create function", Tells::KeepsQuery),
 ];
-const SET_CONFIG: usize = 0;
-const UNLOCK: usize = 1;
-const COMMENTS: [usize; 2] = [14, 15];
-const BESIDE_COMMENTS: [usize; 2] = [16, 17];
-const LOOKS_AT_SEQUENCE: [usize; 2] = [18, 19];
-const ADVANCES_SEQUENCE: [usize; 2] = [20, 21];
-const SETSEED: usize = 22;
-const DBLINK: usize = 23;
-const LISTENS: [usize; 2] = [25, 26];
-const LOOKS_AT_SEQUENCE_TOO: [usize; 4] = [27, 28, 29, 30];
-const ESCAPED_NAME: usize = 31;
-const QUERIES: [usize; 3] = [35, 36, 37];
-const KEEPS_QUERY: [usize; 6] = [38, 39, 40, 41, 42, 43];
 
 static AUTOMATON: LazyLock<Option<DFA>> =
-    LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS).ok());
+    LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS.map(|(text, _)| text)).ok());
 
 /// A name longer than this is not read; the session stays pinned instead.
 const MAX_WORD: usize = 64;
@@ -372,24 +379,22 @@ impl Scan {
     }
 
     fn found(&mut self, pattern: usize, signs: &mut Signs) {
-        match pattern {
-            UNLOCK => signs.loosen = true,
-            SET_CONFIG => {
+        match PATTERNS.get(pattern).map_or(Tells::State, |(_, tells)| *tells) {
+            Tells::State => signs.suspect = true,
+            Tells::SetConfig => {
                 signs.suspect = true;
                 self.argument = Some(Vec::new());
             }
-            comment if COMMENTS.contains(&comment) => self.has_comment = true,
-            word if BESIDE_COMMENTS.contains(&word) => self.has_split_word = true,
-            look if LOOKS_AT_SEQUENCE.contains(&look) || LOOKS_AT_SEQUENCE_TOO.contains(&look) => {
-                signs.sequences = true;
-            }
-            query if QUERIES.contains(&query) => self.queries = true,
-            kept if KEEPS_QUERY.contains(&kept) => self.keeps_query = true,
-            advance if ADVANCES_SEQUENCE.contains(&advance) => signs.advances = true,
-            SETSEED => signs.seeds = true,
-            DBLINK | ESCAPED_NAME => (signs.suspect, signs.opaque) = (true, true),
-            word if LISTENS.contains(&word) => signs.listens = true,
-            _ => signs.suspect = true,
+            Tells::Unlock => signs.loosen = true,
+            Tells::Comment => self.has_comment = true,
+            Tells::SecondWord => self.has_split_word = true,
+            Tells::AsksSequence => signs.sequences = true,
+            Tells::AdvancesSequence => signs.advances = true,
+            Tells::Seed => signs.seeds = true,
+            Tells::Opaque => (signs.suspect, signs.opaque) = (true, true),
+            Tells::Listens => signs.listens = true,
+            Tells::Query => self.queries = true,
+            Tells::KeepsQuery => self.keeps_query = true,
         }
     }
 
