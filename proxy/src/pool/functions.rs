@@ -61,7 +61,7 @@ const OPAQUE: &str = r#"\mset_config(?!\s*\(\s*'[a-z_][a-z0-9_$.]*'(::text)?\s*,
 /// Behind BEGINS, or where PL/pgSQL takes a query.
 const EXECUTES: &str = r"\mexecute\M(?!\s*\(?\s*(format\s*\(\s*)?'\s*(insert\s+into|update(?!\s+(pg_catalog\.)?pg_settings)|delete\s+from|truncate|alter|drop|create\s+(unique\s+)?(index|table)|comment|grant|revoke|analyze|vacuum|refresh|lock|notify|copy|select\s[^'%]*\sfrom|select\s*\(*\s*\$\d+)\M|\s*'([^']|'')*'\s*(;|using\M|into\M|loop\M|$))";
 const SEEDS: &str = r"\msetseed\M|\mset\s+(session\s+)?seed\M";
-const KEEPS: &str = r"\mdblink_connect\w*|(^|;|\*/|>>|\m(begin|then|else|loop)\M|')\s*load\s+'";
+const CONNECTS: &str = r"\mdblink_connect";
 const SETTINGS_VIEW: &str = r"\mupdate\s+(only\s+)?(pg_catalog\s*\.\s*)?\x22?pg_settings";
 const SEQUENCES: &str = r"\m(curr|last)val\M";
 const DOTTED: &str =
@@ -88,7 +88,8 @@ pub static READ: LazyLock<String> = LazyLock::new(|| {
     ));
     let opaque =
         literal(&format!(r"{OPAQUE}|{BEGINS}set\s+(session\s+)?['%\x22]|(?:{BEGINS}|\m(?:query|in|for)\s+){EXECUTES}"));
-    let (seeds, keeps) = (literal(SEEDS), literal(KEEPS));
+    let keeps = literal(&format!(r"{CONNECTS}|{BEGINS}load\s+'"));
+    let seeds = literal(SEEDS);
     let (sequences, dotted, local) = (literal(SEQUENCES), literal(DOTTED), literal(LOCAL));
     let (block, line) = (literal(BLOCK_COMMENT), literal(LINE_COMMENT));
     let mut sql = format!(
@@ -265,15 +266,16 @@ impl KnownFunctions {
     /// What any statement calls may leave something.
     #[must_use]
     pub fn are_suspect(&self, now: Millis) -> bool {
-        self.kind.load(Ordering::Relaxed) != Functions::Clean as u8 || self.are_to_be_read(now)
+        // In this order: a kind is that of the generation which was found to be known.
+        self.are_to_be_read(now) || self.kind.load(Ordering::Relaxed) != Functions::Clean as u8
     }
 
     /// It is time to ask PostgreSQL.
     #[must_use]
     pub fn are_to_be_read(&self, now: Millis) -> bool {
         self.kind.load(Ordering::Relaxed) == 0
-            || self.makers.count.load(Ordering::Relaxed) > 0
-            || self.known_in.load(Ordering::Relaxed) != self.makers.generation.load(Ordering::Relaxed)
+            || self.makers.count.load(Ordering::Acquire) > 0
+            || self.known_in.load(Ordering::Acquire) != self.makers.generation.load(Ordering::Relaxed)
             || now.0 >= self.due.load(Ordering::Relaxed)
     }
 
@@ -303,17 +305,22 @@ impl KnownFunctions {
         self.keeps.load(Ordering::Relaxed)
     }
 
-    /// PostgreSQL told. `made`: it was asked by a session that had changed something, after it was committed.
+    /// PostgreSQL told. `made`: it was asked by a session that had changed something, after it was committed, and that has
+    /// ended with this.
     pub fn read(&self, asked: Question, reading: Reading, made: bool, now: Millis) -> Learned {
-        // A maker's own end makes a new generation, in which what it was told still counts.
-        let counts_in = match asked.generation == self.makers.generation.load(Ordering::Relaxed) {
-            true if made => self.makers.generation.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
-            true => asked.generation,
-            false => {
-                self.makers.generation.fetch_add(u32::from(made), Ordering::Relaxed);
-                return Learned::Nothing;
-            }
+        let generation = &self.makers.generation;
+        let (now_is, counts_in) = if made {
+            // Its own end makes a new generation, in which what it was told still counts.
+            let before = generation.fetch_add(1, Ordering::Relaxed);
+            self.end_to_change();
+            (before, before.wrapping_add(1))
+        } else {
+            let now_is = generation.load(Ordering::Relaxed);
+            (now_is, now_is)
         };
+        if now_is != asked.generation {
+            return Learned::Nothing;
+        }
         let Some(print) = &reading.print else { return Learned::Nothing };
         let mut known_print = self.print.lock();
         if !asked.is_all && known_print.as_ref() != Some(print) {
@@ -321,8 +328,8 @@ impl KnownFunctions {
             return Learned::Nothing;
         }
         self.due.store(now.0.saturating_add(ASK_EVERY), Ordering::Relaxed);
-        self.known_in.store(counts_in, Ordering::Relaxed);
         if !asked.is_all {
+            self.known_in.store(counts_in, Ordering::Release);
             return Learned::Fresh(Vec::new());
         }
         let Reading { kind, custom, plain, print, seeds, keeps, .. } = reading;
@@ -335,6 +342,7 @@ impl KnownFunctions {
         let fresh: Vec<_> = custom.iter().filter(|name| !known.contains(name)).cloned().collect();
         *known = custom;
         self.kind.store(kind as u8, Ordering::Relaxed);
+        self.known_in.store(counts_in, Ordering::Release);
         Learned::Fresh(fresh)
     }
 
@@ -354,7 +362,7 @@ impl KnownFunctions {
     /// What functions may have left is found by this; `None`: by the probe alone.
     #[must_use]
     pub fn look(&self, now: Millis) -> Option<Arc<Look>> {
-        let is_known = self.kind.load(Ordering::Relaxed) == Functions::Stateful as u8 && !self.are_to_be_read(now);
+        let is_known = !self.are_to_be_read(now) && self.kind.load(Ordering::Relaxed) == Functions::Stateful as u8;
         is_known.then(|| self.look.lock().clone()).flatten()
     }
 
@@ -375,12 +383,15 @@ impl KnownFunctions {
         self.makers.generation.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// It was probed, and `read` was called; or it is gone (`vanished`).
-    pub fn changed(&self, vanished: bool) {
-        if vanished {
-            self.makers.generation.fetch_add(1, Ordering::Relaxed);
-        }
-        let _ = self.makers.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1));
+    /// Such a session ended, and nobody knows what came of it.
+    pub fn maker_vanished(&self) {
+        self.makers.generation.fetch_add(1, Ordering::Relaxed);
+        self.end_to_change();
+    }
+
+    /// Behind the new generation: who sees that nobody changes anything must see that, too.
+    fn end_to_change(&self) {
+        let _ = self.makers.count.fetch_update(Ordering::Release, Ordering::Relaxed, |n| n.checked_sub(1));
     }
 }
 
@@ -419,14 +430,13 @@ mod tests {
         let asked = Question { is_all: ALL, ..known.to_ask(Millis(8)).unwrap() };
         let told = Reading { kind: Functions::Stateful, print: Some("q".into()), ..Reading::default() };
         assert_eq!(known.read(asked, told, true, Millis(8)), fresh(&[]));
-        known.changed(false);
         assert!(!known.are_to_be_read(Millis(8)) && known.are_suspect(Millis(8)));
         let late = Reading { print: Some("p".into()), ..Reading::default() };
         assert_eq!(known.read(early, late, false, Millis(9)), Learned::Nothing);
         assert!(known.are_suspect(Millis(9)), "what was asked before is believed no more");
         assert!(known.are_to_be_read(Millis(10 + ASK_EVERY)), "and now and then");
         known.begin_to_change();
-        known.changed(true);
+        known.maker_vanished();
         assert!(known.are_to_be_read(Millis(11)), "a maker that vanished");
     }
 
@@ -441,15 +451,13 @@ mod tests {
         let told = || Reading { print: Some("p".into()), ..Reading::default() };
         for asked in [first, second] {
             known.read(asked, told(), true, Millis(4));
-            known.changed(false);
         }
         assert!(known.are_to_be_read(Millis(4)), "each was asked before the other one had ended");
         known.begin_to_change();
         let asked = known.to_ask(Millis(5)).unwrap();
         known.begin_to_change();
-        known.changed(true);
+        known.maker_vanished();
         known.read(asked, told(), true, Millis(6));
-        known.changed(false);
         assert!(known.are_to_be_read(Millis(6)), "another one has ended since it was asked");
     }
 
@@ -465,7 +473,6 @@ mod tests {
         assert_eq!(asked.is_all, PRINT_ALONE);
         let told = Reading { print: Some("p".into()), ..Reading::default() };
         assert_eq!(other.read(asked, told, true, Millis(2)), fresh(&[]));
-        other.changed(false);
         assert!(!other.are_suspect(Millis(2)) && own.are_suspect(Millis(2)));
     }
 

@@ -153,20 +153,20 @@ impl Session {
     fn conclude_functions(&mut self, evidence: Option<&Evidence>) {
         let asked = self.reads_functions.take();
         let made = std::mem::take(&mut self.made_functions);
-        let told = asked.zip(evidence);
-        if let Some((asked, evidence)) = told {
+        if let Some((asked, evidence)) = asked.zip(evidence) {
             match self.pool.read_functions(asked, evidence.functions.clone(), made, Millis::now()) {
                 // They were not asked for in this probe; in another one, before the connection goes on.
                 Learned::Fresh(mut names) => {
                     names.retain(|name| !self.custom.contains(name));
                     self.signs.custom = names;
                 }
+                // Others are changing something: what was left here that has no known name, nobody can say.
+                Learned::Nothing if asked.is_all => self.retire = true,
                 // The print was another one.
-                Learned::Nothing => self.signs.suspect |= !asked.is_all,
+                Learned::Nothing => self.signs.suspect = true,
             }
-        }
-        if made {
-            self.pool.functions.changed(told.is_none());
+        } else if made {
+            self.pool.functions.maker_vanished();
         }
     }
 

@@ -826,7 +826,7 @@ impl Session {
             self.pool.plans_are_stale();
         }
         if self.made_functions {
-            self.pool.functions.changed(true);
+            self.pool.functions.maker_vanished();
         }
         let error = self.last_words(&end);
         if let Some(error) = error {
