@@ -36,13 +36,13 @@ use tokio::{
 use super::{
     Pool,
     decision::Gate,
+    functions::Makers,
     lease::{Handoff, Lease},
     server::Asked,
     subscribers::{Channel, Heard, Subscribers, Wanted},
 };
 use crate::{
     clock::Millis,
-    pool::functions::Makers,
     server::{conn::ServerConn, settings::Settings},
     session::{probe, registry::Shared},
 };

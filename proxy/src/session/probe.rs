@@ -1,7 +1,7 @@
 //! Asking PostgreSQL what a session has left behind on its connection, and telling a connection what it should have.
 //!
-//! With `pool/functions.rs` the only file of the data plane that builds SQL text; its inputs are names and values that PostgreSQL itself gave or
-//! accepted, quoted here. Pure.
+//! With `pool/functions.rs` the only file of the data plane that builds SQL text; its inputs are names and values that
+//! PostgreSQL itself gave or accepted, quoted here. Pure.
 
 use std::{fmt::Write as _, sync::Arc};
 
