@@ -1007,9 +1007,10 @@ async fn clients_of_tenants_that_the_file_has_are_listed_too() {
 /// How often a statement is prepared on the server connection in the transaction after the one that used it.
 async fn left_prepared(proxy: &Proxy, tenant: &Tenant, name: &str, sql: &str) -> String {
     let mut client = proxy.connect(tenant).login().await;
+    client.make_on_server().await;
     let run = [say::parse(name, sql), say::bind("", name, &[]), say::execute("", 0), say::sync()].concat();
     client.ask(&run).await.ok();
-    client.value(&format!("SELECT count(*) FROM pg_prepared_statements WHERE statement = '{sql}'")).await
+    client.value(&format!("SELECT count(*) FROM on_server WHERE statement = '{sql}'")).await
 }
 
 #[tokio::test]

@@ -605,6 +605,7 @@ async fn strict_isolation_wipes_a_connection_before_each_use() {
         .start()
         .await;
     let (mut a, mut b) = (proxy.connect(&tenant).login().await, proxy.connect(&tenant).login().await);
+    a.make_on_server().await;
     a.run("SET statement_timeout = '30s'").await;
     a.ask(&[say::parse("s", "SELECT $1::int"), say::sync()].concat()).await.ok();
     for n in ["1", "2", "3"] {
@@ -612,7 +613,7 @@ async fn strict_isolation_wipes_a_connection_before_each_use() {
         let batch = [say::bind("", "s", &[Some(n)]), say::execute("", 0), say::sync()].concat();
         assert_eq!(a.ask(&batch).await.ok().value(), n);
         assert_eq!(a.value("SHOW statement_timeout").await, "30s");
-        assert_eq!(b.value("SELECT count(*) FROM pg_prepared_statements").await, "0", "nothing of a's is left");
+        assert_eq!(b.value("SELECT count(*) FROM on_server").await, "0", "nothing of a's is left");
         assert_eq!(b.value("SHOW statement_timeout").await, "0");
         let turns = turns(&relay);
         let uses: Vec<_> = turns.iter().filter(|t| !is_a_question_of_ours(t)).collect();

@@ -38,6 +38,8 @@ pub struct Signs {
     pub seeds: bool,
     /// PREPARE: SQL may have given a name.
     pub prepares: bool,
+    /// `pg_prepared_statements`: asks which names the session has given.
+    pub asks_names: bool,
     /// The statement is EXECUTE, DEALLOCATE or PREPARE of this name.
     pub named: Option<Box<Named>>,
 }
@@ -194,6 +196,7 @@ enum Tells {
     SecondWord,
     AsksSequence,
     AdvancesSequence,
+    AsksNames,
     Seed,
     /// State that cannot be asked for.
     Opaque,
@@ -205,7 +208,7 @@ enum Tells {
 }
 
 /// Substrings (blanks collapsed, any case) that tell something wherever they stand.
-const PATTERNS: [(&str, Tells); 44] = [
+const PATTERNS: [(&str, Tells); 45] = [
     ("set_config", Tells::SetConfig),
     ("advisory_unlock", Tells::Unlock),
     ("advisory_lock", Tells::State),
@@ -242,6 +245,8 @@ const PATTERNS: [(&str, Tells); 44] = [
     ("currval\"(", Tells::AsksSequence),
     ("nextval", Tells::AdvancesSequence),
     ("insert into", Tells::AdvancesSequence),
+    // The view, and the function that it calls.
+    ("pg_prepared_statement", Tells::AsksNames),
     ("setseed", Tells::Seed),
     // LISTEN, UNLISTEN, pg_listening_channels, NOTIFY, pg_notify.
     ("listen", Tells::Listens),
@@ -390,6 +395,7 @@ impl Scan {
             Tells::SecondWord => self.has_split_word = true,
             Tells::AsksSequence => signs.sequences = true,
             Tells::AdvancesSequence => signs.advances = true,
+            Tells::AsksNames => signs.asks_names = true,
             Tells::Seed => signs.seeds = true,
             Tells::Opaque => (signs.suspect, signs.opaque) = (true, true),
             Tells::Listens => signs.listens = true,

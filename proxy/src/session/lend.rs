@@ -1,4 +1,4 @@
-//! SQL that speaks of names which the client gave in the protocol: EXECUTE, DEALLOCATE and PREPARE.
+//! SQL that speaks of names which the client gave in the protocol: EXECUTE, DEALLOCATE, PREPARE, `pg_prepared_statements`.
 //!
 //! In PostgreSQL both kinds of prepared statements share one set of names. Here the client's names are its own and the
 //! server's are others; so where SQL uses such a name, the statement is put on the connection under it for as long as the
@@ -6,11 +6,13 @@
 //!
 //! What always holds: no connection is given back with a client's name on it.
 
+use std::sync::Arc;
+
 use tenantry_wire::{
     extended::{self, Parse},
     frame::FrameError,
     message,
-    tag::frontend,
+    tag::{frontend, status},
 };
 
 use super::{
@@ -19,7 +21,13 @@ use super::{
     relay::{End, Session},
     run::Run,
 };
-use crate::server::signs::{Named, NamedUse};
+use crate::{
+    pool::lease::Lease,
+    server::{
+        signs::{Named, NamedUse},
+        statements::{self, Statement},
+    },
+};
 
 /// A client's name on the connection.
 #[derive(Debug)]
@@ -68,20 +76,9 @@ impl Session {
     /// the client, and says how to undo that.
     pub(super) fn lend(&mut self, named: &Named, run: &mut Run<'_>) -> Result<Option<Box<Undo>>, End> {
         let Some(statement) = self.names.get(&named.name).cloned() else { return Ok(None) };
-        let broken = |_: FrameError| End::Fatal(errors::internal());
         match named.verb {
             NamedUse::Execute => {
-                let place = self.lent.iter().position(|lent| *lent.name == *named.name);
-                let stands = place.and_then(|n| self.lent.get(n)).map(|lent| lent.stands);
-                if stands == Some(Stands::Empty) {
-                    let out = &mut self.to_server.buf;
-                    run.cut(out, 0);
-                    extended::write_statement_target(out, frontend::CLOSE, &named.name).map_err(broken)?;
-                    self.owed.push(Kind::Close, For::Us, None);
-                }
-                if stands != Some(Stands::Statement) {
-                    self.put(&named.name, &statement.parse(), Stands::Statement, run)?;
-                }
+                self.lend_statement(&named.name, &statement, run)?;
                 self.signs.merge(&statement.signs);
             }
             NamedUse::Prepare => self.occupy(&named.name, run)?,
@@ -94,6 +91,58 @@ impl Session {
             }
         }
         Ok(None)
+    }
+
+    /// What comes next asks PostgreSQL which names there are: makes them the client's own, and no others. False if nothing was
+    /// done, since it fails anyway.
+    pub(super) fn show_names(&mut self, run: &mut Run<'_>) -> Result<bool, End> {
+        if self.owed.status() == status::FAILED {
+            return Ok(false);
+        }
+        run.cut(&mut self.to_server.buf, 0);
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        let shared: Vec<u64> = conn.prepared.ids().collect();
+        let look = conn.prepared.look().map(|(_, name)| name.to_vec());
+        conn.prepared.clear();
+        // A shared unnamed statement stands there in place of the last.
+        conn.forget_unnamed();
+        for id in shared {
+            self.close_on_server(&statements::name_of(id), Some(Undo::Evicted(id)))?;
+        }
+        if let Some(look) = look {
+            self.close_on_server(&look, None)?;
+        }
+        let names = &self.names;
+        // Under a name that was taken away by SQL, there may be one of SQL's by now.
+        let is_gone = |lent: &Lent| lent.stands != Stands::Nothing && names.get(&lent.name).is_none();
+        let gone: Vec<_> = self.lent.extract_if(.., |lent| is_gone(lent)).collect();
+        for lent in gone {
+            self.close_on_server(&lent.name, None)?;
+        }
+        for (name, statement) in self.names.all() {
+            self.lend_statement(&name, &statement, run)?;
+        }
+        Ok(true)
+    }
+
+    /// Makes sure that the client's statement stands on the connection under the client's name for it.
+    fn lend_statement(&mut self, name: &[u8], statement: &Arc<Statement>, run: &mut Run<'_>) -> Result<(), End> {
+        let stands = self.lent.iter().find(|lent| *lent.name == *name).map(|lent| lent.stands);
+        if stands == Some(Stands::Empty) {
+            run.cut(&mut self.to_server.buf, 0);
+            self.close_on_server(name, None)?;
+        }
+        if stands == Some(Stands::Statement) {
+            return Ok(());
+        }
+        self.put(name, &statement.parse(), Stands::Statement, run)
+    }
+
+    fn close_on_server(&mut self, name: &[u8], undo: Option<Undo>) -> Result<(), End> {
+        let written = extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, name);
+        written.map_err(|_: FrameError| End::Fatal(errors::internal()))?;
+        self.owed.push(Kind::Close, For::Us, undo.map(Box::new));
+        Ok(())
     }
 
     /// Makes sure that something stands under the name: whoever wants to give it once more is told by PostgreSQL.
@@ -128,10 +177,8 @@ impl Session {
         if self.lent.is_empty() {
             return Ok(false);
         }
-        let broken = |_: FrameError| End::Fatal(errors::internal());
         for lent in std::mem::take(&mut self.lent) {
-            extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, &lent.name).map_err(broken)?;
-            self.owed.push(Kind::Close, For::Us, None);
+            self.close_on_server(&lent.name, None)?;
         }
         self.to_server.buf.extend_from_slice(message::SYNC);
         self.owed.push(Kind::Sync, For::Us, None);

@@ -273,13 +273,17 @@ impl Session {
         self.tally.queries += 1;
         let text = body.strip_suffix(b"\0").unwrap_or(body);
         if whole {
-            self.signs.sequences = false;
+            (self.signs.sequences, self.signs.asks_names) = (false, false);
             self.scan.reset();
             self.scan.feed(text, &mut self.signs);
             self.scan.finish(&mut self.signs);
             if self.signs.sequences && !self.may_ask_sequences(self.signs.advances) {
                 return self.poison_query(run, errors::sequence_elsewhere());
             }
+        }
+        if whole && self.signs.asks_names {
+            // If a statement cannot be prepared any more, PostgreSQL discards what comes behind it: one thing at a time.
+            self.alone |= self.show_names(run)?;
         }
         let undo = self.lend_to_query(text, run)?;
         self.owed.push(Kind::Query, For::Client, undo);
@@ -453,6 +457,9 @@ impl Session {
             if let Some(step) = self.need_unnamed(run)? {
                 return Ok(step);
             }
+            if self.names.unnamed_signs.asks_names && self.show_names(run)? {
+                self.own_unnamed();
+            }
             self.signs.merge(&self.names.unnamed_signs);
             let named = self.names.unnamed_signs.named.clone();
             let undo = named.map(|named| self.lend(&named, run)).transpose()?.flatten();
@@ -478,14 +485,22 @@ impl Session {
         }
         let first = HEADER.saturating_add(head.length);
         run.cut(&mut self.to_server.buf, first);
-        let Some(statement) = self.server_name(head.statement)? else { return Err(End::ServerLost) };
+        let shown = match self.names.get(head.statement).cloned() {
+            Some(statement) if statement.signs.asks_names && self.show_names(run)? => Some(statement),
+            _ => None,
+        };
+        // Where names are asked for, there must be none but the client's.
+        let (statement, name) = match shown {
+            Some(statement) => (statement, Some(head.statement)),
+            None => (self.server_name(head.statement)?.ok_or(End::ServerLost)?, None),
+        };
         self.signs.merge(&statement.signs);
         if head.portal.is_empty() && !statement.knows_columns() {
             self.bound = Some(Arc::clone(&statement));
         }
         let named = statement.signs.named.as_ref();
         let undo = named.map(|named| self.lend(named, run)).transpose()?.flatten();
-        let written = head.write_as(&mut self.to_server.buf, &statement.name, header.body);
+        let written = head.write_as(&mut self.to_server.buf, name.unwrap_or(&statement.name), header.body);
         written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
         self.owed.push(Kind::Bind, For::Client, undo);
         Ok(Step::Replaced { first })

@@ -13,10 +13,20 @@ pub const MAX_NAMES: usize = 65_536;
 /// A longer unnamed Parse is not remembered: its Bind must come on the same server connection.
 pub const MAX_UNNAMED: usize = 64 * 1024;
 
+/// What a name stands for.
+#[derive(Debug)]
+struct Named {
+    statement: Arc<Statement>,
+    /// Which of the names it is, in the order in which they were given.
+    place: u64,
+}
+
 #[derive(Debug, Default)]
 pub struct Names {
     /// A shared unnamed statement stands here too, under no name.
-    names: HashMap<Box<[u8]>, Arc<Statement>>,
+    names: HashMap<Box<[u8]>, Named>,
+    /// How many names were given.
+    given: u64,
     /// The last unnamed Parse as it was sent, to be sent again where another server connection needs it.
     unnamed: Option<Bytes>,
     /// Which of the client's unnamed statements the present one is; `None` while it has none.
@@ -30,15 +40,24 @@ pub struct Names {
 impl Names {
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
-        self.names.get(name)
+        self.names.get(name).map(|named| &named.statement)
     }
 
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
-        self.names.insert(name.into(), statement);
+        self.given = self.given.wrapping_add(1);
+        self.names.insert(name.into(), Named { statement, place: self.given });
     }
 
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
-        self.names.remove(name)
+        self.names.remove(name).map(|named| named.statement)
+    }
+
+    /// All of them, in the order in which they were given.
+    #[must_use]
+    pub fn all(&self) -> Vec<(Box<[u8]>, Arc<Statement>)> {
+        let mut all: Vec<_> = self.names.iter().collect();
+        all.sort_unstable_by_key(|(_, named)| named.place);
+        all.into_iter().map(|(name, named)| (name.clone(), Arc::clone(&named.statement))).collect()
     }
 
     /// DISCARD ALL and DEALLOCATE ALL: only these names stay, which were prepared later; as the unnamed statement, if it was.

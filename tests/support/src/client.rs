@@ -348,6 +348,12 @@ impl Client {
         }
     }
 
+    /// Makes the view `on_server`: the statements of the server connection as they are. A client that asks
+    /// `pg_prepared_statements` itself is shown its own.
+    pub async fn make_on_server(&mut self) {
+        self.run("CREATE OR REPLACE VIEW on_server AS SELECT * FROM pg_prepared_statements").await;
+    }
+
     /// The id of the server process that answers.
     pub async fn backend(&mut self) -> i32 {
         self.value("SELECT pg_backend_pid()").await.parse().expect("a pid")
