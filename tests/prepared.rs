@@ -412,6 +412,43 @@ async fn pg_prepared_statements_shows_the_clients_own_and_no_others() {
     }
 }
 
+/// A new type each time, and a statement that has a parameter of it.
+async fn use_new_type(client: &mut Client) {
+    client.run("CREATE TYPE mood AS ENUM ('fine')").await;
+    prepare(client, "s", "SELECT $1::mood::text").await;
+    assert_eq!(run(client, "s", &[Some("fine")]).await, "fine");
+    client.ask(&[say::close_statement("s"), say::sync()].concat()).await.ok();
+}
+
+#[tokio::test]
+async fn a_statement_on_what_was_rolled_back_is_prepared_anew() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for _ in 0..2 {
+        client.run("BEGIN").await;
+        use_new_type(&mut client).await;
+        client.run("ROLLBACK").await;
+    }
+    client.run("BEGIN").await;
+    for _ in 0..2 {
+        client.run("SAVEPOINT a").await;
+        use_new_type(&mut client).await;
+        client.run("ROLLBACK TO a").await;
+    }
+    client.run("ROLLBACK").await;
+    // A batch that fails, and a client that vanishes.
+    let (create, sql) = ("CREATE TYPE mood AS ENUM ('fine')", "SELECT $1::mood::text");
+    let batch =
+        [say::unnamed(create, &[]), say::parse("t", sql), say::unnamed("SELECT 1/0", &[]), say::sync()].concat();
+    client.ask(&batch).await.error("22012");
+    client.run("BEGIN").await;
+    use_new_type(&mut client).await;
+    client.vanish();
+    let mut other = proxy.connect(&tenant).login().await;
+    other.run("BEGIN").await;
+    use_new_type(&mut other).await;
+}
+
 #[tokio::test]
 async fn closing_and_preparing_again_under_the_same_name() {
     let (tenant, proxy) = pool(1, 2).await;

@@ -157,6 +157,10 @@ impl Session {
             self.take(header, Sink::Forward, run);
             return Ok(());
         }
+        if self.creates {
+            // What was created is gone, or will be; a statement that was prepared meanwhile speaks of it by its number.
+            self.pool.plans_are_stale();
+        }
         let standby = || self.lease.as_ref().is_some_and(Lease::is_on_standby);
         let stale_plan = || fields.message().is_some_and(|m| m.starts_with("cached plan must not change"));
         if code == sqlstate::READ_ONLY_TRANSACTION && standby() {
@@ -284,6 +288,10 @@ impl Session {
             // Now for who sees it already, and again when it is committed.
             self.pool.plans_are_stale();
             self.made_stale = true;
+        }
+        self.creates |= message::creates(body);
+        if self.creates && message::rolls_back(body) {
+            self.pool.plans_are_stale();
         }
         if message::makes_functions(body) && !self.made_functions {
             self.made_functions = true;

@@ -163,6 +163,8 @@ pub struct Session {
     pub(super) verifying: bool,
     /// A statement changed tables: plans may be stale when that is committed.
     pub(super) made_stale: bool,
+    /// Something was created in this transaction: if it is rolled back, what was prepared meanwhile is stale.
+    pub(super) creates: bool,
     /// The client's names that stand on the connection.
     pub(super) lent: Vec<Lent>,
     /// What was sent must be answered before anything else is.
@@ -250,6 +252,7 @@ impl Session {
             describing: false,
             verifying: false,
             made_stale: false,
+            creates: false,
             lent: Vec::new(),
             alone: false,
             confirmed: false,
@@ -560,6 +563,7 @@ impl Session {
             return Ok(());
         }
         self.pool.stats.add(&mut self.tally);
+        self.creates = false;
         if std::mem::take(&mut self.made_stale) {
             self.pool.plans_are_stale();
         }
@@ -822,7 +826,7 @@ impl Session {
 
     async fn finish(mut self, end: End) {
         self.enter(SessionEvent::End);
-        if self.made_stale {
+        if self.made_stale || self.creates {
             self.pool.plans_are_stale();
         }
         if self.made_functions {

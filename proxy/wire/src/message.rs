@@ -115,6 +115,18 @@ pub fn changes_tables(body: &[u8]) -> bool {
     [&b"ALTER "[..], b"DROP ", b"CREATE VIEW"].into_iter().any(|tag| body.starts_with(tag))
 }
 
+/// Whether the body of a CommandComplete says that something was created.
+#[must_use]
+pub fn creates(body: &[u8]) -> bool {
+    body.starts_with(b"CREATE ")
+}
+
+/// Whether the body of a CommandComplete says that a transaction was rolled back, all of it or to a savepoint.
+#[must_use]
+pub fn rolls_back(body: &[u8]) -> bool {
+    body.starts_with(b"ROLLBACK\0")
+}
+
 /// Whether the body of a CommandComplete says that there may be a function now that there was not before, or another
 /// expression that is kept in the catalog: a view, a default, a policy, a check.
 #[must_use]
