@@ -412,6 +412,115 @@ async fn pg_prepared_statements_shows_the_clients_own_and_no_others() {
     }
 }
 
+fn use_once(name: &str) -> Vec<u8> {
+    [say::bind("", name, &[]), say::execute("", 0)].concat()
+}
+
+/// Names that the server connection has and that are not ours.
+const FOREIGN: &str = "SELECT count(*) FROM on_server WHERE name NOT LIKE 'tenantry%'";
+
+#[tokio::test]
+async fn a_name_stays_on_no_connection_because_its_close_was_skipped() {
+    let asks = "SELECT count(*)::text FROM pg_prepared_statements";
+    let (bad, sync) = (say::parse("", "selec"), say::sync());
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.make_on_server().await;
+    let mut other = proxy.connect(&tenant).login().await;
+    // Names of the protocol, shown to the client.
+    prepare(&mut client, "a", "SELECT 1").await;
+    prepare(&mut client, "q", asks).await;
+    let batch = [use_once("q"), say::close_statement("a"), bad.clone(), use_once("q"), sync.clone()].concat();
+    client.ask(&batch).await.error("42601");
+    assert_eq!(other.value(FOREIGN).await, "0");
+    client.ask(&[use_once("a"), sync.clone()].concat()).await.error("26000");
+    prepare(&mut client, "a", "SELECT 1").await;
+    // One whose place was only kept.
+    client.run("BEGIN; SAVEPOINT s").await;
+    client.ask(&[say::unnamed("PREPARE a AS SELECT 2", &[]), sync.clone()].concat()).await.error("42P05");
+    client.run("ROLLBACK TO s").await;
+    client.ask(&[bad.clone(), use_once("q"), sync.clone()].concat()).await.error("42601");
+    client.run("ROLLBACK").await;
+    assert_eq!(other.value(FOREIGN).await, "0");
+    // One that SQL took away, and did not.
+    client.run("BEGIN; EXECUTE a; SAVEPOINT s").await;
+    client.ask(&[bad, say::unnamed("DEALLOCATE a", &[]), sync].concat()).await.error("42601");
+    client.run("ROLLBACK TO s").await;
+    let _ = client.query("EXECUTE a").await;
+    client.run("ROLLBACK").await;
+    assert_eq!(other.value(FOREIGN).await, "0");
+    assert_eq!(run(&mut client, "a", &[]).await, "1");
+}
+
+#[tokio::test]
+async fn a_name_that_is_given_again_in_its_transaction_means_the_new_statement() {
+    for reuse in [false, true] {
+        let tenant = cluster().tenant("prepared").await;
+        let proxy = ProxyBuilder::new(cluster())
+            .tenant(&tenant)
+            .set("pool.pool_size", 1)
+            .set("pool.reuse_unnamed_statements", reuse)
+            .start()
+            .await;
+        let mut client = proxy.connect(&tenant).login().await;
+        let asks = |n: u32| format!("SELECT '{n}' FROM pg_prepared_statements WHERE name = 'there'");
+        prepare(&mut client, "there", "SELECT 1").await;
+        client.run("BEGIN").await;
+        for n in 0..3 {
+            prepare(&mut client, "q", &asks(n)).await;
+            assert_eq!(run(&mut client, "q", &[]).await, n.to_string());
+            client.ask(&[say::close_statement("q"), say::sync()].concat()).await.ok();
+            prepare(&mut client, "s", &format!("SELECT 's{n}'")).await;
+            assert_eq!(client.value("EXECUTE s").await, format!("s{n}"));
+            client.ask(&[say::close_statement("s"), say::sync()].concat()).await.ok();
+            let unnamed = [say::parse("", &asks(n)), use_once(""), say::sync()].concat();
+            assert_eq!(client.ask(&unnamed).await.ok().value(), n.to_string());
+            client.run("SELECT 1").await;
+        }
+        for n in 0..2 {
+            client.run("DEALLOCATE ALL").await;
+            prepare(&mut client, "there", "SELECT 1").await;
+            prepare(&mut client, "q", &asks(n)).await;
+            assert_eq!(run(&mut client, "q", &[]).await, n.to_string());
+        }
+        client.run("COMMIT").await;
+    }
+}
+
+#[tokio::test]
+async fn what_is_taken_away_behind_deallocate_all_is_not_believed_to_be_there() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    let mut other = proxy.connect(&tenant).login().await;
+    prepare(&mut other, "s", "SELECT 7").await;
+    prepare(&mut client, "q", "SELECT count(*) FROM pg_prepared_statements").await;
+    let batch = [say::unnamed("DEALLOCATE ALL", &[]), say::parse("", "selec"), use_once("q"), say::sync()].concat();
+    client.ask(&batch).await.error("42601");
+    other.run("BEGIN").await;
+    assert_eq!(run(&mut other, "s", &[]).await, "7");
+}
+
+#[tokio::test]
+async fn many_names_of_one_large_text_are_shown_within_the_memory_of_all_clients() {
+    let tenant = cluster().tenant("prepared").await;
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&tenant)
+        .set("pool.pool_size", 1)
+        .set("listen.max_message_memory", "4MB")
+        .start()
+        .await;
+    let mut client = proxy.connect(&tenant).login().await;
+    let large = format!("SELECT '{}'", "x".repeat(60_000));
+    for n in 0..100 {
+        prepare(&mut client, &format!("s{n}"), &large).await;
+    }
+    client.query(NAMES).await.error("53200");
+    let batch = [say::parse("", NAMES), use_once(""), say::sync()].concat();
+    client.ask(&batch).await.error("53200");
+    client.run("DEALLOCATE ALL").await;
+    assert_eq!(client.value(NAMES).await, "none");
+}
+
 /// A new type each time, and a statement that has a parameter of it.
 async fn use_new_type(client: &mut Client) {
     client.run("CREATE TYPE mood AS ENUM ('fine')").await;

@@ -334,7 +334,7 @@ impl KnownFunctions {
         }
         let Reading { kind, custom, plain, print, seeds, keeps, .. } = reading;
         *known_print = print;
-        drop(known_print);
+        // Held to the end: whoever finds this print known must find what it tells.
         self.seeds.store(seeds, Ordering::Relaxed);
         self.keeps.store(keeps, Ordering::Relaxed);
         self.learn_look(kind, &custom, plain);

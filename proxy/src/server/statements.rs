@@ -59,6 +59,12 @@ impl Statement {
         Parse { name: &self.name, query: &self.query, types: &self.types }
     }
 
+    /// Bytes of its text and types.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        self.query.len().saturating_add(self.types.len())
+    }
+
     #[must_use]
     pub fn columns(&self, plans: u32) -> Columns {
         if self.changed.load(Ordering::Relaxed) {

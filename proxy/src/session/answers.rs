@@ -305,6 +305,7 @@ impl Session {
         let unnamed_is_later = self.owed.has_unnamed();
         self.names.keep(&later.names, unnamed_is_later);
         self.retire |= later.assumed;
+        self.keep_lent(&later.lent);
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             conn.prepared.clear();
             for id in later.on_server {

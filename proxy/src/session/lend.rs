@@ -4,7 +4,8 @@
 //! server's are others; so where SQL uses such a name, the statement is put on the connection under it for as long as the
 //! transaction lasts, and PostgreSQL itself says what comes of it.
 //!
-//! What always holds: no connection is given back with a client's name on it.
+//! What always holds: no connection is given back with a client's name on it. Where a message that takes one away was
+//! skipped, the books cannot say what stands there: the connection is closed when the transaction is over.
 
 use std::sync::Arc;
 
@@ -43,7 +44,17 @@ enum Stands {
     Nothing,
     /// An empty statement: only the name counts.
     Empty,
-    Statement,
+    /// The shared statement with this number.
+    Statement(u64),
+}
+
+/// What came of a wish to see which names there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Shown {
+    Yes,
+    /// It fails anyway.
+    No,
+    OutOfMemory,
 }
 
 impl Session {
@@ -93,62 +104,78 @@ impl Session {
         Ok(None)
     }
 
-    /// What comes next asks PostgreSQL which names there are: makes them the client's own, and no others. False if nothing was
-    /// done, since it fails anyway.
-    pub(super) fn show_names(&mut self, run: &mut Run<'_>) -> Result<bool, End> {
+    /// What comes next asks PostgreSQL which names there are: makes them the client's own, and no others. The unnamed
+    /// statement is none of them.
+    pub(super) fn show_names(&mut self, run: &mut Run<'_>) -> Result<Shown, End> {
         if self.owed.status() == status::FAILED {
-            return Ok(false);
+            return Ok(Shown::No);
         }
+        let mut names = self.names.all();
+        names.retain(|(name, statement)| !name.is_empty() && !self.is_lent(name, statement));
+        // One text may have any number of names, and is written for each of them.
+        let size = names.iter().map(|(name, statement)| name.len().saturating_add(statement.size())).sum();
+        let Some(held) = self.limits.memory.take(size) else { return Ok(Shown::OutOfMemory) };
+        self.held_for_names.push(held);
         run.cut(&mut self.to_server.buf, 0);
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         let shared: Vec<u64> = conn.prepared.ids().collect();
         let look = conn.prepared.look().map(|(_, name)| name.to_vec());
         conn.prepared.clear();
-        // A shared unnamed statement stands there in place of the last.
-        conn.forget_unnamed();
         for id in shared {
-            self.close_on_server(&statements::name_of(id), Some(Undo::Evicted(id)))?;
+            self.close_on_server(&statements::name_of(id), Undo::Evicted(id))?;
         }
         if let Some(look) = look {
-            self.close_on_server(&look, None)?;
+            self.close_on_server(&look, Undo::Taken)?;
         }
-        let names = &self.names;
+        let known = &self.names;
         // Under a name that was taken away by SQL, there may be one of SQL's by now.
-        let is_gone = |lent: &Lent| lent.stands != Stands::Nothing && names.get(&lent.name).is_none();
+        let is_gone = |lent: &Lent| lent.stands != Stands::Nothing && known.get(&lent.name).is_none();
         let gone: Vec<_> = self.lent.extract_if(.., |lent| is_gone(lent)).collect();
         for lent in gone {
-            self.close_on_server(&lent.name, None)?;
+            self.close_on_server(&lent.name, Undo::Taken)?;
         }
-        for (name, statement) in self.names.all() {
+        for (name, statement) in names {
             self.lend_statement(&name, &statement, run)?;
         }
-        Ok(true)
+        Ok(Shown::Yes)
+    }
+
+    fn is_lent(&self, name: &[u8], statement: &Statement) -> bool {
+        self.lent.iter().any(|lent| *lent.name == *name && lent.stands == Stands::Statement(statement.id))
     }
 
     /// Makes sure that the client's statement stands on the connection under the client's name for it.
-    fn lend_statement(&mut self, name: &[u8], statement: &Arc<Statement>, run: &mut Run<'_>) -> Result<(), End> {
-        let stands = self.lent.iter().find(|lent| *lent.name == *name).map(|lent| lent.stands);
-        if stands == Some(Stands::Empty) {
-            run.cut(&mut self.to_server.buf, 0);
-            self.close_on_server(name, None)?;
+    pub(super) fn lend_statement(
+        &mut self,
+        name: &[u8],
+        statement: &Arc<Statement>,
+        run: &mut Run<'_>,
+    ) -> Result<(), End> {
+        // A simple query may have dropped the unnamed one, and no other has to go before it.
+        if !name.is_empty() {
+            if self.is_lent(name, statement) {
+                return Ok(());
+            }
+            let is_taken = |lent: &Lent| *lent.name == *name && lent.stands != Stands::Nothing;
+            if self.lent.iter().any(is_taken) {
+                run.cut(&mut self.to_server.buf, 0);
+                self.close_on_server(name, Undo::Taken)?;
+            }
         }
-        if stands == Some(Stands::Statement) {
-            return Ok(());
-        }
-        self.put(name, &statement.parse(), Stands::Statement, run)
+        self.put(name, &statement.parse(), Stands::Statement(statement.id), run)
     }
 
-    fn close_on_server(&mut self, name: &[u8], undo: Option<Undo>) -> Result<(), End> {
+    fn close_on_server(&mut self, name: &[u8], undo: Undo) -> Result<(), End> {
         let written = extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, name);
         written.map_err(|_: FrameError| End::Fatal(errors::internal()))?;
-        self.owed.push(Kind::Close, For::Us, undo.map(Box::new));
+        self.owed.push(Kind::Close, For::Us, Some(Box::new(undo)));
         Ok(())
     }
 
     /// Makes sure that something stands under the name: whoever wants to give it once more is told by PostgreSQL.
     pub(super) fn occupy(&mut self, name: &[u8], run: &mut Run<'_>) -> Result<(), End> {
         let stands = self.lent.iter().find(|lent| *lent.name == *name).map(|lent| lent.stands);
-        if matches!(stands, Some(Stands::Empty | Stands::Statement)) {
+        if matches!(stands, Some(Stands::Empty | Stands::Statement(_))) {
             return Ok(());
         }
         // A text that never fails, not even in a failed transaction.
@@ -172,13 +199,24 @@ impl Session {
         self.lent.retain(|lent| *lent.name != *name);
     }
 
+    /// PostgreSQL took all names away, but for what was sent behind that.
+    pub(super) fn keep_lent(&mut self, later: &[Box<[u8]>]) {
+        self.lent.retain(|lent| later.contains(&lent.name));
+    }
+
+    /// What was to take away the name by SQL was skipped: whatever stands there, the books do not say.
+    pub(super) fn has_lost_lent(&self, name: &[u8]) -> bool {
+        self.lent.iter().any(|lent| *lent.name == *name && lent.stands == Stands::Nothing)
+    }
+
     /// Takes the client's names off the connection, at the end of its transaction. True if there were any.
     pub(super) fn take_back_lent(&mut self) -> Result<bool, End> {
+        self.held_for_names = Vec::new();
         if self.lent.is_empty() {
             return Ok(false);
         }
         for lent in std::mem::take(&mut self.lent) {
-            self.close_on_server(&lent.name, None)?;
+            self.close_on_server(&lent.name, Undo::Taken)?;
         }
         self.to_server.buf.extend_from_slice(message::SYNC);
         self.owed.push(Kind::Sync, For::Us, None);

@@ -60,7 +60,9 @@ pub struct Later {
     pub names: Vec<Box<[u8]>>,
     /// Numbers of those that are being sent.
     pub on_server: Vec<u64>,
-    /// One was not sent, because the server connection had it.
+    /// The client's names that are put on the server connection.
+    pub lent: Vec<Box<[u8]>>,
+    /// One was not sent, because the server connection had it; or is to be taken away, which it may not be.
     pub assumed: bool,
 }
 
@@ -79,6 +81,8 @@ pub enum Undo {
     Columns(Arc<Statement>),
     /// The statement was put on the server under the client's own name by this Parse.
     Lent(Box<[u8]>),
+    /// A name of the client's, or of ours, was taken off the server by this Close, and the books have forgotten it.
+    Taken,
     /// The unnamed statement was replaced by this Parse; this was the one before, if it is known.
     Unnamed(Option<Bytes>),
     /// The statement was evicted from the server by this Close.
@@ -413,7 +417,10 @@ impl Owed {
                     later.on_server.push(*id);
                 }
                 Undo::OnServer(id) => later.on_server.push(*id),
-                Undo::Closed(..) | Undo::Unnamed(_) | Undo::Evicted(_) | Undo::Lent(_) | Undo::Columns(_) => {}
+                Undo::Lent(name) => later.lent.push(name.clone()),
+                // If it is skipped, it would be believed to be there again.
+                Undo::Evicted(_) => later.assumed = true,
+                Undo::Closed(..) | Undo::Unnamed(_) | Undo::Taken | Undo::Columns(_) => {}
             }
         }
         later

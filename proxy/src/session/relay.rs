@@ -167,6 +167,8 @@ pub struct Session {
     pub(super) creates: bool,
     /// The client's names that stand on the connection.
     pub(super) lent: Vec<Lent>,
+    /// For the texts that were written for them.
+    pub(super) held_for_names: Vec<Held>,
     /// What was sent must be answered before anything else is.
     pub(super) alone: bool,
     /// The connection was made fit for the client's request just now: that comes next, before the connection may go elsewhere.
@@ -254,6 +256,7 @@ impl Session {
             made_stale: false,
             creates: false,
             lent: Vec::new(),
+            held_for_names: Vec::new(),
             alone: false,
             confirmed: false,
             cancelling: None,
@@ -774,7 +777,12 @@ impl Session {
             let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return };
             match undo {
                 Undo::Name(name) => drop(self.names.remove(&name)),
-                Undo::Closed(name, statement) => self.names.insert(&name, statement),
+                Undo::Closed(name, statement) => {
+                    self.retire |= self.has_lost_lent(&name);
+                    self.names.insert(&name, statement);
+                }
+                // It still stands there, and must not be there for anybody else.
+                Undo::Taken => self.retire = true,
                 Undo::OnServer(id) => conn.prepared.remove(id),
                 Undo::NameOnServer(name, id) => {
                     self.names.remove(&name);

@@ -16,6 +16,7 @@ use tenantry_wire::{
 
 use super::{
     errors,
+    lend::Shown,
     owed::{For, Kind, Own, Undo},
     pin::PinReason,
     relay::{CHUNK, End, MAX_OWED, Session, Sink},
@@ -283,7 +284,11 @@ impl Session {
         }
         if whole && self.signs.asks_names {
             // If a statement cannot be prepared any more, PostgreSQL discards what comes behind it: one thing at a time.
-            self.alone |= self.show_names(run)?;
+            match self.show_names(run)? {
+                Shown::Yes => self.alone = true,
+                Shown::No => {}
+                Shown::OutOfMemory => return self.poison_query(run, errors::out_of_memory()),
+            }
         }
         let undo = self.lend_to_query(text, run)?;
         self.owed.push(Kind::Query, For::Client, undo);
@@ -457,8 +462,8 @@ impl Session {
             if let Some(step) = self.need_unnamed(run)? {
                 return Ok(step);
             }
-            if self.names.unnamed_signs.asks_names && self.show_names(run)? {
-                self.own_unnamed();
+            if self.names.unnamed_signs.asks_names && self.show_names(run)? == Shown::OutOfMemory {
+                return self.poison(run, errors::out_of_memory());
             }
             self.signs.merge(&self.names.unnamed_signs);
             let named = self.names.unnamed_signs.named.clone();
@@ -483,17 +488,26 @@ impl Session {
         if let Some(step) = self.ensure_fits(head.statement, asks, run)? {
             return Ok(step);
         }
+        let asking = self.names.get(head.statement).filter(|statement| statement.signs.asks_names).cloned();
+        let shown = if asking.is_some() { self.show_names(run)? } else { Shown::No };
+        if shown == Shown::OutOfMemory {
+            return self.poison(run, errors::out_of_memory());
+        }
         let first = HEADER.saturating_add(head.length);
         run.cut(&mut self.to_server.buf, first);
-        let shown = match self.names.get(head.statement).cloned() {
-            Some(statement) if statement.signs.asks_names && self.show_names(run)? => Some(statement),
-            _ => None,
-        };
         // Where names are asked for, there must be none but the client's.
-        let (statement, name) = match shown {
-            Some(statement) => (statement, Some(head.statement)),
+        let (statement, name) = match asking.filter(|_| shown == Shown::Yes) {
+            Some(statement) => {
+                self.lend_statement(head.statement, &statement, run)?;
+                (statement, Some(head.statement))
+            }
             None => (self.server_name(head.statement)?.ok_or(End::ServerLost)?, None),
         };
+        if name == Some(b"")
+            && let Some(conn) = self.lease.as_mut().and_then(Lease::conn)
+        {
+            conn.forget_unnamed();
+        }
         self.signs.merge(&statement.signs);
         if head.portal.is_empty() && !statement.knows_columns() {
             self.bound = Some(Arc::clone(&statement));
