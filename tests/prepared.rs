@@ -2,28 +2,23 @@
 
 use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, one_server, say};
 
-async fn pool(size: i64, statements: i64) -> (Tenant, Proxy) {
+async fn started(set: impl FnOnce(ProxyBuilder) -> ProxyBuilder) -> (Tenant, Proxy) {
     let tenant = cluster().tenant("prepared").await;
-    let proxy = ProxyBuilder::new(cluster())
-        .tenant(&tenant)
-        .set("pool.pool_size", size)
-        .set("pool.max_prepared_statements", statements)
-        .start()
-        .await;
+    let proxy = set(ProxyBuilder::new(cluster()).tenant(&tenant)).start().await;
     (tenant, proxy)
 }
 
-/// Two server connections: each transaction meets the other one.
+async fn pool(size: i64, statements: i64) -> (Tenant, Proxy) {
+    started(|builder| builder.set("pool.pool_size", size).set("pool.max_prepared_statements", statements)).await
+}
+
+/// Each transaction meets the other one of two server connections.
+fn in_turn(builder: ProxyBuilder) -> ProxyBuilder {
+    builder.set("pool.pool_size", 2).set("pool.min_pool_size", 2).set("pool.server_round_robin", true)
+}
+
 async fn two_in_turn() -> (Tenant, Proxy) {
-    let tenant = cluster().tenant("prepared").await;
-    let proxy = ProxyBuilder::new(cluster())
-        .tenant(&tenant)
-        .set("pool.pool_size", 2)
-        .set("pool.min_pool_size", 2)
-        .set("pool.server_round_robin", true)
-        .start()
-        .await;
-    (tenant, proxy)
+    started(in_turn).await
 }
 
 async fn prepare(client: &mut Client, name: &str, sql: &str) {
@@ -357,15 +352,7 @@ async fn is_shown(client: &mut Client, names: &str) {
 #[tokio::test]
 async fn pg_prepared_statements_shows_the_clients_own_and_no_others() {
     for reuse in [false, true] {
-        let tenant = cluster().tenant("prepared").await;
-        let proxy = ProxyBuilder::new(cluster())
-            .tenant(&tenant)
-            .set("pool.pool_size", 2)
-            .set("pool.min_pool_size", 2)
-            .set("pool.server_round_robin", true)
-            .set("pool.reuse_unnamed_statements", reuse)
-            .start()
-            .await;
+        let (tenant, proxy) = started(|b| in_turn(b).set("pool.reuse_unnamed_statements", reuse)).await;
         let mut other = proxy.connect(&tenant).login().await;
         for n in [2, 1, 3] {
             prepare(&mut other, &format!("other{n}"), &format!("SELECT {n}")).await;
@@ -444,24 +431,41 @@ async fn a_name_stays_on_no_connection_because_its_close_was_skipped() {
     assert_eq!(other.value(FOREIGN).await, "0");
     // One that SQL took away, and did not.
     client.run("BEGIN; EXECUTE a; SAVEPOINT s").await;
-    client.ask(&[bad, say::unnamed("DEALLOCATE a", &[]), sync].concat()).await.error("42601");
+    client.ask(&[bad.clone(), say::unnamed("DEALLOCATE a", &[]), sync.clone()].concat()).await.error("42601");
     client.run("ROLLBACK TO s").await;
-    let _ = client.query("EXECUTE a").await;
-    client.run("ROLLBACK").await;
+    assert_eq!(client.value("EXECUTE a").await, "1");
+    client.run("DEALLOCATE a; ROLLBACK").await;
     assert_eq!(other.value(FOREIGN).await, "0");
-    assert_eq!(run(&mut client, "a", &[]).await, "1");
+    // One that was to make room for another.
+    prepare(&mut client, "a", "SELECT 3").await;
+    client.run("BEGIN; EXECUTE a; SAVEPOINT s").await;
+    client.ask(&[say::close_statement("a"), say::parse("a", "SELECT 4"), sync.clone()].concat()).await.ok();
+    client.ask(&[bad, use_once("q"), sync].concat()).await.error("42601");
+    client.run("ROLLBACK TO s").await;
+    assert_eq!(client.value("EXECUTE a").await, "4");
+    client.run("COMMIT").await;
+    assert_eq!(other.value(FOREIGN).await, "0");
+}
+
+#[tokio::test]
+async fn a_query_that_a_statement_of_ours_keeps_from_running_is_answered_behind_an_open_batch_too() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int)").await;
+    prepare(&mut client, "s", "SELECT n FROM t").await;
+    client.run("DROP TABLE t").await;
+    for sql in [NAMES, "EXECUTE s"] {
+        client.send(&[say::parse("", "SELECT 1"), say::flush()].concat()).await;
+        client.query(sql).await.error("42P01");
+        assert_eq!(client.value("SELECT 1").await, "1");
+    }
 }
 
 #[tokio::test]
 async fn a_name_that_is_given_again_in_its_transaction_means_the_new_statement() {
     for reuse in [false, true] {
-        let tenant = cluster().tenant("prepared").await;
-        let proxy = ProxyBuilder::new(cluster())
-            .tenant(&tenant)
-            .set("pool.pool_size", 1)
-            .set("pool.reuse_unnamed_statements", reuse)
-            .start()
-            .await;
+        let one = |b: ProxyBuilder| b.set("pool.pool_size", 1).set("pool.reuse_unnamed_statements", reuse);
+        let (tenant, proxy) = started(one).await;
         let mut client = proxy.connect(&tenant).login().await;
         let asks = |n: u32| format!("SELECT '{n}' FROM pg_prepared_statements WHERE name = 'there'");
         prepare(&mut client, "there", "SELECT 1").await;
@@ -501,20 +505,18 @@ async fn what_is_taken_away_behind_deallocate_all_is_not_believed_to_be_there() 
 }
 
 #[tokio::test]
-async fn many_names_of_one_large_text_are_shown_within_the_memory_of_all_clients() {
-    let tenant = cluster().tenant("prepared").await;
-    let proxy = ProxyBuilder::new(cluster())
-        .tenant(&tenant)
-        .set("pool.pool_size", 1)
-        .set("listen.max_message_memory", "4MB")
-        .start()
-        .await;
+async fn many_names_of_one_large_text_are_shown_and_run_within_the_memory_of_all_clients() {
+    let little = |b: ProxyBuilder| b.set("pool.pool_size", 1).set("listen.max_message_memory", "4MB");
+    let (tenant, proxy) = started(little).await;
     let mut client = proxy.connect(&tenant).login().await;
     let large = format!("SELECT '{}'", "x".repeat(60_000));
     for n in 0..100 {
         prepare(&mut client, &format!("s{n}"), &large).await;
     }
     client.query(NAMES).await.error("53200");
+    let each: String = (0..100).map(|n| format!("EXECUTE s{n};")).collect();
+    client.query(&each).await.error("53200");
+    client.run(&"EXECUTE s0;".repeat(100)).await;
     let batch = [say::parse("", NAMES), use_once(""), say::sync()].concat();
     client.ask(&batch).await.error("53200");
     client.run("DEALLOCATE ALL").await;
@@ -753,4 +755,41 @@ async fn a_statement_that_cannot_be_looked_at_again_is_one_error_and_the_session
     client.run("ROLLBACK").await;
     client.run("ALTER TABLE gone RENAME TO wide").await;
     client.ask(&batch("wide")).await.ok();
+}
+
+#[tokio::test]
+async fn a_name_that_sql_took_away_and_gave_again_is_sqls() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut other = proxy.connect(&tenant).login().await;
+    other.make_on_server().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    prepare(&mut client, "a", "SELECT 1").await;
+    client.run("BEGIN; DEALLOCATE a; PREPARE a AS SELECT 2; COMMIT").await;
+    assert_eq!(client.value("EXECUTE a").await, "2");
+    assert_eq!(client.value("EXECUTE a").await, "2");
+    client.ask(&[say::parse("a", "SELECT 3"), say::sync()].concat()).await.error("42P05");
+    assert_eq!(client.value("EXECUTE a").await, "2");
+    client.run("DEALLOCATE a").await;
+    client.query("EXECUTE a").await.error("26000");
+    assert_eq!(other.value(FOREIGN).await, "0");
+}
+
+#[tokio::test]
+async fn a_deallocate_that_was_never_run_leaves_no_name() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut other = proxy.connect(&tenant).login().await;
+    other.make_on_server().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for more in ["", "PREPARE q AS SELECT 2"] {
+        prepare(&mut client, "a", "SELECT 1").await;
+        client.run("BEGIN; EXECUTE a").await;
+        let batch = [say::parse("", "DEALLOCATE a"), say::bind("", "", &[]), say::sync()].concat();
+        client.ask(&batch).await.ok();
+        if !more.is_empty() {
+            client.run(more).await;
+            client.run("DEALLOCATE q").await;
+        }
+        client.run("COMMIT").await;
+        assert_eq!(other.value(FOREIGN).await, "0");
+    }
 }

@@ -4,11 +4,14 @@
 //! server's are others; so where SQL uses such a name, the statement is put on the connection under it for as long as the
 //! transaction lasts, and PostgreSQL itself says what comes of it.
 //!
-//! What always holds: no connection is given back with a client's name on it. Where a message that takes one away was
-//! skipped, the books cannot say what stands there: the connection is closed when the transaction is over.
+//! What always holds: no connection is given back with a client's name on it.
 
-use std::sync::Arc;
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
+use tenantry_config::PoolMode;
 use tenantry_wire::{
     extended::{self, Parse},
     frame::FrameError,
@@ -18,11 +21,12 @@ use tenantry_wire::{
 
 use super::{
     errors,
-    owed::{For, Kind, Undo},
+    owed::{Deallocated, For, Kind, Undo},
     relay::{End, Session},
     run::Run,
 };
 use crate::{
+    net::memory::Held,
     pool::lease::Lease,
     server::{
         signs::{Named, NamedUse},
@@ -30,22 +34,37 @@ use crate::{
     },
 };
 
-/// A client's name on the connection.
-#[derive(Debug)]
+/// The client's names on the connection.
+#[derive(Debug, Default)]
 pub(super) struct Lent {
-    name: Box<[u8]>,
-    stands: Stands,
+    names: HashMap<Box<[u8]>, Stands>,
+    /// For what was written to put them there.
+    held: Vec<Held>,
 }
 
-/// What stands under the name, as far as is known.
+impl Lent {
+    pub(super) fn is_empty(&self) -> bool {
+        self.names.is_empty()
+    }
+}
+
+/// What stands under the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stands {
-    /// DEALLOCATE was sent.
+pub enum Stands {
+    /// DEALLOCATE was sent: nothing of ours, if it is run.
     Nothing,
     /// An empty statement: only the name counts.
     Empty,
     /// The shared statement with this number.
     Statement(u64),
+}
+
+/// What came of names in a simple query.
+#[derive(Debug)]
+pub(super) enum Lending {
+    /// What it takes away, if it does.
+    Done(Option<Box<Undo>>),
+    OutOfMemory,
 }
 
 /// What came of a wish to see which names there are.
@@ -58,18 +77,41 @@ pub(super) enum Shown {
 }
 
 impl Session {
-    /// The same for the text of a simple query.
-    pub(super) fn lend_to_query(&mut self, text: &[u8], run: &mut Run<'_>) -> Result<Option<Box<Undo>>, End> {
+    /// The same for each statement of a simple query.
+    pub(super) fn lend_to_query(&mut self, text: &[u8], run: &mut Run<'_>) -> Result<Lending, End> {
         if self.names.is_empty() {
-            return Ok(None);
+            return Ok(Lending::Done(None));
         }
-        let mut undo = None;
-        for named in Named::all(text) {
-            // If that fails, PostgreSQL discards what comes behind it: one thing at a time.
-            self.alone |= self.names.get(&named.name).is_some();
-            undo = self.lend(&named, run)?.or(undo);
+        let all: Vec<_> = Named::all(text).filter(|named| self.names.get(&named.name).is_some()).collect();
+        if all.is_empty() {
+            return Ok(Lending::Done(None));
         }
-        Ok(undo)
+        let run_by_name: HashMap<_, _> = all
+            .iter()
+            .filter(|named| named.verb == NamedUse::Execute)
+            .filter_map(|named| Some((named.name.as_slice(), self.names.get(&named.name)?)))
+            .filter(|(name, statement)| !self.is_lent(name, statement))
+            .collect();
+        let size = run_by_name.values().map(|statement| statement.size()).sum();
+        if !self.hold_for_names(size) {
+            return Ok(Lending::OutOfMemory);
+        }
+        // If that fails, PostgreSQL discards what comes behind it: one thing at a time.
+        self.alone = true;
+        let mut gone = Vec::new();
+        for named in all {
+            gone.extend(self.lend(&named, run)?);
+        }
+        Ok(Lending::Done((!gone.is_empty()).then(|| Box::new(Undo::Deallocated(gone)))))
+    }
+
+    /// Takes from the memory of all clients what is written for names until the transaction is over. False if there is too
+    /// little: one short text may have any number of names, each of a long one.
+    fn hold_for_names(&mut self, size: usize) -> bool {
+        let held = self.limits.memory.take(size);
+        let is_enough = held.is_some();
+        self.lent.held.extend(held);
+        is_enough
     }
 
     /// The same for an EXECUTE that is to be parsed, and described by what stands under the name. True if there is such a name.
@@ -83,9 +125,16 @@ impl Session {
         Ok(true)
     }
 
+    /// The same for a statement that is to be bound.
+    pub(super) fn lend_to_bind(&mut self, named: Option<&Named>, run: &mut Run<'_>) -> Result<Option<Box<Undo>>, End> {
+        let Some(named) = named else { return Ok(None) };
+        let gone = self.lend(named, run)?;
+        Ok(gone.map(|gone| Box::new(Undo::Deallocated(vec![gone]))))
+    }
+
     /// Makes sure that the name means on this connection what it means to the client; for DEALLOCATE, takes it away from
-    /// the client, and says how to undo that.
-    pub(super) fn lend(&mut self, named: &Named, run: &mut Run<'_>) -> Result<Option<Box<Undo>>, End> {
+    /// the client, and says what that was.
+    fn lend(&mut self, named: &Named, run: &mut Run<'_>) -> Result<Option<Deallocated>, End> {
         let Some(statement) = self.names.get(&named.name).cloned() else { return Ok(None) };
         match named.verb {
             NamedUse::Execute => {
@@ -95,10 +144,10 @@ impl Session {
             NamedUse::Prepare => self.occupy(&named.name, run)?,
             NamedUse::Deallocate => {
                 self.occupy(&named.name, run)?;
-                let lent = self.lent.iter_mut().filter(|lent| *lent.name == *named.name);
-                lent.for_each(|lent| lent.stands = Stands::Nothing);
                 self.names.remove(&named.name);
-                return Ok(Some(Box::new(Undo::Closed(named.name.as_slice().into(), statement))));
+                let name: Box<[u8]> = named.name.as_slice().into();
+                let stood = self.lent.names.insert(name.clone(), Stands::Nothing);
+                return Ok(stood.map(|stood| Deallocated { name, statement, stood }));
             }
         }
         Ok(None)
@@ -112,10 +161,10 @@ impl Session {
         }
         let mut names = self.names.all();
         names.retain(|(name, statement)| !name.is_empty() && !self.is_lent(name, statement));
-        // One text may have any number of names, and is written for each of them.
         let size = names.iter().map(|(name, statement)| name.len().saturating_add(statement.size())).sum();
-        let Some(held) = self.limits.memory.take(size) else { return Ok(Shown::OutOfMemory) };
-        self.held_for_names.push(held);
+        if !self.hold_for_names(size) {
+            return Ok(Shown::OutOfMemory);
+        }
         run.cut(&mut self.to_server.buf, 0);
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         let shared: Vec<u64> = conn.prepared.ids().collect();
@@ -125,14 +174,14 @@ impl Session {
             self.close_on_server(&statements::name_of(id), Undo::Evicted(id))?;
         }
         if let Some(look) = look {
-            self.close_on_server(&look, Undo::Taken)?;
+            self.close_on_server(&look, Undo::Look)?;
         }
         let known = &self.names;
         // Under a name that was taken away by SQL, there may be one of SQL's by now.
-        let is_gone = |lent: &Lent| lent.stands != Stands::Nothing && known.get(&lent.name).is_none();
-        let gone: Vec<_> = self.lent.extract_if(.., |lent| is_gone(lent)).collect();
-        for lent in gone {
-            self.close_on_server(&lent.name, Undo::Taken)?;
+        let is_gone = |name: &[u8], stands: Stands| stands != Stands::Nothing && known.get(name).is_none();
+        let gone: Vec<_> = self.lent.names.extract_if(|name, stands| is_gone(name, *stands)).collect();
+        for (name, stood) in gone {
+            self.close_lent(name, stood)?;
         }
         for (name, statement) in names {
             self.lend_statement(&name, &statement, run)?;
@@ -141,7 +190,7 @@ impl Session {
     }
 
     fn is_lent(&self, name: &[u8], statement: &Statement) -> bool {
-        self.lent.iter().any(|lent| *lent.name == *name && lent.stands == Stands::Statement(statement.id))
+        self.lent.names.get(name) == Some(&Stands::Statement(statement.id))
     }
 
     /// Makes sure that the client's statement stands on the connection under the client's name for it.
@@ -151,18 +200,24 @@ impl Session {
         statement: &Arc<Statement>,
         run: &mut Run<'_>,
     ) -> Result<(), End> {
-        // A simple query may have dropped the unnamed one, and no other has to go before it.
-        if !name.is_empty() {
-            if self.is_lent(name, statement) {
-                return Ok(());
-            }
-            let is_taken = |lent: &Lent| *lent.name == *name && lent.stands != Stands::Nothing;
-            if self.lent.iter().any(is_taken) {
-                run.cut(&mut self.to_server.buf, 0);
-                self.close_on_server(name, Undo::Taken)?;
-            }
+        if self.is_lent(name, statement) {
+            return Ok(());
+        }
+        if let Some((name, stood)) = self.lent.names.remove_entry(name)
+            && stood != Stands::Nothing
+        {
+            run.cut(&mut self.to_server.buf, 0);
+            self.close_lent(name, stood)?;
         }
         self.put(name, &statement.parse(), Stands::Statement(statement.id), run)
+    }
+
+    /// Takes a name off the connection that the books have just forgotten.
+    fn close_lent(&mut self, name: Box<[u8]>, stood: Stands) -> Result<(), End> {
+        let written = extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, &name);
+        written.map_err(|_: FrameError| End::Fatal(errors::internal()))?;
+        self.owed.push(Kind::Close, For::Us, Some(Box::new(Undo::Taken(name, stood))));
+        Ok(())
     }
 
     fn close_on_server(&mut self, name: &[u8], undo: Undo) -> Result<(), End> {
@@ -174,8 +229,7 @@ impl Session {
 
     /// Makes sure that something stands under the name: whoever wants to give it once more is told by PostgreSQL.
     pub(super) fn occupy(&mut self, name: &[u8], run: &mut Run<'_>) -> Result<(), End> {
-        let stands = self.lent.iter().find(|lent| *lent.name == *name).map(|lent| lent.stands);
-        if matches!(stands, Some(Stands::Empty | Stands::Statement(_))) {
+        if matches!(self.lent.names.get(name), Some(Stands::Empty | Stands::Statement(_))) {
             return Ok(());
         }
         // A text that never fails, not even in a failed transaction.
@@ -186,37 +240,49 @@ impl Session {
         run.cut(&mut self.to_server.buf, 0);
         let written = parse.write_as(&mut self.to_server.buf, name);
         written.map_err(|_: FrameError| End::Fatal(errors::internal()))?;
-        self.owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::Lent(name.into()))));
-        match self.lent.iter_mut().find(|lent| *lent.name == *name) {
-            Some(lent) => lent.stands = stands,
-            None => self.lent.push(Lent { name: name.into(), stands }),
+        if name.is_empty() {
+            // Whose the unnamed one is, the connection knows; nobody uses it who has not parsed it.
+            self.owed.push(Kind::Parse, For::Us, None);
+            let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+            conn.forget_unnamed();
+        } else {
+            self.owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::Lent(name.into()))));
+            self.lent.names.insert(name.into(), stands);
         }
         Ok(())
     }
 
+    /// A Close of it was skipped.
+    pub(super) fn still_lent(&mut self, name: Box<[u8]>, stands: Stands) {
+        self.lent.names.insert(name, stands);
+    }
+
     /// It could not be put there: what stands there, if anything does, is the client's own.
     pub(super) fn not_lent(&mut self, name: &[u8]) {
-        self.lent.retain(|lent| *lent.name != *name);
+        self.lent.names.remove(name);
     }
 
     /// PostgreSQL took all names away, but for what was sent behind that.
-    pub(super) fn keep_lent(&mut self, later: &[Box<[u8]>]) {
-        self.lent.retain(|lent| later.contains(&lent.name));
-    }
-
-    /// What was to take away the name by SQL was skipped: whatever stands there, the books do not say.
-    pub(super) fn has_lost_lent(&self, name: &[u8]) -> bool {
-        self.lent.iter().any(|lent| *lent.name == *name && lent.stands == Stands::Nothing)
+    pub(super) fn keep_lent(&mut self, later: &HashSet<Box<[u8]>>) {
+        self.lent.names.retain(|name, _| later.contains(name));
     }
 
     /// Takes the client's names off the connection, at the end of its transaction. True if there were any.
     pub(super) fn take_back_lent(&mut self) -> Result<bool, End> {
-        self.held_for_names = Vec::new();
+        self.lent.held = Vec::new();
         if self.lent.is_empty() {
             return Ok(false);
         }
-        for lent in std::mem::take(&mut self.lent) {
-            self.close_on_server(&lent.name, Undo::Taken)?;
+        // What DEALLOCATE was sent for is closed too: it may never have been run. But SQL may have given the name since, to
+        // one that stays: then it has time until nothing ties the client to the connection.
+        let has_sqls = self.signs.prepares || self.pinned || self.mode == PoolMode::Session;
+        let is_sqls = |stands: Stands| has_sqls && stands == Stands::Nothing;
+        let gone: Vec<_> = self.lent.names.extract_if(|_, stands| !is_sqls(*stands)).collect();
+        if gone.is_empty() {
+            return Ok(false);
+        }
+        for (name, stood) in gone {
+            self.close_lent(name, stood)?;
         }
         self.to_server.buf.extend_from_slice(message::SYNC);
         self.owed.push(Kind::Sync, For::Us, None);

@@ -11,7 +11,10 @@
 //! Calls: `push` for each message sent; `reply` for each message received; `copy_ended` when the client's CopyDone or
 //! CopyFail was sent. `is_at_rest` may be asked at any time.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use tenantry_wire::{
@@ -19,6 +22,7 @@ use tenantry_wire::{
     tag::{backend, status},
 };
 
+use super::lend::Stands;
 use crate::server::statements::Statement;
 
 /// A request that is answered.
@@ -61,7 +65,7 @@ pub struct Later {
     /// Numbers of those that are being sent.
     pub on_server: Vec<u64>,
     /// The client's names that are put on the server connection.
-    pub lent: Vec<Box<[u8]>>,
+    pub lent: HashSet<Box<[u8]>>,
     /// One was not sent, because the server connection had it; or is to be taken away, which it may not be.
     pub assumed: bool,
 }
@@ -73,6 +77,8 @@ pub enum Undo {
     Name(Box<[u8]>),
     /// The client's name was taken away by this Close.
     Closed(Box<[u8]>, Arc<Statement>),
+    /// The client's names were taken away by this SQL, in this order.
+    Deallocated(Vec<Deallocated>),
     /// The statement was put on the server by this Parse.
     OnServer(u64),
     /// Both of a Parse.
@@ -81,12 +87,22 @@ pub enum Undo {
     Columns(Arc<Statement>),
     /// The statement was put on the server under the client's own name by this Parse.
     Lent(Box<[u8]>),
-    /// A name of the client's, or of ours, was taken off the server by this Close, and the books have forgotten it.
-    Taken,
+    /// The client's own name was taken off the server by this Close; what stood there.
+    Taken(Box<[u8]>, Stands),
+    /// A look was taken off the server by this Close.
+    Look,
     /// The unnamed statement was replaced by this Parse; this was the one before, if it is known.
     Unnamed(Option<Bytes>),
     /// The statement was evicted from the server by this Close.
     Evicted(u64),
+}
+
+/// A name of the client's that DEALLOCATE takes away: from the client, and off the server.
+#[derive(Debug)]
+pub struct Deallocated {
+    pub name: Box<[u8]>,
+    pub statement: Arc<Statement>,
+    pub stood: Stands,
 }
 
 #[derive(Debug)]
@@ -417,10 +433,10 @@ impl Owed {
                     later.on_server.push(*id);
                 }
                 Undo::OnServer(id) => later.on_server.push(*id),
-                Undo::Lent(name) => later.lent.push(name.clone()),
+                Undo::Lent(name) => drop(later.lent.insert(name.clone())),
                 // If it is skipped, it would be believed to be there again.
-                Undo::Evicted(_) => later.assumed = true,
-                Undo::Closed(..) | Undo::Unnamed(_) | Undo::Taken | Undo::Columns(_) => {}
+                Undo::Evicted(_) | Undo::Taken(..) | Undo::Look | Undo::Deallocated(_) => later.assumed = true,
+                Undo::Closed(..) | Undo::Unnamed(_) | Undo::Columns(_) => {}
             }
         }
         later
@@ -587,7 +603,8 @@ impl Owed {
     }
 
     fn skip_to_sync(&mut self) {
-        let ours = self.batch == Batch::Ours;
+        // What stood between the client's request and its answer was ours, and for that request.
+        let mut ours = matches!(self.queue.front().map(|e| &e.what), Some(What::Request(_, For::Us)));
         // The one that failed, in difference to what is skipped: PostgreSQL has dropped the unnamed statement before it read
         // the new one. (One of ours that failed was the client's own, which it sends anew where it is used.)
         if let Some(Entry { what: What::Request(Kind::Parse, For::Client), undo: Some(undo) }) = self.queue.front_mut()
@@ -599,7 +616,9 @@ impl Owed {
             match entry.what {
                 What::Request(Kind::Sync, _) => return,
                 What::Request(Kind::Query | Kind::FunctionCall, For::Client) => self.stranded |= ours,
-                _ => {}
+                What::Request(_, For::Us) => {}
+                // Had the client's own request failed, its query would have been skipped too.
+                _ => ours = false,
             }
             if let Some(entry) = self.queue.pop_front() {
                 self.forget(&entry);

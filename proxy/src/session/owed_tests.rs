@@ -125,6 +125,24 @@ fn an_error_in_our_own_parse_is_the_clients() {
 }
 
 #[test]
+fn a_query_that_fails_with_ours_before_it_gets_its_ready_behind_an_open_batch_too() {
+    let ours = |owed: &mut Owed| owed.push(Kind::Parse, For::Us, None);
+    let mut owed = Owed::default();
+    client(&mut owed, &[Kind::Parse]);
+    replies(&mut owed, b"1");
+    ours(&mut owed);
+    client(&mut owed, &[Kind::Query]);
+    assert_eq!(owed.error(), Ok(Verdict::Deliver));
+    assert!(owed.take_stranded() && owed.is_skipping());
+    // The client's Bind failed for it: its query waits for its Sync, as everything does.
+    let mut owed = Owed::default();
+    ours(&mut owed);
+    client(&mut owed, &[Kind::Bind, Kind::Query]);
+    assert_eq!(owed.error(), Ok(Verdict::Deliver));
+    assert!(!owed.take_stranded() && owed.is_skipping());
+}
+
+#[test]
 fn own_replies_come_in_their_turn_and_are_taken_back_with_what_is_skipped() {
     let mut owed = Owed::default();
     client(&mut owed, &[Kind::Bind]);

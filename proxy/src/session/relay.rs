@@ -33,7 +33,7 @@ use super::{
     heal::Keep,
     lend::Lent,
     listening::Listening,
-    owed::{For, Kind, Owed, Undo},
+    owed::{Deallocated, For, Kind, Owed, Undo},
     pin::Pins,
     probe::{self, Evidence},
     registry::{EndReason, Registered},
@@ -166,9 +166,7 @@ pub struct Session {
     /// Something was created in this transaction: if it is rolled back, what was prepared meanwhile is stale.
     pub(super) creates: bool,
     /// The client's names that stand on the connection.
-    pub(super) lent: Vec<Lent>,
-    /// For the texts that were written for them.
-    pub(super) held_for_names: Vec<Held>,
+    pub(super) lent: Lent,
     /// What was sent must be answered before anything else is.
     pub(super) alone: bool,
     /// The connection was made fit for the client's request just now: that comes next, before the connection may go elsewhere.
@@ -255,8 +253,7 @@ impl Session {
             verifying: false,
             made_stale: false,
             creates: false,
-            lent: Vec::new(),
-            held_for_names: Vec::new(),
+            lent: Lent::default(),
             alone: false,
             confirmed: false,
             cancelling: None,
@@ -413,6 +410,10 @@ impl Session {
     /// Takes a connection into use: its settings are made ours in the same write as the client's first bytes.
     fn attach(&mut self, lease: Lease, now: Millis) -> Result<(), End> {
         self.owed.reset();
+        if !self.lent.is_empty() {
+            // Of a connection that was closed.
+            self.lent = Lent::default();
+        }
         self.last_notice = None;
         self.server_write_failed = false;
         self.cancel_later = false;
@@ -777,12 +778,16 @@ impl Session {
             let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return };
             match undo {
                 Undo::Name(name) => drop(self.names.remove(&name)),
-                Undo::Closed(name, statement) => {
-                    self.retire |= self.has_lost_lent(&name);
-                    self.names.insert(&name, statement);
+                Undo::Closed(name, statement) => self.names.insert(&name, statement),
+                Undo::Deallocated(gone) => {
+                    for Deallocated { name, statement, stood } in gone.into_iter().rev() {
+                        self.names.insert(&name, statement);
+                        self.still_lent(name, stood);
+                    }
                 }
-                // It still stands there, and must not be there for anybody else.
-                Undo::Taken => self.retire = true,
+                Undo::Taken(name, stood) => self.still_lent(name, stood),
+                // It still stands there, and is in no book any more.
+                Undo::Look => self.retire = true,
                 Undo::OnServer(id) => conn.prepared.remove(id),
                 Undo::NameOnServer(name, id) => {
                     self.names.remove(&name);

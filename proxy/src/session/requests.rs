@@ -16,7 +16,7 @@ use tenantry_wire::{
 
 use super::{
     errors,
-    lend::Shown,
+    lend::{Lending, Shown},
     owed::{For, Kind, Own, Undo},
     pin::PinReason,
     relay::{CHUNK, End, MAX_OWED, Session, Sink},
@@ -290,7 +290,9 @@ impl Session {
                 Shown::OutOfMemory => return self.poison_query(run, errors::out_of_memory()),
             }
         }
-        let undo = self.lend_to_query(text, run)?;
+        let Lending::Done(undo) = self.lend_to_query(text, run)? else {
+            return self.poison_query(run, errors::out_of_memory());
+        };
         self.owed.push(Kind::Query, For::Client, undo);
         Ok(Step::Forward(if whole { Sink::Forward } else { Sink::Scan }))
     }
@@ -456,20 +458,7 @@ impl Session {
             self.bound = None;
         }
         if head.statement.is_empty() && self.names.get(b"").is_none() {
-            if self.names.unnamed_signs.sequences && !self.may_ask_sequences(self.names.unnamed_signs.advances) {
-                return self.poison(run, errors::sequence_elsewhere());
-            }
-            if let Some(step) = self.need_unnamed(run)? {
-                return Ok(step);
-            }
-            if self.names.unnamed_signs.asks_names && self.show_names(run)? == Shown::OutOfMemory {
-                return self.poison(run, errors::out_of_memory());
-            }
-            self.signs.merge(&self.names.unnamed_signs);
-            let named = self.names.unnamed_signs.named.clone();
-            let undo = named.map(|named| self.lend(&named, run)).transpose()?.flatten();
-            self.owed.push(Kind::Bind, For::Client, undo);
-            return Ok(Step::Forward(Sink::Forward));
+            return self.bind_unnamed(run);
         }
         if self.names.get(head.statement).is_none() {
             // PostgreSQL says 26000 in its own words; or it is the name of a SQL-level PREPARE.
@@ -488,36 +477,50 @@ impl Session {
         if let Some(step) = self.ensure_fits(head.statement, asks, run)? {
             return Ok(step);
         }
-        let asking = self.names.get(head.statement).filter(|statement| statement.signs.asks_names).cloned();
-        let shown = if asking.is_some() { self.show_names(run)? } else { Shown::No };
-        if shown == Shown::OutOfMemory {
-            return self.poison(run, errors::out_of_memory());
+        let mut asking = self.names.get(head.statement).filter(|statement| statement.signs.asks_names).cloned();
+        if asking.is_some() {
+            match self.show_names(run)? {
+                Shown::Yes => {}
+                Shown::No => asking = None,
+                Shown::OutOfMemory => return self.poison(run, errors::out_of_memory()),
+            }
         }
         let first = HEADER.saturating_add(head.length);
         run.cut(&mut self.to_server.buf, first);
-        // Where names are asked for, there must be none but the client's.
-        let (statement, name) = match asking.filter(|_| shown == Shown::Yes) {
+        let (statement, name) = match asking {
+            // There must be no names but the client's.
             Some(statement) => {
                 self.lend_statement(head.statement, &statement, run)?;
                 (statement, Some(head.statement))
             }
             None => (self.server_name(head.statement)?.ok_or(End::ServerLost)?, None),
         };
-        if name == Some(b"")
-            && let Some(conn) = self.lease.as_mut().and_then(Lease::conn)
-        {
-            conn.forget_unnamed();
-        }
         self.signs.merge(&statement.signs);
         if head.portal.is_empty() && !statement.knows_columns() {
             self.bound = Some(Arc::clone(&statement));
         }
-        let named = statement.signs.named.as_ref();
-        let undo = named.map(|named| self.lend(named, run)).transpose()?.flatten();
+        let undo = self.lend_to_bind(statement.signs.named.as_deref(), run)?;
         let written = head.write_as(&mut self.to_server.buf, name.unwrap_or(&statement.name), header.body);
         written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
         self.owed.push(Kind::Bind, For::Client, undo);
         Ok(Step::Replaced { first })
+    }
+
+    fn bind_unnamed(&mut self, run: &mut Run<'_>) -> Result<Step, End> {
+        if self.names.unnamed_signs.sequences && !self.may_ask_sequences(self.names.unnamed_signs.advances) {
+            return self.poison(run, errors::sequence_elsewhere());
+        }
+        if let Some(step) = self.need_unnamed(run)? {
+            return Ok(step);
+        }
+        if self.names.unnamed_signs.asks_names && self.show_names(run)? == Shown::OutOfMemory {
+            return self.poison(run, errors::out_of_memory());
+        }
+        self.signs.merge(&self.names.unnamed_signs);
+        let named = self.names.unnamed_signs.named.clone();
+        let undo = self.lend_to_bind(named.as_deref(), run)?;
+        self.owed.push(Kind::Bind, For::Client, undo);
+        Ok(Step::Forward(Sink::Forward))
     }
 
     /// The client is about to use its unnamed statement: makes sure that it is on this server connection and not
