@@ -775,21 +775,113 @@ async fn a_name_that_sql_took_away_and_gave_again_is_sqls() {
 }
 
 #[tokio::test]
-async fn a_deallocate_that_was_never_run_leaves_no_name() {
+async fn a_deallocate_that_was_never_run_takes_nothing_and_leaves_no_name() {
     let (tenant, proxy) = pool(1, 200).await;
     let mut other = proxy.connect(&tenant).login().await;
     other.make_on_server().await;
     let mut client = proxy.connect(&tenant).login().await;
-    for more in ["", "PREPARE q AS SELECT 2"] {
-        prepare(&mut client, "a", "SELECT 1").await;
-        client.run("BEGIN; EXECUTE a").await;
-        let batch = [say::parse("", "DEALLOCATE a"), say::bind("", "", &[]), say::sync()].concat();
-        client.ask(&batch).await.ok();
-        if !more.is_empty() {
-            client.run(more).await;
-            client.run("DEALLOCATE q").await;
-        }
-        client.run("COMMIT").await;
-        assert_eq!(other.value(FOREIGN).await, "0");
+    prepare(&mut client, "a", "SELECT 1").await;
+    prepare(&mut client, "d", "DEALLOCATE a").await;
+    client.run("BEGIN").await;
+    client.ask(&[say::bind("", "d", &[]), say::sync()].concat()).await.ok();
+    assert_eq!(client.value("EXECUTE a").await, "1");
+    client.ask(&[say::close_statement("a"), say::parse("a", "SELECT 2"), say::sync()].concat()).await.ok();
+    assert_eq!(client.value("EXECUTE a").await, "2");
+    client.run("ROLLBACK").await;
+    assert_eq!(client.value("EXECUTE a").await, "2");
+    assert_eq!(other.value(FOREIGN).await, "0");
+    client.run("DEALLOCATE a").await;
+    client.query("EXECUTE a").await.error("26000");
+}
+
+/// A Parse that fails, and behind its Sync what was sent before anybody could know.
+fn after_an_error(rest: &[Vec<u8>]) -> Vec<u8> {
+    [&[say::parse("", "selec"), rest[0].clone(), say::sync()], &rest[1..]].concat().concat()
+}
+
+#[tokio::test]
+async fn what_an_error_skips_is_known_before_the_next_batch_is_sent() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut other = proxy.connect(&tenant).login().await;
+    other.make_on_server().await;
+    prepare(&mut other, "x", "SELECT 11").await;
+    let mut client = proxy.connect(&tenant).login().await;
+    prepare(&mut client, "c", "SELECT 'mine'").await;
+    prepare(&mut client, "a", "SELECT 11").await;
+    prepare(&mut client, "q", "SELECT count(*) FROM pg_prepared_statements").await;
+    // Names that are put on the connection.
+    let again = say::unnamed("EXECUTE c", &[]);
+    client.send(&after_an_error(&[say::unnamed("EXECUTE c", &[]), again, say::sync()])).await;
+    client.until_ready().await.error("42601");
+    client.until_ready().await.ok();
+    other.query("EXECUTE c").await.error("26000");
+    assert_eq!(other.value(FOREIGN).await, "0");
+    // Shared statements that are taken off it.
+    client.send(&after_an_error(&[use_once("q"), use_once("a"), say::sync()])).await;
+    client.until_ready().await.error("42601");
+    client.until_ready().await.ok();
+    assert_eq!(run(&mut other, "x", &[]).await, "11");
+}
+
+#[tokio::test]
+async fn an_eviction_that_an_error_skips_breaks_no_statement() {
+    let (tenant, proxy) = pool(1, 3).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for n in 0..4 {
+        prepare(&mut client, &format!("s{n}"), &format!("SELECT {n}")).await;
     }
+    client.send(&after_an_error(&[use_once("s0"), use_once("s1"), say::sync()])).await;
+    client.until_ready().await.error("42601");
+    client.until_ready().await.ok();
+    for n in 0..4 {
+        assert_eq!(run(&mut client, &format!("s{n}"), &[]).await, n.to_string());
+    }
+}
+
+#[tokio::test]
+async fn what_execute_runs_sees_nothing_of_another_client_either() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut other = proxy.connect(&tenant).login().await;
+    other.run("CREATE SEQUENCE s START 12345").await;
+    prepare(&mut other, "o", "SELECT 'text of the other'").await;
+    assert_eq!(run(&mut other, "o", &[]).await, "text of the other");
+    let mut client = proxy.connect(&tenant).login().await;
+    prepare(&mut client, "names", "SELECT string_agg(name, ' ') FROM pg_prepared_statements").await;
+    prepare(&mut client, "last", "SELECT lastval()").await;
+    other.run("SELECT nextval('s')").await;
+    client.query("EXECUTE last").await.error("0A000");
+    client.ask(&[say::unnamed("EXECUTE last", &[]), say::sync()].concat()).await.error("0A000");
+    assert_eq!(client.value("EXECUTE names").await.split(' ').count(), 2);
+    client.run("BEGIN; SAVEPOINT s").await;
+    client.query("SELECT 1/0").await.error("22012");
+    let names = "SELECT count(*) FROM pg_prepared_statements WHERE name LIKE 'tenantry%'";
+    assert_eq!(client.value(&format!("ROLLBACK TO s; {names}")).await, "0");
+    assert_eq!(client.value("EXECUTE names").await.split(' ').count(), 2);
+}
+
+#[tokio::test]
+async fn a_long_text_and_the_data_of_a_copy_pass_behind_an_execute() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int)").await;
+    prepare(&mut client, "s", "SELECT length($1::text)").await;
+    assert_eq!(client.value(&format!("EXECUTE s('{}')", "x".repeat(3_000_000))).await, "3000000");
+    client.send(&say::query("EXECUTE s('x'); COPY t FROM STDIN")).await;
+    client.send(&[say::copy_data("31\n"), say::copy_done()].concat()).await;
+    client.until_ready().await.ok();
+    assert_eq!(client.value("SELECT n FROM t").await, "31");
+}
+
+#[tokio::test]
+async fn many_statements_of_one_large_text_are_sent_within_the_memory_of_all_clients() {
+    let (tenant, proxy) = pool(1, 10).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for n in 0..12 {
+        let sql = format!("SELECT {n} WHERE '{}' = ''", "x".repeat(1_000_000));
+        prepare(&mut client, &format!("s{n}"), &sql).await;
+    }
+    let batch: Vec<Vec<u8>> = (0..300).map(|n| use_once(&format!("s{}", n % 12))).collect();
+    client.ask(&[batch.concat(), say::sync()].concat()).await.ok();
+    let peak = proxy.peak_kib();
+    assert!(peak < 150 * 1024, "{peak} KiB");
 }

@@ -40,8 +40,33 @@ pub struct Signs {
     pub prepares: bool,
     /// `pg_prepared_statements`: asks which names the session has given.
     pub asks_names: bool,
+    /// A statement creates a table, perhaps with a command tag that does not say so.
+    pub creates: bool,
     /// The statement is EXECUTE, DEALLOCATE or PREPARE of this name.
     pub named: Option<Box<Named>>,
+}
+
+/// What must be seen to before a text is run.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Asks {
+    /// See `Signs::asks_names`.
+    pub names: bool,
+    /// See `Signs::sequences`.
+    pub sequences: bool,
+    /// See `Signs::advances`.
+    pub advances: bool,
+    /// What it runs with EXECUTE asks what a sequence gave before.
+    pub runs_sequences: bool,
+    /// It is, or holds, SQL about a prepared statement whose name is known.
+    pub speaks_of_names: bool,
+}
+
+impl Asks {
+    /// It runs that, too.
+    pub fn add(&mut self, executed: &Signs) {
+        self.names |= executed.asks_names;
+        self.runs_sequences |= executed.sequences && !executed.advances;
+    }
 }
 
 /// What SQL does with the name of a prepared statement.
@@ -65,9 +90,15 @@ fn may_be_named(text: &[u8]) -> bool {
 }
 
 impl Named {
-    /// Of each statement of a simple query. A semicolon inside a string counts, too: what is read behind one is nobody's name.
+    /// Of each statement of a simple query. A semicolon inside a string counts, too: what seems to be one there is never run.
     pub fn all(text: &[u8]) -> impl Iterator<Item = Self> {
         text.split(|b| *b == b';').filter(|part| may_be_named(part)).filter_map(Self::read)
+    }
+
+    /// As much of the first part of a text as surely ends no word too early.
+    #[must_use]
+    pub fn without_broken_end(text: &[u8]) -> &[u8] {
+        text.get(..text.iter().rposition(|b| !is_of_word(*b)).unwrap_or(0)).unwrap_or_default()
     }
 
     /// Reads the beginning of a text. `None` for any other statement, ALL, and names of more than 63 bytes in UTF-8.
@@ -113,9 +144,12 @@ fn word(mut text: &[u8]) -> Option<(&[u8], &[u8])> {
     if text.first() == Some(&b'"') {
         return text.split_at_checked(1);
     }
-    let is_word = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'$' | 0x80..);
-    let end = text.iter().position(|b| !is_word(b)).unwrap_or(text.len());
+    let end = text.iter().position(|b| !is_of_word(*b)).unwrap_or(text.len());
     (end > 0).then(|| text.split_at_checked(end)).flatten()
+}
+
+fn is_of_word(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
 }
 
 /// A quoted name, behind its opening quote.
@@ -135,6 +169,11 @@ fn quoted(text: &[u8]) -> Option<Vec<u8>> {
 }
 
 impl Signs {
+    #[must_use]
+    pub fn asks(&self) -> Asks {
+        Asks { names: self.asks_names, sequences: self.sequences, advances: self.advances, ..Asks::default() }
+    }
+
     pub fn merge(&mut self, other: &Self) {
         self.suspect |= other.suspect;
         self.loosen |= other.loosen;
@@ -144,6 +183,7 @@ impl Signs {
         self.seeds |= other.seeds;
         self.resets |= other.resets;
         self.prepares |= other.prepares;
+        self.creates |= other.creates;
         self.listens |= other.listens;
         for name in &other.custom {
             self.touched(name.clone());
@@ -197,6 +237,7 @@ enum Tells {
     AsksSequence,
     AdvancesSequence,
     AsksNames,
+    Creates,
     Seed,
     /// State that cannot be asked for.
     Opaque,
@@ -208,7 +249,7 @@ enum Tells {
 }
 
 /// Substrings (blanks collapsed, any case) that tell something wherever they stand.
-const PATTERNS: [(&str, Tells); 45] = [
+const PATTERNS: [(&str, Tells); 48] = [
     ("set_config", Tells::SetConfig),
     ("advisory_unlock", Tells::Unlock),
     ("advisory_lock", Tells::State),
@@ -247,6 +288,10 @@ const PATTERNS: [(&str, Tells); 45] = [
     ("insert into", Tells::AdvancesSequence),
     // The view, and the function that it calls.
     ("pg_prepared_statement", Tells::AsksNames),
+    // CREATE TABLE ... AS and the like answer as SELECT does.
+    ("create table", Tells::Creates),
+    ("create unlogged", Tells::Creates),
+    ("create materialized", Tells::Creates),
     ("setseed", Tells::Seed),
     // LISTEN, UNLISTEN, pg_listening_channels, NOTIFY, pg_notify.
     ("listen", Tells::Listens),
@@ -396,6 +441,7 @@ impl Scan {
             Tells::AsksSequence => signs.sequences = true,
             Tells::AdvancesSequence => signs.advances = true,
             Tells::AsksNames => signs.asks_names = true,
+            Tells::Creates => signs.creates = true,
             Tells::Seed => signs.seeds = true,
             Tells::Opaque => (signs.suspect, signs.opaque) = (true, true),
             Tells::Listens => signs.listens = true,

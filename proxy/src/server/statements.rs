@@ -244,6 +244,12 @@ pub fn name_of(id: u64) -> Vec<u8> {
     format!("tenantry_{id}").into_bytes()
 }
 
+/// The number of the statement that has this server name, if it is one.
+#[must_use]
+pub fn id_of(name: &[u8]) -> Option<u64> {
+    std::str::from_utf8(name.strip_prefix(b"tenantry_")?).ok()?.parse().ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -103,6 +103,9 @@ impl Session {
                 if self.describing && matches!(tag, backend::ROW_DESCRIPTION | backend::NO_DATA) {
                     self.learn_columns(body);
                 }
+                if tag == backend::COMMAND_COMPLETE && message::drops_statement(body) {
+                    self.deallocated();
+                }
                 let verdict = self.owed.reply(tag).map_err(|u| self.desync(&u.to_string()))?;
                 match verdict {
                     Verdict::Deliver => {
@@ -157,10 +160,7 @@ impl Session {
             self.take(header, Sink::Forward, run);
             return Ok(());
         }
-        if self.creates {
-            // What was created is gone, or will be; a statement that was prepared meanwhile speaks of it by its number.
-            self.pool.plans_are_stale();
-        }
+        self.forget_what_was_prepared();
         let standby = || self.lease.as_ref().is_some_and(Lease::is_on_standby);
         let stale_plan = || fields.message().is_some_and(|m| m.starts_with("cached plan must not change"));
         if code == sqlstate::READ_ONLY_TRANSACTION && standby() {
@@ -289,9 +289,9 @@ impl Session {
             self.pool.plans_are_stale();
             self.made_stale = true;
         }
-        self.creates |= message::creates(body);
-        if self.creates && message::rolls_back(body) {
-            self.pool.plans_are_stale();
+        self.creates |= self.signs.creates || message::creates(body);
+        if message::rolls_back(body) {
+            self.forget_what_was_prepared();
         }
         if message::makes_functions(body) && !self.made_functions {
             self.made_functions = true;
@@ -315,6 +315,14 @@ impl Session {
             if !unnamed_is_later {
                 conn.forget_unnamed();
             }
+        }
+    }
+
+    /// Something was rolled back, or will be. What was created in it is gone; a statement that was prepared meanwhile speaks
+    /// of it by its number.
+    fn forget_what_was_prepared(&mut self) {
+        if self.creates && std::mem::take(&mut self.has_prepared) {
+            self.pool.plans_are_stale();
         }
     }
 

@@ -118,18 +118,17 @@ impl Session {
 
     /// The statement's columns are not what the client was told. It is spared the error if it asks for them now, outside a
     /// transaction: the name stands for the same text, prepared anew.
-    pub(super) fn renew(&mut self, name: &[u8], statement: &Statement, asks: bool) -> bool {
+    pub(super) fn renew(&mut self, name: &[u8], statement: &Statement, asks: bool) -> Option<Arc<Statement>> {
         if !asks || self.owed.status() != status::IDLE {
-            return false;
+            return None;
         }
         let parse = statement.parse();
         let plans = self.pool.plans();
-        let Some(fresh) = self.pool.statements.intern(&parse, self.settings.planning(), plans, &self.limits.memory)
-        else {
-            return false;
-        };
-        self.names.insert(name, fresh);
-        true
+        let own = if self.executed_by(parse.query).is_some() { self.registered.shared.id } else { 0 };
+        let planning = self.settings.planning() ^ own;
+        let fresh = self.pool.statements.intern(&parse, planning, plans, &self.limits.memory)?;
+        self.names.insert(name, Arc::clone(&fresh));
+        Some(fresh)
     }
 
     /// Takes the shared statements off the connection, to be prepared anew where they are used; what a client prepared
@@ -137,8 +136,8 @@ impl Session {
     fn drop_statements(&mut self, plans: u32) -> Result<(), End> {
         let broken = |_: FrameError| End::Fatal(errors::internal());
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
-        for id in conn.prepared.ids() {
-            let name = statements::name_of(id);
+        let look = conn.prepared.look().map(|(_, name)| name.to_vec());
+        for name in conn.prepared.ids().map(statements::name_of).chain(look) {
             extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, &name).map_err(broken)?;
             self.owed.push(Kind::Close, For::Us, None);
         }

@@ -1,17 +1,18 @@
 //! SQL that speaks of names which the client gave in the protocol: EXECUTE, DEALLOCATE, PREPARE, `pg_prepared_statements`.
 //!
 //! In PostgreSQL both kinds of prepared statements share one set of names. Here the client's names are its own and the
-//! server's are others; so where SQL uses such a name, the statement is put on the connection under it for as long as the
-//! transaction lasts, and PostgreSQL itself says what comes of it.
+//! server's are others; so where SQL uses such a name, the statement is lent to the connection under it for as long as the
+//! transaction lasts, and PostgreSQL itself says what comes of it. Such a request begins when everything before it is
+//! answered, so that the books are true.
 //!
-//! What always holds: no connection is given back with a client's name on it.
+//! What always holds: whatever is lent stands in the books, and is taken off the connection before that is given back; a
+//! lent name that is the client's no more is taken off before anything can ask for it.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
 };
 
-use tenantry_config::PoolMode;
 use tenantry_wire::{
     extended::{self, Parse},
     frame::FrameError,
@@ -21,7 +22,7 @@ use tenantry_wire::{
 
 use super::{
     errors,
-    owed::{Deallocated, For, Kind, Undo},
+    owed::{For, Kind, Undo},
     relay::{End, Session},
     run::Run,
 };
@@ -29,7 +30,7 @@ use crate::{
     net::memory::Held,
     pool::lease::Lease,
     server::{
-        signs::{Named, NamedUse},
+        signs::{Asks, Named, NamedUse, Signs},
         statements::{self, Statement},
     },
 };
@@ -40,52 +41,108 @@ pub(super) struct Lent {
     names: HashMap<Box<[u8]>, Stands>,
     /// For what was written to put them there.
     held: Vec<Held>,
+    /// All of the client's names stand there and no others, if that is still their `Names::changes`.
+    shown: Option<u64>,
 }
 
 impl Lent {
     pub(super) fn is_empty(&self) -> bool {
         self.names.is_empty()
     }
+
+    /// Out of the books.
+    pub(super) fn take(&mut self, name: &[u8]) -> Option<(Box<[u8]>, Stands)> {
+        if self.names.is_empty() {
+            return None;
+        }
+        self.shown = None;
+        self.names.remove_entry(name)
+    }
 }
 
 /// What stands under the name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Stands {
-    /// DEALLOCATE was sent: nothing of ours, if it is run.
-    Nothing,
     /// An empty statement: only the name counts.
     Empty,
     /// The shared statement with this number.
     Statement(u64),
 }
 
-/// What came of names in a simple query.
-#[derive(Debug)]
-pub(super) enum Lending {
-    /// What it takes away, if it does.
-    Done(Option<Box<Undo>>),
-    OutOfMemory,
-}
-
 /// What came of a wish to see which names there are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Shown {
     Yes,
-    /// It fails anyway.
-    No,
+    /// Nobody else's, but in a failed transaction nothing can be prepared.
+    NotAll,
     OutOfMemory,
 }
 
 impl Session {
-    /// The same for each statement of a simple query.
-    pub(super) fn lend_to_query(&mut self, text: &[u8], run: &mut Run<'_>) -> Result<Lending, End> {
-        if self.names.is_empty() {
-            return Ok(Lending::Done(None));
+    // What a request needs.
+
+    /// The statements of a simple query that speak of a name of the client's, or of one that is lent.
+    pub(super) fn named_in(&self, text: &[u8], is_whole: bool) -> Vec<Named> {
+        if self.names.is_empty() && self.lent.is_empty() {
+            return Vec::new();
         }
-        let all: Vec<_> = Named::all(text).filter(|named| self.names.get(&named.name).is_some()).collect();
-        if all.is_empty() {
-            return Ok(Lending::Done(None));
+        let text = if is_whole { text } else { Named::without_broken_end(text) };
+        Named::all(text).filter(|named| self.knows(named)).collect()
+    }
+
+    /// The statement that an EXECUTE runs, if this is one and the client has given its name.
+    pub(super) fn executed_by(&self, text: &[u8]) -> Option<Named> {
+        let named = self.named_in(text, true).into_iter().next()?;
+        (named.verb == NamedUse::Execute && self.names.get(&named.name).is_some()).then_some(named)
+    }
+
+    pub(super) fn knows(&self, named: &Named) -> bool {
+        self.names.get(&named.name).is_some() || self.lent.names.contains_key(named.name.as_slice())
+    }
+
+    /// What a statement asks for, by itself and by what it runs with EXECUTE.
+    pub(super) fn asks_of(&self, signs: &Signs) -> Asks {
+        let mut asks = signs.asks();
+        if let Some(named) = signs.named.as_deref().filter(|named| self.knows(named)) {
+            self.add_asks(named, &mut asks);
         }
+        asks
+    }
+
+    pub(super) fn add_asks(&self, named: &Named, asks: &mut Asks) {
+        asks.speaks_of_names = true;
+        if named.verb == NamedUse::Execute
+            && let Some(statement) = self.names.get(&named.name)
+        {
+            asks.add(&statement.signs);
+        }
+    }
+
+    /// Makes sure that the name means on this connection what it means to the client. DEALLOCATE takes it away from
+    /// the client when PostgreSQL has done so (`deallocated`).
+    pub(super) fn lend(&mut self, named: &Named, run: &mut Run<'_>) -> Result<(), End> {
+        let Some(statement) = self.names.get(&named.name).cloned() else { return self.unlend(&named.name, run) };
+        if named.verb != NamedUse::Execute {
+            return self.occupy(&named.name, run);
+        }
+        self.signs.merge(&statement.signs);
+        if self.owed.status() == status::FAILED {
+            // PostgreSQL refuses to run it as it would refuse to prepare it; but a ROLLBACK before it in the text is run.
+            return Ok(());
+        }
+        self.lend_statement(&named.name, &statement, run)
+    }
+
+    /// The same for a statement that may be one of SQL about names.
+    pub(super) fn lend_to(&mut self, named: Option<&Named>, run: &mut Run<'_>) -> Result<(), End> {
+        match named.filter(|named| self.knows(named)) {
+            Some(named) => self.lend(named, run),
+            None => Ok(()),
+        }
+    }
+
+    /// The same for all of a simple query. False if there is no memory for it.
+    pub(super) fn lend_all(&mut self, all: &[Named], run: &mut Run<'_>) -> Result<bool, End> {
         let run_by_name: HashMap<_, _> = all
             .iter()
             .filter(|named| named.verb == NamedUse::Execute)
@@ -94,78 +151,80 @@ impl Session {
             .collect();
         let size = run_by_name.values().map(|statement| statement.size()).sum();
         if !self.hold_for_names(size) {
-            return Ok(Lending::OutOfMemory);
+            return Ok(false);
         }
-        // If that fails, PostgreSQL discards what comes behind it: one thing at a time.
-        self.alone = true;
-        let mut gone = Vec::new();
         for named in all {
-            gone.extend(self.lend(&named, run)?);
+            self.lend(named, run)?;
         }
-        Ok(Lending::Done((!gone.is_empty()).then(|| Box::new(Undo::Deallocated(gone)))))
+        Ok(true)
+    }
+
+    /// The names that a simple query takes away, if it comes so far.
+    pub(super) fn deallocated_by(&self, all: &[Named]) -> Option<Box<Undo>> {
+        let is_taken = |named: &&Named| named.verb == NamedUse::Deallocate && self.names.get(&named.name).is_some();
+        let names: VecDeque<Box<[u8]>> =
+            all.iter().filter(is_taken).map(|named| named.name.as_slice().into()).collect();
+        (!names.is_empty()).then(|| Box::new(Undo::Deallocates(names)))
+    }
+
+    /// PostgreSQL says that it has run a DEALLOCATE.
+    pub(super) fn deallocated(&mut self) {
+        if let Some(name) = self.owed.take_deallocated() {
+            self.names.remove(&name);
+            self.lent.take(&name);
+        }
     }
 
     /// Takes from the memory of all clients what is written for names until the transaction is over. False if there is too
     /// little: one short text may have any number of names, each of a long one.
     fn hold_for_names(&mut self, size: usize) -> bool {
+        if size == 0 {
+            return true;
+        }
         let held = self.limits.memory.take(size);
         let is_enough = held.is_some();
         self.lent.held.extend(held);
         is_enough
     }
 
-    /// The same for an EXECUTE that is to be parsed, and described by what stands under the name. True if there is such a name.
-    pub(super) fn lend_to_parse(&mut self, parse: &Parse<'_>, run: &mut Run<'_>) -> Result<bool, End> {
-        if self.names.is_empty() {
-            return Ok(false);
-        }
-        let named = Named::all(parse.query).next().filter(|named| named.verb == NamedUse::Execute);
-        let Some(named) = named.filter(|named| self.names.get(&named.name).is_some()) else { return Ok(false) };
-        self.lend(&named, run)?;
-        Ok(true)
-    }
-
-    /// The same for a statement that is to be bound.
-    pub(super) fn lend_to_bind(&mut self, named: Option<&Named>, run: &mut Run<'_>) -> Result<Option<Box<Undo>>, End> {
-        let Some(named) = named else { return Ok(None) };
-        let gone = self.lend(named, run)?;
-        Ok(gone.map(|gone| Box::new(Undo::Deallocated(vec![gone]))))
-    }
-
-    /// Makes sure that the name means on this connection what it means to the client; for DEALLOCATE, takes it away from
-    /// the client, and says what that was.
-    fn lend(&mut self, named: &Named, run: &mut Run<'_>) -> Result<Option<Deallocated>, End> {
-        let Some(statement) = self.names.get(&named.name).cloned() else { return Ok(None) };
-        match named.verb {
-            NamedUse::Execute => {
-                self.lend_statement(&named.name, &statement, run)?;
-                self.signs.merge(&statement.signs);
-            }
-            NamedUse::Prepare => self.occupy(&named.name, run)?,
-            NamedUse::Deallocate => {
-                self.occupy(&named.name, run)?;
-                self.names.remove(&named.name);
-                let name: Box<[u8]> = named.name.as_slice().into();
-                let stood = self.lent.names.insert(name.clone(), Stands::Nothing);
-                return Ok(stood.map(|stood| Deallocated { name, statement, stood }));
-            }
-        }
-        Ok(None)
-    }
+    // What stands on the connection.
 
     /// What comes next asks PostgreSQL which names there are: makes them the client's own, and no others. The unnamed
     /// statement is none of them.
     pub(super) fn show_names(&mut self, run: &mut Run<'_>) -> Result<Shown, End> {
-        if self.owed.status() == status::FAILED {
-            return Ok(Shown::No);
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        let has_shared = !conn.prepared.is_empty() || conn.prepared.look().is_some();
+        if !has_shared && self.lent.shown == Some(self.names.changes()) {
+            return Ok(Shown::Yes);
         }
-        let mut names = self.names.all();
+        let is_failed = self.owed.status() == status::FAILED;
+        let mut names = if is_failed { Vec::new() } else { self.names.all() };
         names.retain(|(name, statement)| !name.is_empty() && !self.is_lent(name, statement));
         let size = names.iter().map(|(name, statement)| name.len().saturating_add(statement.size())).sum();
         if !self.hold_for_names(size) {
             return Ok(Shown::OutOfMemory);
         }
         run.cut(&mut self.to_server.buf, 0);
+        if has_shared {
+            self.close_shared()?;
+        }
+        let known = &self.names;
+        let gone: Vec<_> = self.lent.names.extract_if(|name, _| known.get(name).is_none()).collect();
+        for (name, stood) in gone {
+            self.close_lent(name, stood)?;
+        }
+        for (name, statement) in names {
+            self.lend_statement(&name, &statement, run)?;
+        }
+        if is_failed {
+            return Ok(Shown::NotAll);
+        }
+        self.lent.shown = Some(self.names.changes());
+        Ok(Shown::Yes)
+    }
+
+    /// Takes the shared statements and the look off the connection.
+    fn close_shared(&mut self) -> Result<(), End> {
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         let shared: Vec<u64> = conn.prepared.ids().collect();
         let look = conn.prepared.look().map(|(_, name)| name.to_vec());
@@ -173,20 +232,7 @@ impl Session {
         for id in shared {
             self.close_on_server(&statements::name_of(id), Undo::Evicted(id))?;
         }
-        if let Some(look) = look {
-            self.close_on_server(&look, Undo::Look)?;
-        }
-        let known = &self.names;
-        // Under a name that was taken away by SQL, there may be one of SQL's by now.
-        let is_gone = |name: &[u8], stands: Stands| stands != Stands::Nothing && known.get(name).is_none();
-        let gone: Vec<_> = self.lent.names.extract_if(|name, stands| is_gone(name, *stands)).collect();
-        for (name, stood) in gone {
-            self.close_lent(name, stood)?;
-        }
-        for (name, statement) in names {
-            self.lend_statement(&name, &statement, run)?;
-        }
-        Ok(Shown::Yes)
+        look.map_or(Ok(()), |look| self.close_on_server(&look, Undo::Look))
     }
 
     fn is_lent(&self, name: &[u8], statement: &Statement) -> bool {
@@ -203,17 +249,50 @@ impl Session {
         if self.is_lent(name, statement) {
             return Ok(());
         }
-        if let Some((name, stood)) = self.lent.names.remove_entry(name)
-            && stood != Stands::Nothing
-        {
-            run.cut(&mut self.to_server.buf, 0);
-            self.close_lent(name, stood)?;
-        }
+        self.unlend(name, run)?;
         self.put(name, &statement.parse(), Stands::Statement(statement.id), run)
     }
 
+    /// Makes sure that something stands under the name: whoever wants to give it once more is told by PostgreSQL.
+    pub(super) fn occupy(&mut self, name: &[u8], run: &mut Run<'_>) -> Result<(), End> {
+        if self.lent.names.contains_key(name) {
+            return Ok(());
+        }
+        // A text that never fails, not even in a failed transaction.
+        self.put(name, &Parse { name, query: b"", types: b"\0\0" }, Stands::Empty, run)
+    }
+
+    /// Takes the name off the connection, if it is lent.
+    pub(super) fn unlend(&mut self, name: &[u8], run: &mut Run<'_>) -> Result<(), End> {
+        let Some((name, stood)) = self.lent.take(name) else { return Ok(()) };
+        run.cut(&mut self.to_server.buf, 0);
+        self.close_lent(name, stood)
+    }
+
+    fn put(&mut self, name: &[u8], parse: &Parse<'_>, stands: Stands, run: &mut Run<'_>) -> Result<(), End> {
+        run.cut(&mut self.to_server.buf, 0);
+        let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
+        if name.is_empty() {
+            conn.forget_unnamed();
+        }
+        if let Some(id) = statements::id_of(name).filter(|id| conn.prepared.touch(*id)) {
+            // A client that calls its statements as we do.
+            conn.prepared.remove(id);
+            self.close_on_server(name, Undo::Evicted(id))?;
+        }
+        let written = parse.write_as(&mut self.to_server.buf, name);
+        written.map_err(|_: FrameError| End::Fatal(errors::internal()))?;
+        // Whose the unnamed one is, the connection knows.
+        let undo = (!name.is_empty()).then(|| Box::new(Undo::Lent(name.into())));
+        if undo.is_some() {
+            self.lent.names.insert(name.into(), stands);
+        }
+        self.owed.push(Kind::Parse, For::Us, undo);
+        Ok(())
+    }
+
     /// Takes a name off the connection that the books have just forgotten.
-    fn close_lent(&mut self, name: Box<[u8]>, stood: Stands) -> Result<(), End> {
+    pub(super) fn close_lent(&mut self, name: Box<[u8]>, stood: Stands) -> Result<(), End> {
         let written = extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, &name);
         written.map_err(|_: FrameError| End::Fatal(errors::internal()))?;
         self.owed.push(Kind::Close, For::Us, Some(Box::new(Undo::Taken(name, stood))));
@@ -227,61 +306,31 @@ impl Session {
         Ok(())
     }
 
-    /// Makes sure that something stands under the name: whoever wants to give it once more is told by PostgreSQL.
-    pub(super) fn occupy(&mut self, name: &[u8], run: &mut Run<'_>) -> Result<(), End> {
-        if matches!(self.lent.names.get(name), Some(Stands::Empty | Stands::Statement(_))) {
-            return Ok(());
-        }
-        // A text that never fails, not even in a failed transaction.
-        self.put(name, &Parse { name, query: b"", types: b"\0\0" }, Stands::Empty, run)
-    }
-
-    fn put(&mut self, name: &[u8], parse: &Parse<'_>, stands: Stands, run: &mut Run<'_>) -> Result<(), End> {
-        run.cut(&mut self.to_server.buf, 0);
-        let written = parse.write_as(&mut self.to_server.buf, name);
-        written.map_err(|_: FrameError| End::Fatal(errors::internal()))?;
-        if name.is_empty() {
-            // Whose the unnamed one is, the connection knows; nobody uses it who has not parsed it.
-            self.owed.push(Kind::Parse, For::Us, None);
-            let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
-            conn.forget_unnamed();
-        } else {
-            self.owed.push(Kind::Parse, For::Us, Some(Box::new(Undo::Lent(name.into()))));
-            self.lent.names.insert(name.into(), stands);
-        }
-        Ok(())
-    }
+    // What was skipped, and the end.
 
     /// A Close of it was skipped.
     pub(super) fn still_lent(&mut self, name: Box<[u8]>, stands: Stands) {
+        self.lent.shown = None;
         self.lent.names.insert(name, stands);
     }
 
     /// It could not be put there: what stands there, if anything does, is the client's own.
     pub(super) fn not_lent(&mut self, name: &[u8]) {
-        self.lent.names.remove(name);
+        self.lent.take(name);
     }
 
     /// PostgreSQL took all names away, but for what was sent behind that.
     pub(super) fn keep_lent(&mut self, later: &HashSet<Box<[u8]>>) {
+        self.lent.shown = None;
         self.lent.names.retain(|name, _| later.contains(name));
     }
 
     /// Takes the client's names off the connection, at the end of its transaction. True if there were any.
     pub(super) fn take_back_lent(&mut self) -> Result<bool, End> {
-        self.lent.held = Vec::new();
         if self.lent.is_empty() {
             return Ok(false);
         }
-        // What DEALLOCATE was sent for is closed too: it may never have been run. But SQL may have given the name since, to
-        // one that stays: then it has time until nothing ties the client to the connection.
-        let has_sqls = self.signs.prepares || self.pinned || self.mode == PoolMode::Session;
-        let is_sqls = |stands: Stands| has_sqls && stands == Stands::Nothing;
-        let gone: Vec<_> = self.lent.names.extract_if(|_, stands| !is_sqls(*stands)).collect();
-        if gone.is_empty() {
-            return Ok(false);
-        }
-        for (name, stood) in gone {
+        for (name, stood) in std::mem::take(&mut self.lent).names {
             self.close_lent(name, stood)?;
         }
         self.to_server.buf.extend_from_slice(message::SYNC);

@@ -61,7 +61,7 @@ pub enum Own {
 #[derive(Debug, Default)]
 pub struct Later {
     /// The client's names.
-    pub names: Vec<Box<[u8]>>,
+    pub names: HashSet<Box<[u8]>>,
     /// Numbers of those that are being sent.
     pub on_server: Vec<u64>,
     /// The client's names that are put on the server connection.
@@ -77,8 +77,10 @@ pub enum Undo {
     Name(Box<[u8]>),
     /// The client's name was taken away by this Close.
     Closed(Box<[u8]>, Arc<Statement>),
-    /// The client's names were taken away by this SQL, in this order.
-    Deallocated(Vec<Deallocated>),
+    /// The same of one that stood on the server, which this Close takes off it.
+    ClosedLent(Box<[u8]>, Arc<Statement>, Stands),
+    /// Not to be taken back: what this SQL takes away when it is run, name by name.
+    Deallocates(VecDeque<Box<[u8]>>),
     /// The statement was put on the server by this Parse.
     OnServer(u64),
     /// Both of a Parse.
@@ -97,19 +99,25 @@ pub enum Undo {
     Evicted(u64),
 }
 
-/// A name of the client's that DEALLOCATE takes away: from the client, and off the server.
-#[derive(Debug)]
-pub struct Deallocated {
-    pub name: Box<[u8]>,
-    pub statement: Arc<Statement>,
-    pub stood: Stands,
+impl Undo {
+    /// What is sent behind it must know whether it counts. (Of the unnamed statement nothing is known that PostgreSQL
+    /// would not say itself, and drivers send many in a row.)
+    fn must_be_settled(&self) -> bool {
+        !matches!(self, Self::Deallocates(_) | Self::Columns(_) | Self::Unnamed(_))
+    }
 }
 
 #[derive(Debug)]
 struct Entry {
     what: What,
-    /// Boxed: only Parse and Close of a named statement have one.
+    /// Boxed: few have one.
     undo: Option<Box<Undo>>,
+}
+
+impl Entry {
+    fn must_be_settled(&self) -> bool {
+        self.undo.as_deref().is_some_and(Undo::must_be_settled)
+    }
 }
 
 #[derive(Debug)]
@@ -165,6 +173,10 @@ pub struct Owed {
     own: usize,
     /// Something was sent since PostgreSQL was last asked to flush its answers.
     unflushed: bool,
+    /// Entries that are to be taken back if they are skipped.
+    unsettled: usize,
+    /// A Sync was sent behind one of those: what comes now is not skipped with it, and must not rest on it.
+    sync_behind_unsettled: bool,
 }
 
 /// Extended messages were sent, and no Sync after them.
@@ -205,12 +217,19 @@ impl Owed {
             self.skipping = false;
             self.batch = Batch::None;
             self.sync_behind_guard |= self.guarded > 0;
+            self.sync_behind_unsettled |= self.unsettled > 0;
         } else if !matches!(kind, Kind::Query | Kind::FunctionCall) {
             self.batch = self.batch.max(if whose == For::Client { Batch::Clients } else { Batch::Ours });
         }
         self.client_owed += usize::from(whose == For::Client);
         self.unflushed = true;
-        self.queue.push_back(Entry { what: What::Request(kind, whose), undo });
+        self.push_entry(What::Request(kind, whose), undo);
+    }
+
+    fn push_entry(&mut self, what: What, undo: Option<Box<Undo>>) {
+        let entry = Entry { what, undo };
+        self.unsettled += usize::from(entry.must_be_settled());
+        self.queue.push_back(entry);
     }
 
     /// The last message of something of ours was sent, which fails in the extended protocol if the rest of it failed: until
@@ -224,7 +243,7 @@ impl Owed {
     pub fn push_own(&mut self, own: Own, undo: Option<Box<Undo>>) {
         self.batch = Batch::Clients;
         self.own += 1;
-        self.queue.push_back(Entry { what: What::Own(own), undo });
+        self.push_entry(What::Own(own), undo);
     }
 
     /// A message was sent that fails on purpose.
@@ -254,6 +273,14 @@ impl Owed {
                 head.undo = Some(Box::new(other));
                 None
             }
+        }
+    }
+
+    /// A DEALLOCATE was run: which of the client's names it was for.
+    pub fn take_deallocated(&mut self) -> Option<Box<[u8]>> {
+        match self.queue.front_mut()?.undo.as_deref_mut()? {
+            Undo::Deallocates(names) => names.pop_front(),
+            _ => None,
         }
     }
 
@@ -354,10 +381,7 @@ impl Owed {
         let Some(head) = self.queue.front() else { return Err(Unexpected(backend::ERROR_RESPONSE)) };
         match &head.what {
             What::Request(Kind::Sync | Kind::Query | Kind::FunctionCall, whose) => {
-                let verdict = if *whose == For::Client { Verdict::Deliver } else { Verdict::Swallow };
-                // A DEALLOCATE that failed took no name away.
-                self.undone.extend(self.queue.front_mut().and_then(|e| e.undo.take()).map(|undo| *undo));
-                return Ok(verdict);
+                return Ok(if *whose == For::Client { Verdict::Deliver } else { Verdict::Swallow });
             }
             // Nothing rests on it that may run without it.
             What::Request(_, For::Guard) => return Ok(Verdict::Swallow),
@@ -425,18 +449,18 @@ impl Owed {
         for undo in self.queue.iter().filter_map(|entry| entry.undo.as_deref()) {
             match undo {
                 Undo::Name(name) => {
-                    later.names.push(name.clone());
+                    later.names.insert(name.clone());
                     later.assumed = true;
                 }
                 Undo::NameOnServer(name, id) => {
-                    later.names.push(name.clone());
+                    later.names.insert(name.clone());
                     later.on_server.push(*id);
                 }
                 Undo::OnServer(id) => later.on_server.push(*id),
                 Undo::Lent(name) => drop(later.lent.insert(name.clone())),
                 // If it is skipped, it would be believed to be there again.
-                Undo::Evicted(_) | Undo::Taken(..) | Undo::Look | Undo::Deallocated(_) => later.assumed = true,
-                Undo::Closed(..) | Undo::Unnamed(_) | Undo::Columns(_) => {}
+                Undo::Evicted(_) | Undo::Taken(..) | Undo::ClosedLent(..) | Undo::Look => later.assumed = true,
+                Undo::Closed(..) | Undo::Deallocates(_) | Undo::Unnamed(_) | Undo::Columns(_) => {}
             }
         }
         later
@@ -540,6 +564,12 @@ impl Owed {
         self.sync_behind_guard
     }
 
+    /// What is sent now could run although something that it rests on is skipped.
+    #[must_use]
+    pub fn is_past_unsettled(&self) -> bool {
+        self.sync_behind_unsettled
+    }
+
     #[must_use]
     pub fn is_unclear(&self) -> bool {
         self.unclear
@@ -577,6 +607,8 @@ impl Owed {
             self.client_owed -= 1;
         }
         self.own -= usize::from(matches!(entry.what, What::Own(_)));
+        self.unsettled -= usize::from(entry.must_be_settled());
+        self.sync_behind_unsettled &= self.unsettled > 0;
     }
 
     /// Syncs that were sent right behind the COPY are in the server's hands before any copy data: it ignores them.

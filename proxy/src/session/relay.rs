@@ -9,6 +9,7 @@
 
 use std::{
     cell::RefCell,
+    collections::HashMap,
     future::Future,
     io,
     pin::Pin,
@@ -33,7 +34,7 @@ use super::{
     heal::Keep,
     lend::Lent,
     listening::Listening,
-    owed::{Deallocated, For, Kind, Owed, Undo},
+    owed::{For, Kind, Owed, Undo},
     pin::Pins,
     probe::{self, Evidence},
     registry::{EndReason, Registered},
@@ -163,12 +164,19 @@ pub struct Session {
     pub(super) verifying: bool,
     /// A statement changed tables: plans may be stale when that is committed.
     pub(super) made_stale: bool,
-    /// Something was created in this transaction: if it is rolled back, what was prepared meanwhile is stale.
+    /// Something was created in this transaction, and something was prepared: if the first is rolled back, the second is
+    /// stale.
     pub(super) creates: bool,
+    pub(super) has_prepared: bool,
     /// The client's names that stand on the connection.
     pub(super) lent: Lent,
-    /// What was sent must be answered before anything else is.
+    /// What was sent must be answered before anything else is sent, except the rest of its message and the data of its
+    /// COPY.
     pub(super) alone: bool,
+    /// Portals that are a DEALLOCATE of one of the client's names, and that name.
+    pub(super) deallocates: HashMap<Box<[u8]>, Box<[u8]>>,
+    /// SQL's PREPARE was seen in session mode, where nobody looks what became of it.
+    pub(super) sql_gives_names: bool,
     /// The connection was made fit for the client's request just now: that comes next, before the connection may go elsewhere.
     pub(super) confirmed: bool,
     pub(super) cancelling: Option<JoinHandle<bool>>,
@@ -253,6 +261,9 @@ impl Session {
             verifying: false,
             made_stale: false,
             creates: false,
+            has_prepared: false,
+            deallocates: HashMap::new(),
+            sql_gives_names: false,
             lent: Lent::default(),
             alone: false,
             confirmed: false,
@@ -567,10 +578,15 @@ impl Session {
             return Ok(());
         }
         self.pool.stats.add(&mut self.tally);
-        self.creates = false;
+        (self.creates, self.has_prepared) = (false, false);
+        if !self.deallocates.is_empty() {
+            // Portals end with their transaction.
+            self.deallocates.clear();
+        }
         if std::mem::take(&mut self.made_stale) {
             self.pool.plans_are_stale();
         }
+        self.sql_gives_names |= self.mode == PoolMode::Session && self.signs.prepares;
         if self.take_back_lent()? {
             return Ok(());
         }
@@ -699,7 +715,13 @@ impl Session {
             || self.verifying
             || self.is_moving()
             || self.owed.is_past_guard()
-            || (self.alone && !self.owed.is_empty())
+            || self.owed.is_past_unsettled()
+            || self.must_be_alone()
+    }
+
+    /// What is under way must be over before anything else begins; the rest of it is no other.
+    fn must_be_alone(&self) -> bool {
+        self.alone && !self.owed.is_empty() && self.request.left == 0 && !self.owed.in_copy_in()
     }
 
     /// True when nothing is left to write. A write that fails is not the last word: the server's may still be unread.
@@ -779,11 +801,9 @@ impl Session {
             match undo {
                 Undo::Name(name) => drop(self.names.remove(&name)),
                 Undo::Closed(name, statement) => self.names.insert(&name, statement),
-                Undo::Deallocated(gone) => {
-                    for Deallocated { name, statement, stood } in gone.into_iter().rev() {
-                        self.names.insert(&name, statement);
-                        self.still_lent(name, stood);
-                    }
+                Undo::ClosedLent(name, statement, stood) => {
+                    self.names.insert(&name, statement);
+                    self.still_lent(name, stood);
                 }
                 Undo::Taken(name, stood) => self.still_lent(name, stood),
                 // It still stands there, and is in no book any more.
@@ -807,7 +827,7 @@ impl Session {
                     }
                 }
                 Undo::Lent(name) => self.not_lent(&name),
-                Undo::Columns(_) => {}
+                Undo::Columns(_) | Undo::Deallocates(_) => {}
                 Undo::Evicted(id) => {
                     // It is still there; if that makes one too many, another goes, and is closed on the server later.
                     if conn.prepared.insert(id, None).is_some() {
@@ -839,7 +859,7 @@ impl Session {
 
     async fn finish(mut self, end: End) {
         self.enter(SessionEvent::End);
-        if self.made_stale || self.creates {
+        if self.made_stale || (self.creates && self.has_prepared) {
             self.pool.plans_are_stale();
         }
         if self.made_functions {

@@ -3,7 +3,7 @@
 //! Whole runs are forwarded from where they were read. A message is taken apart only for its statement name; its body is
 //! never decoded. A message that PostgreSQL would refuse as malformed is refused here, with none of its bytes forwarded.
 
-use std::{sync::Arc, task::Context};
+use std::{collections::VecDeque, sync::Arc, task::Context};
 
 use bytes::Bytes;
 use tenantry_wire::{
@@ -16,7 +16,7 @@ use tenantry_wire::{
 
 use super::{
     errors,
-    lend::{Lending, Shown},
+    lend::Shown,
     owed::{For, Kind, Own, Undo},
     pin::PinReason,
     relay::{CHUNK, End, MAX_OWED, Session, Sink},
@@ -27,7 +27,7 @@ use crate::{
     pool::{lease::Lease, stats::Stats},
     server::{
         conn::Unnamed,
-        signs::Signs,
+        signs::{Asks, Named, NamedUse, Signs},
         statements::{self, Columns, Statement},
     },
 };
@@ -49,6 +49,20 @@ enum Step {
     Incomplete,
     /// It must wait: for a lease, or for something to be confirmed.
     Wait,
+}
+
+/// Whether a text may be run now.
+enum Ready {
+    Yes,
+    Wait,
+    Refused(Box<ErrorResponse>),
+}
+
+/// Whether a statement gives the columns that its client was told of.
+enum Fit {
+    /// This one does.
+    Yes(Arc<Statement>),
+    No(Step),
 }
 
 impl Session {
@@ -79,6 +93,10 @@ impl Session {
                 }
                 self.pass_on(run);
                 continue;
+            }
+            if self.to_server.buf.len() >= CHUNK {
+                // A few bytes of the client's may have made us write many: they go first.
+                break;
             }
             let rest = bytes.get(run.at..).unwrap_or_default();
             let header = frame::client_header(rest).map_err(|e| End::Fatal(errors::malformed(&e)))?;
@@ -200,11 +218,7 @@ impl Session {
             frontend::DESCRIBE if whole => self.describe(body, run),
             frontend::CLOSE if whole => self.close(body, run),
             frontend::DESCRIBE | frontend::CLOSE => Ok(Step::Incomplete),
-            frontend::EXECUTE => {
-                self.tally.queries += 1;
-                self.owed.push(Kind::Execute, For::Client, None);
-                Ok(Step::Forward(Sink::Forward))
-            }
+            frontend::EXECUTE => Ok(self.execute(header, rest, run)),
             frontend::FUNCTION_CALL => {
                 // A function by its number: it may be any.
                 self.signs.suspect = true;
@@ -267,34 +281,84 @@ impl Session {
     }
 
     fn query(&mut self, body: &[u8], whole: bool, run: &mut Run<'_>) -> Result<Step, End> {
+        let text = body.strip_suffix(b"\0").unwrap_or(body);
+        let advanced = self.signs.advances;
+        (self.signs.sequences, self.signs.asks_names) = (false, false);
+        if whole {
+            self.scan.reset();
+            self.scan.feed(text, &mut self.signs);
+            self.scan.finish(&mut self.signs);
+        }
+        let named = self.named_in(text, whole);
+        let mut asks = self.signs.asks();
+        named.iter().for_each(|named| self.add_asks(named, &mut asks));
+        let ready = self.is_ready(asks, advanced, run);
+        if matches!(ready, Ready::Wait) {
+            self.signs.advances = advanced;
+            return Ok(Step::Wait);
+        }
         self.names.drop_unnamed();
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             conn.forget_unnamed();
         }
         self.tally.queries += 1;
-        let text = body.strip_suffix(b"\0").unwrap_or(body);
-        if whole {
-            (self.signs.sequences, self.signs.asks_names) = (false, false);
-            self.scan.reset();
-            self.scan.feed(text, &mut self.signs);
-            self.scan.finish(&mut self.signs);
-            if self.signs.sequences && !self.may_ask_sequences(self.signs.advances) {
-                return self.poison_query(run, errors::sequence_elsewhere());
-            }
+        if let Ready::Refused(error) = ready {
+            return self.poison_query(run, *error);
         }
-        if whole && self.signs.asks_names {
-            // If a statement cannot be prepared any more, PostgreSQL discards what comes behind it: one thing at a time.
-            match self.show_names(run)? {
-                Shown::Yes => self.alone = true,
-                Shown::No => {}
-                Shown::OutOfMemory => return self.poison_query(run, errors::out_of_memory()),
-            }
-        }
-        let Lending::Done(undo) = self.lend_to_query(text, run)? else {
+        // If a statement of ours fails, PostgreSQL discards what comes behind it: one thing at a time.
+        self.alone |= asks.names || asks.speaks_of_names;
+        if (asks.names && self.show_names(run)? == Shown::OutOfMemory) || !self.lend_all(&named, run)? {
             return self.poison_query(run, errors::out_of_memory());
-        };
+        }
+        let undo = self.deallocated_by(&named);
         self.owed.push(Kind::Query, For::Client, undo);
         Ok(Step::Forward(if whole { Sink::Forward } else { Sink::Scan }))
+    }
+
+    /// Whether a text that asks for this may be run now. `advanced`: what came before it moved a sequence.
+    fn is_ready(&mut self, asks: Asks, advanced: bool, run: &mut Run<'_>) -> Ready {
+        if (asks.names || asks.speaks_of_names) && !self.is_settled(run) {
+            return Ready::Wait;
+        }
+        // That a text holds an EXECUTE may move one, but not before what it runs asks.
+        let is_asked = asks.sequences || asks.runs_sequences;
+        if is_asked && !self.may_ask_sequences(advanced || (asks.advances && !asks.runs_sequences)) {
+            return Ready::Refused(Box::new(errors::sequence_elsewhere()));
+        }
+        Ready::Yes
+    }
+
+    /// Whether everything is answered, so that the books are true. If it is not, PostgreSQL is asked not to put it off.
+    fn is_settled(&mut self, run: &mut Run<'_>) -> bool {
+        if self.owed.is_empty() {
+            return true;
+        }
+        if self.owed.take_unflushed() {
+            run.cut(&mut self.to_server.buf, 0);
+            self.to_server.buf.extend_from_slice(message::FLUSH);
+        }
+        self.wait_for_replay();
+        false
+    }
+
+    fn execute(&mut self, header: Header, rest: &[u8], run: &mut Run<'_>) -> Step {
+        let portal = if self.deallocates.is_empty() { None } else { rest.get(HEADER..header.total()) };
+        if portal.is_none() && !self.deallocates.is_empty() && header.total() <= MAX_LOOKED_AT {
+            return Step::Incomplete;
+        }
+        self.tally.queries += 1;
+        let portal = portal.and_then(|body| body.split(|b| *b == 0).next());
+        let Some(name) = portal.and_then(|portal| self.deallocates.remove(portal)) else {
+            self.owed.push(Kind::Execute, For::Client, None);
+            return Step::Forward(Sink::Forward);
+        };
+        // What comes behind it has one name less.
+        self.alone = true;
+        self.owed.push(Kind::Execute, For::Client, Some(Box::new(Undo::Deallocates(VecDeque::from([name])))));
+        run.cut(&mut self.to_server.buf, header.total());
+        self.to_server.buf.extend_from_slice(rest.get(..header.total()).unwrap_or_default());
+        self.to_server.buf.extend_from_slice(message::FLUSH);
+        Step::Replaced { first: header.total() }
     }
 
     fn parse(&mut self, header: Header, body: &[u8], whole: bool, run: &mut Run<'_>) -> Result<Step, End> {
@@ -317,12 +381,19 @@ impl Session {
             self.owed.push(Kind::Parse, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         };
+        let executed = self.executed_by(parse.query);
+        if let Some(named) = &executed {
+            // Its columns are those of what stands under the name now.
+            if !self.is_settled(run) {
+                return Ok(Step::Wait);
+            }
+            self.lend(named, run)?;
+        }
         if unnamed && !self.reuse_unnamed {
-            self.lend_to_parse(&parse, run)?;
             let message = run.bytes.get(run.at..run.at.saturating_add(header.total())).unwrap_or_default();
             return Ok(self.parse_unnamed(&parse, message));
         }
-        self.parse_named(header, &parse, run)
+        self.parse_named(header, &parse, executed.is_some(), run)
     }
 
     fn parse_unnamed(&mut self, parse: &Parse<'_>, message: &[u8]) -> Step {
@@ -363,15 +434,17 @@ impl Session {
         self.confirmed |= self.evidence.is_none() && self.owed.is_for_us_alone();
     }
 
-    fn parse_named(&mut self, header: Header, parse: &Parse<'_>, run: &mut Run<'_>) -> Result<Step, End> {
+    /// `executes`: it is an EXECUTE of one of the client's names.
+    fn parse_named(
+        &mut self,
+        header: Header,
+        parse: &Parse<'_>,
+        executes: bool,
+        run: &mut Run<'_>,
+    ) -> Result<Step, End> {
         if self.names.get(parse.name).is_some() {
-            if !self.owed.is_empty() {
-                // Whether the earlier one stands is only known when it was answered, which PostgreSQL may put off.
-                if self.owed.take_unflushed() {
-                    run.cut(&mut self.to_server.buf, 0);
-                    self.to_server.buf.extend_from_slice(message::FLUSH);
-                }
-                self.wait_for_replay();
+            // Whether the earlier one stands is only known when it was answered.
+            if !executes && !self.is_settled(run) {
                 return Ok(Step::Wait);
             }
             // PostgreSQL finds fault with the text first, and then with the name.
@@ -382,15 +455,15 @@ impl Session {
         if self.names.len() >= MAX_NAMES {
             return self.poison(run, errors::too_many_statements());
         }
-        if !parse.name.is_empty() && (self.signs.prepares || self.pins.has(PinReason::Prepare)) {
-            // SQL may have given the name.
+        let sql_gives_names = self.signs.prepares || self.pins.has(PinReason::Prepare) || self.sql_gives_names;
+        if !parse.name.is_empty() && sql_gives_names {
             self.occupy(parse.name, run)?;
         }
         // From here on the statement itself holds its text.
         self.held = None;
         let plans = self.pool.plans();
         // What EXECUTE gives depends on whose name it is: shared with nobody else.
-        let own = if self.lend_to_parse(parse, run)? { self.registered.shared.id } else { 0 };
+        let own = if executes { self.registered.shared.id } else { 0 };
         let planning = self.settings.planning() ^ own;
         let mut interned = self.pool.statements.intern(parse, planning, plans, &self.limits.memory);
         if interned.is_none()
@@ -424,6 +497,11 @@ impl Session {
     /// Writes the Parse of a statement that the server connection does not have; evicts another if it must.
     pub(super) fn prepare(&mut self, statement: &Arc<Statement>, whose: For, undo: Undo) -> Result<(), End> {
         let broken = |_: FrameError| End::Fatal(errors::internal());
+        self.has_prepared = true;
+        if let Some((name, stood)) = self.lent.take(&statement.name) {
+            // A client that calls its statements as we do.
+            self.close_lent(name, stood)?;
+        }
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         if let Some(evicted) = conn.prepared.insert(statement.id, Some(Arc::clone(statement))) {
             let name = statements::name_of(evicted);
@@ -435,15 +513,14 @@ impl Session {
         Ok(())
     }
 
-    /// The server's name for a statement name of the client, made sure to be there; `None` if the client has no such name.
-    /// The run must have been cut before: this may write.
-    fn server_name(&mut self, name: &[u8]) -> Result<Option<Arc<Statement>>, End> {
-        let Some(statement) = self.names.get(name).cloned() else { return Ok(None) };
+    /// Makes sure that the statement is there under the server's name for it. The run must have been cut before: this may
+    /// write.
+    fn put_on_server(&mut self, statement: &Arc<Statement>) -> Result<(), End> {
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
-        if !conn.prepared.touch(statement.id) {
-            self.prepare(&statement, For::Us, Undo::OnServer(statement.id))?;
+        if conn.prepared.touch(statement.id) {
+            return Ok(());
         }
-        Ok(Some(statement))
+        self.prepare(statement, For::Us, Undo::OnServer(statement.id))
     }
 
     fn bind(&mut self, header: Header, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
@@ -457,70 +534,89 @@ impl Session {
         if head.portal.is_empty() {
             self.bound = None;
         }
-        if head.statement.is_empty() && self.names.get(b"").is_none() {
-            return self.bind_unnamed(run);
+        if !self.deallocates.is_empty() {
+            self.deallocates.remove(head.portal);
         }
-        if self.names.get(head.statement).is_none() {
-            // PostgreSQL says 26000 in its own words; or it is the name of a SQL-level PREPARE.
-            self.owed.push(Kind::Bind, For::Client, None);
-            return Ok(Step::Forward(Sink::Forward));
+        let Some(statement) = self.names.get(head.statement).cloned() else {
+            return self.bind_unshared(&head, run);
+        };
+        let asks = self.asks_of(&statement.signs);
+        match self.is_ready(asks, self.signs.advances, run) {
+            Ready::Yes => {}
+            Ready::Wait => return Ok(Step::Wait),
+            Ready::Refused(error) => return self.poison(run, *error),
         }
-        let signs = self.names.get(head.statement).map(|s| (s.signs.sequences, s.signs.advances));
-        if let Some((true, advances)) = signs
-            && !self.may_ask_sequences(advances)
-        {
-            return self.poison(run, errors::sequence_elsewhere());
+        if asks.speaks_of_names {
+            self.lend_to(statement.signs.named.as_deref(), run)?;
         }
         // A client that asks for the columns of the portal does so right behind.
         let next = run.bytes.get(run.at.saturating_add(header.total())..).unwrap_or_default();
-        let asks = matches!(next, [frontend::DESCRIBE, _, _, _, _, b'P', ..]);
-        if let Some(step) = self.ensure_fits(head.statement, asks, run)? {
-            return Ok(step);
-        }
-        let mut asking = self.names.get(head.statement).filter(|statement| statement.signs.asks_names).cloned();
-        if asking.is_some() {
-            match self.show_names(run)? {
-                Shown::Yes => {}
-                Shown::No => asking = None,
-                Shown::OutOfMemory => return self.poison(run, errors::out_of_memory()),
-            }
+        let describes = matches!(next, [frontend::DESCRIBE, _, _, _, _, b'P', ..]);
+        let statement = match self.ensure_fits(head.statement, statement, describes, run)? {
+            Fit::Yes(statement) => statement,
+            Fit::No(step) => return Ok(step),
+        };
+        let shown = if asks.names { self.show_names(run)? } else { Shown::NotAll };
+        if asks.names && shown == Shown::OutOfMemory {
+            return self.poison(run, errors::out_of_memory());
         }
         let first = HEADER.saturating_add(head.length);
         run.cut(&mut self.to_server.buf, first);
-        let (statement, name) = match asking {
-            // There must be no names but the client's.
-            Some(statement) => {
-                self.lend_statement(head.statement, &statement, run)?;
-                (statement, Some(head.statement))
-            }
-            None => (self.server_name(head.statement)?.ok_or(End::ServerLost)?, None),
+        // Where names are asked for, there must be none but the client's.
+        let name = if shown == Shown::Yes {
+            self.lend_statement(head.statement, &statement, run)?;
+            head.statement
+        } else {
+            self.put_on_server(&statement)?;
+            &statement.name
         };
         self.signs.merge(&statement.signs);
         if head.portal.is_empty() && !statement.knows_columns() {
             self.bound = Some(Arc::clone(&statement));
         }
-        let undo = self.lend_to_bind(statement.signs.named.as_deref(), run)?;
-        let written = head.write_as(&mut self.to_server.buf, name.unwrap_or(&statement.name), header.body);
+        self.portal_of(head.portal, statement.signs.named.as_deref());
+        let written = head.write_as(&mut self.to_server.buf, name, header.body);
         written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
-        self.owed.push(Kind::Bind, For::Client, undo);
+        self.owed.push(Kind::Bind, For::Client, None);
         Ok(Step::Replaced { first })
     }
 
-    fn bind_unnamed(&mut self, run: &mut Run<'_>) -> Result<Step, End> {
-        if self.names.unnamed_signs.sequences && !self.may_ask_sequences(self.names.unnamed_signs.advances) {
-            return self.poison(run, errors::sequence_elsewhere());
+    /// Of the client's own unnamed statement, or of one that it has not prepared in the protocol.
+    fn bind_unshared(&mut self, head: &BindHead<'_>, run: &mut Run<'_>) -> Result<Step, End> {
+        if !head.statement.is_empty() {
+            // PostgreSQL says 26000 in its own words; or it is the name of a SQL-level PREPARE.
+            self.unlend(head.statement, run)?;
+            self.owed.push(Kind::Bind, For::Client, None);
+            return Ok(Step::Forward(Sink::Forward));
         }
+        let asks = self.asks_of(&self.names.unnamed_signs);
+        match self.is_ready(asks, self.signs.advances, run) {
+            Ready::Yes => {}
+            Ready::Wait => return Ok(Step::Wait),
+            Ready::Refused(error) => return self.poison(run, *error),
+        }
+        let named = self.names.unnamed_signs.named.clone();
+        self.lend_to(named.as_deref(), run)?;
         if let Some(step) = self.need_unnamed(run)? {
             return Ok(step);
         }
-        if self.names.unnamed_signs.asks_names && self.show_names(run)? == Shown::OutOfMemory {
+        if asks.names && self.show_names(run)? == Shown::OutOfMemory {
             return self.poison(run, errors::out_of_memory());
         }
         self.signs.merge(&self.names.unnamed_signs);
-        let named = self.names.unnamed_signs.named.clone();
-        let undo = self.lend_to_bind(named.as_deref(), run)?;
-        self.owed.push(Kind::Bind, For::Client, undo);
+        self.portal_of(head.portal, named.as_deref());
+        self.owed.push(Kind::Bind, For::Client, None);
         Ok(Step::Forward(Sink::Forward))
+    }
+
+    /// Notes what the portal takes away when it is run.
+    fn portal_of(&mut self, portal: &[u8], named: Option<&Named>) {
+        if let Some(named) = named
+            && named.verb == NamedUse::Deallocate
+            && self.names.get(&named.name).is_some()
+        {
+            self.deallocates.insert(portal.into(), named.name.as_slice().into());
+        }
     }
 
     /// The client is about to use its unnamed statement: makes sure that it is on this server connection and not
@@ -545,16 +641,29 @@ impl Session {
         let header = Header { tag: frontend::DESCRIBE, body: body.len() };
         match Target::read(body) {
             Some(target) if target.is_statement() && target.name.is_empty() && self.names.get(b"").is_none() => {
+                let named = self.names.unnamed_signs.named.clone();
+                if let Some(step) = self.lend_to_describe(named.as_deref(), run)? {
+                    return Ok(step);
+                }
                 if let Some(step) = self.need_unnamed(run)? {
                     return Ok(step);
                 }
             }
-            Some(target) if target.is_statement() && self.names.get(target.name).is_some() => {
-                if let Some(step) = self.ensure_fits(target.name, true, run)? {
+            Some(target) if target.is_statement() => {
+                let Some(statement) = self.names.get(target.name).cloned() else {
+                    self.unlend(target.name, run)?;
+                    self.push_describe(None);
+                    return Ok(Step::Forward(Sink::Forward));
+                };
+                if let Some(step) = self.lend_to_describe(statement.signs.named.as_deref(), run)? {
                     return Ok(step);
                 }
+                let statement = match self.ensure_fits(target.name, statement, true, run)? {
+                    Fit::Yes(statement) => statement,
+                    Fit::No(step) => return Ok(step),
+                };
                 run.cut(&mut self.to_server.buf, header.total());
-                let Some(statement) = self.server_name(target.name)? else { return Err(End::ServerLost) };
+                self.put_on_server(&statement)?;
                 let written =
                     extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, &statement.name);
                 written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
@@ -572,6 +681,19 @@ impl Session {
         Ok(Step::Forward(Sink::Forward))
     }
 
+    /// The columns of an EXECUTE are those of what stands under its name when it is parsed, which it may be anew. `Some` if
+    /// the request must wait.
+    fn lend_to_describe(&mut self, named: Option<&Named>, run: &mut Run<'_>) -> Result<Option<Step>, End> {
+        let Some(named) = named.filter(|named| named.verb == NamedUse::Execute && self.knows(named)) else {
+            return Ok(None);
+        };
+        if !self.is_settled(run) {
+            return Ok(Some(Step::Wait));
+        }
+        self.lend(named, run)?;
+        Ok(None)
+    }
+
     /// `statement`: the one whose columns the answer tells for the first time.
     fn push_describe(&mut self, statement: Option<Arc<Statement>>) {
         self.describing |= statement.is_some();
@@ -579,39 +701,53 @@ impl Session {
     }
 
     /// Makes sure that a statement which this connection does not have yet still gives the columns that its client was
-    /// told of. `Some` if the request must wait, or was answered in another way.
-    fn ensure_fits(&mut self, name: &[u8], asks: bool, run: &mut Run<'_>) -> Result<Option<Step>, End> {
-        let Some(statement) = self.names.get(name).cloned() else { return Ok(None) };
+    /// told of.
+    fn ensure_fits(
+        &mut self,
+        name: &[u8],
+        statement: Arc<Statement>,
+        asks: bool,
+        run: &mut Run<'_>,
+    ) -> Result<Fit, End> {
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         if conn.prepared.touch(statement.id) && statement.columns(conn.plans) != Columns::Changed {
-            return Ok(None);
+            return Ok(Fit::Yes(statement));
         }
-        match self.verify(&statement, run)? {
-            Columns::Same => Ok(None),
-            Columns::Unknown => Ok(Some(Step::Wait)),
-            Columns::Changed if self.renew(name, &statement, asks) => Ok(None),
-            Columns::Changed => self.poison(run, errors::stale_plan()).map(Some),
-        }
+        Ok(match self.verify(&statement, run)? {
+            Columns::Same => Fit::Yes(statement),
+            Columns::Unknown => Fit::No(Step::Wait),
+            Columns::Changed => match self.renew(name, &statement, asks) {
+                Some(fresh) => Fit::Yes(fresh),
+                None => Fit::No(self.poison(run, errors::stale_plan())?),
+            },
+        })
     }
 
     /// Closing a name is the client's business alone: the shared statement stays where it is.
     fn close(&mut self, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
         let header = Header { tag: frontend::CLOSE, body: body.len() };
-        if let Some(target) = Target::read(body)
-            && target.is_statement()
-            && let Some(statement) = self.names.remove(target.name)
-        {
-            run.cut(&mut self.to_server.buf, header.total());
-            self.owed.push_own(Own::CloseComplete, Some(Box::new(Undo::Closed(target.name.into(), statement))));
-            return Ok(Step::Replaced { first: header.total() });
-        }
-        if Target::read(body).is_some_and(|t| t.is_statement() && t.name.is_empty()) {
+        let Some(target) = Target::read(body).filter(Target::is_statement) else {
+            self.owed.push(Kind::Close, For::Client, None);
+            return Ok(Step::Forward(Sink::Forward));
+        };
+        let undo = match (self.names.remove(target.name), self.lent.take(target.name)) {
+            (Some(statement), None) => {
+                run.cut(&mut self.to_server.buf, header.total());
+                self.owed.push_own(Own::CloseComplete, Some(Box::new(Undo::Closed(target.name.into(), statement))));
+                return Ok(Step::Replaced { first: header.total() });
+            }
+            // It is on the connection under this very name: so this closes it there, too.
+            (Some(statement), Some((name, stood))) => Some(Undo::ClosedLent(name, statement, stood)),
+            (None, Some((name, stood))) => Some(Undo::Taken(name, stood)),
+            (None, None) => None,
+        };
+        if target.name.is_empty() {
             self.names.drop_unnamed();
             if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
                 conn.forget_unnamed();
             }
         }
-        self.owed.push(Kind::Close, For::Client, None);
+        self.owed.push(Kind::Close, For::Client, undo.map(Box::new));
         Ok(Step::Forward(Sink::Forward))
     }
 

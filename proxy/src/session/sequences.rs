@@ -15,15 +15,12 @@ use super::relay::Session;
 use crate::pool::lease::Lease;
 
 impl Session {
-    /// Whether what the client is about to ask can be answered with its own. `advances`: the same text moves a sequence.
+    /// Whether what the client is about to ask can be answered with its own. `advances`: a sequence was moved in this
+    /// transaction, or the same text does so.
     pub(super) fn may_ask_sequences(&mut self, advances: bool) -> bool {
         self.pool.sequences_are_read();
         let id = self.registered.shared.id;
         let discarded = self.lease.as_mut().and_then(Lease::conn).is_some_and(|conn| conn.sequences_of == id);
-        self.pinned
-            || self.mode == PoolMode::Session
-            || advances
-            || self.signs.advances
-            || (discarded && self.owed.status() != status::IDLE)
+        self.pinned || self.mode == PoolMode::Session || advances || (discarded && self.owed.status() != status::IDLE)
     }
 }

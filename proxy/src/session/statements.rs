@@ -2,7 +2,10 @@
 //!
 //! Names are the client's own: two clients may use the same name for different texts. Pure.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 
@@ -27,6 +30,8 @@ pub struct Names {
     names: HashMap<Box<[u8]>, Named>,
     /// How many names were given.
     given: u64,
+    /// How often the names became others.
+    changes: u64,
     /// The last unnamed Parse as it was sent, to be sent again where another server connection needs it.
     unnamed: Option<Bytes>,
     /// Which of the client's unnamed statements the present one is; `None` while it has none.
@@ -45,11 +50,19 @@ impl Names {
 
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
         self.given = self.given.wrapping_add(1);
+        self.changes = self.changes.wrapping_add(1);
         self.names.insert(name.into(), Named { statement, place: self.given });
     }
 
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        self.changes = self.changes.wrapping_add(1);
         self.names.remove(name).map(|named| named.statement)
+    }
+
+    /// How often they became others: what was made of all of them holds as long as this is the same.
+    #[must_use]
+    pub fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// All of them, in the order in which they were given.
@@ -61,7 +74,8 @@ impl Names {
     }
 
     /// DISCARD ALL and DEALLOCATE ALL: only these names stay, which were prepared later; as the unnamed statement, if it was.
-    pub fn keep(&mut self, later: &[Box<[u8]>], unnamed: bool) {
+    pub fn keep(&mut self, later: &HashSet<Box<[u8]>>, unnamed: bool) {
+        self.changes = self.changes.wrapping_add(1);
         if later.is_empty() {
             self.names = HashMap::new();
         } else {

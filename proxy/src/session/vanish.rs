@@ -204,11 +204,11 @@ fn note(remains: &mut Remains, tag: u8, body: &[u8]) -> Result<(), Unusable> {
         match undo {
             Undo::OnServer(id) | Undo::NameOnServer(_, id) => conn.prepared.remove(id),
             // Still there although our books said it was closed: simplest to begin anew.
-            Undo::Evicted(_) | Undo::Lent(_) | Undo::Taken(..) | Undo::Look | Undo::Deallocated(_) => {
+            Undo::Evicted(_) | Undo::Lent(_) | Undo::Taken(..) | Undo::ClosedLent(..) | Undo::Look => {
                 return Err(Unusable);
             }
             Undo::Unnamed(_) => conn.forget_unnamed(),
-            Undo::Name(_) | Undo::Closed(..) | Undo::Columns(_) => {}
+            Undo::Name(_) | Undo::Closed(..) | Undo::Deallocates(_) | Undo::Columns(_) => {}
         }
     }
     Ok(())

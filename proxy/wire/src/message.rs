@@ -115,10 +115,16 @@ pub fn changes_tables(body: &[u8]) -> bool {
     [&b"ALTER "[..], b"DROP ", b"CREATE VIEW"].into_iter().any(|tag| body.starts_with(tag))
 }
 
-/// Whether the body of a CommandComplete says that something was created.
+/// Whether the body of a CommandComplete says that something was created, or may have been.
 #[must_use]
 pub fn creates(body: &[u8]) -> bool {
-    body.starts_with(b"CREATE ")
+    [&b"CREATE "[..], b"DO\0", b"CALL\0"].into_iter().any(|tag| body.starts_with(tag))
+}
+
+/// Whether the body of a CommandComplete says that one prepared statement was deallocated.
+#[must_use]
+pub fn drops_statement(body: &[u8]) -> bool {
+    body.starts_with(b"DEALLOCATE\0")
 }
 
 /// Whether the body of a CommandComplete says that a transaction was rolled back, all of it or to a savepoint.
