@@ -143,6 +143,7 @@ impl Run<'_> {
             }
             done.push(file.name.clone());
             result["applied"] = json!(done);
+            self.site.note(self.job, result).await?;
         }
         Ok(())
     }
@@ -221,7 +222,8 @@ impl Run<'_> {
                 Err(StepError::Refused(why)) => half_built(file, &left, &format!("failed ({why}), and left"))?,
                 _ => half_built(file, &left, "left")?,
             }
-            outcome?;
+            let is_again = begun.is_some() && usize::try_from(count).is_ok_and(|count| count == done + 1);
+            outcome.map_err(|error| if is_again { again(error) } else { error })?;
             self.site.plane.fuse.burn();
             self.client.execute(sql::DONE_SO_FAR, &[&file.version, &count]).await?;
         }
@@ -261,6 +263,17 @@ impl Run<'_> {
 fn pauses(retries: u32) -> impl Iterator<Item = Duration> {
     let doubled = std::iter::successors(Some(PAUSE.0), |pause| Some((*pause * 2).min(PAUSE.1)));
     doubled.take(usize::try_from(retries).unwrap_or(0).saturating_add(1))
+}
+
+/// Of the first statement that was not counted, in a file that was begun before.
+fn again(error: StepError) -> StepError {
+    match error {
+        StepError::Refused(why) => StepError::Refused(format!(
+            "{why}; the file was begun before, and this statement may have been done then: undo it, or change the file so that \
+             it may be done again (IF NOT EXISTS), which begins the file anew"
+        )),
+        other => other,
+    }
 }
 
 /// An index that was begun and not finished is named.
