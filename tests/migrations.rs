@@ -305,6 +305,14 @@ impl Prepared {
 /// What is on the server connection itself, by way of a view: asked for by name, a client is shown its own.
 const PREPARED: &str = "CREATE VIEW on_server AS SELECT name || ' at ' || prepare_time AS one FROM pg_prepared_statements; \
                         GRANT SELECT ON on_server TO PUBLIC";
+/// One series of a metric.
+async fn series(proxy: &Proxy, name: &str, tenant: &str) -> f64 {
+    let begin = format!("{name}{{tenant=\"{tenant}\",role=\"{tenant}\"}} ");
+    let metrics = proxy.metrics().await;
+    let found = metrics.lines().find_map(|line| line.strip_prefix(&begin)?.parse().ok());
+    found.unwrap_or_else(|| panic!("no {begin}in {metrics}"))
+}
+
 const PREPARED_AT: &str = "SELECT coalesce(string_agg(one, ', '), '') FROM on_server";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -331,11 +339,9 @@ async fn a_column_type_changes_under_prepared_statements_and_only_that_tenants_p
     let mut other = Prepared::new(&first, blog, "SELECT n FROM t").await;
     let kept = other.client.value(PREPARED_AT).await;
     assert!(kept.contains("tenantry_"), "blog's statement is prepared: {kept:?}");
-    let parses = "tenantry_prepared_parses_total{tenant=\"blog\",role=\"blog\"}";
-    let before = first.metric(parses).await;
-    let dropped = async |proxy: &Proxy, name: &str| {
-        proxy.metric(&format!("tenantry_plans_dropped_total{{tenant=\"{name}\",role=\"{name}\"}}")).await
-    };
+    const PARSES: &str = "tenantry_prepared_parses_total";
+    let before = series(&first, PARSES, "blog").await;
+    let dropped = async |proxy: &Proxy, name: &str| series(proxy, "tenantry_plans_dropped_total", name).await;
     let (blogs, shops) =
         (dropped(&first, "blog").await, [dropped(&first, "shop").await, dropped(&second, "shop").await]);
 
@@ -372,10 +378,18 @@ async fn a_column_type_changes_under_prepared_statements_and_only_that_tenants_p
     assert_eq!(other.run().await, "7");
     assert_eq!(other.client.value(PREPARED_AT).await, kept, "blog's statement is the one that it was");
     // The query for the statements is prepared nowhere; blog's was prepared once, before.
-    assert_eq!(first.metric(parses).await, before);
+    assert_eq!(series(&first, PARSES, "blog").await, before);
     assert_eq!(dropped(&first, "blog").await, blogs);
-    assert!(dropped(&first, "shop").await >= shops[0] + 4.0);
-    assert!(dropped(&second, "shop").await >= shops[1] + 4.0);
+    // Also where no client has met the change yet: once for each change, in each process.
+    let at_rest = [dropped(&first, "shop").await, dropped(&second, "shop").await];
+    assert!(at_rest[0] >= shops[0] + 4.0 && at_rest[1] >= shops[1] + 4.0, "{shops:?} {at_rest:?}");
+    let last = json!({ "tenants": ["shop"], "migrations": [file(9, "ALTER TABLE t ALTER n TYPE text")] });
+    assert_eq!(roll_out(&api, last).await["state"], "succeeded");
+    assert_eq!(dropped(&first, "shop").await, at_rest[0] + 1.0);
+    eventually("the other process has heard", async || {
+        (dropped(&second, "shop").await == at_rest[1] + 1.0).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
