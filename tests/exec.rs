@@ -219,3 +219,46 @@ async fn clients_go_on_meanwhile_and_the_login_is_for_that_tenant_alone() {
     assert_eq!((code, &report["state"]), (1, &json!("cancelled")), "{report}");
     assert_eq!(logins().await, "0");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_survives_kill_9_of_tenantry_at_every_effect_and_no_login_is_left() {
+    let (proxy, api) = control_proxy().await;
+    create_all(&api, &["shop"]).await;
+    let exec = Exec::new(&proxy, &api);
+    let answers = async || {
+        eventually("it answers again", async || {
+            let tenant = api.try_send("GET", "/v1/tenants/shop", None, &[]).await?;
+            (tenant.status == 200).then_some(tenant.body)
+        })
+        .await
+    };
+    let mut effects = 0;
+    for n in 1u32.. {
+        assert!(n < 100, "it never lived to see its end");
+        proxy.restart(&["--die-at", &n.to_string(), "--die-in", "exec"]).await;
+        answers().await;
+        let mark = exec.logs.join(format!("{n}.runs"));
+        let script = format!("echo run >> {}", mark.display());
+        let mut child = exec.start(&["--tenants", "shop", "--", "sh", "-c", &script]);
+        let lived = eventually("it is over, or dead", || {
+            let is_over = child.try_wait().expect("a child").is_some();
+            let seen = if proxy.runs() { is_over.then_some(true) } else { Some(false) };
+            async move { seen }
+        })
+        .await;
+        if !lived {
+            effects += 1;
+            proxy.restart(&[]).await;
+        }
+        let (code, report) = end(child).await;
+        assert_eq!((code, &report["state"]), (0, &json!("succeeded")), "at effect {n}: {report}");
+        let runs = std::fs::read_to_string(&mark).unwrap_or_default();
+        assert_eq!(runs.lines().count(), 1, "at effect {n}");
+        assert_eq!(answers().await["roles"], json!(["shop"]), "at effect {n}");
+        assert_eq!(logins().await, "0", "at effect {n}");
+        if lived {
+            assert!(effects > 12, "only {effects} effects: what was killed?");
+            return;
+        }
+    }
+}

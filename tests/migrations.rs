@@ -427,7 +427,8 @@ async fn a_rollout_survives_kill_9_at_every_effect() {
             let told = done["error"].as_str().unwrap_or_default().to_owned();
             let of = if told.contains("shop") { "shop" } else { "blog" };
             let told = error(&done, of);
-            let is_named = told.contains("already exists") && told.contains("may have been done") || told.contains("invalid");
+            let is_named =
+                told.contains("already exists") && told.contains("may have been done") || told.contains("invalid");
             assert!(is_named, "at effect {n}: {told}");
             in_database(of, &format!("DROP INDEX i{n}")).await;
             assert_eq!(api.post(&format!("/v1/rollouts/{id}/resume"), json!({})).await.status, 202);

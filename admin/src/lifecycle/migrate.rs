@@ -333,7 +333,7 @@ mod tests {
 
     #[test]
     fn pauses_grow_to_a_limit_and_there_is_one_more_try_than_retries() {
-        let all: Vec<u64> = pauses(6).map(|pause| pause.as_millis() as u64).collect();
+        let all: Vec<u128> = pauses(6).map(|pause| pause.as_millis()).collect();
         assert_eq!(all, [500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]);
         assert_eq!(pauses(0).count(), 1);
     }
