@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django live contract leaks sequences suites bench bench-budgets simulate soak fuzz
+.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django django-migrate live contract leaks sequences suites bench bench-budgets simulate soak fuzz
 MAKEFLAGS += --no-print-directory
 
 LOGS := target/test-logs
@@ -12,7 +12,7 @@ FUZZ_SECONDS ?= 600
 BENCH ?=
 
 help: ## this list
-	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{ printf "  make %-12s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | awk -F'\t' '{ printf "  make %-14s %s\n", $$1, $$2 }'
 
 demo: ## "one command shows it": PostgreSQL, three tenants, Tenantry in front; Ctrl-C ends and removes it
 	cargo run --quiet --package tenantry -- demo
@@ -23,7 +23,7 @@ demo-check: ## "one command proves it": the same, queried over TLS through every
 # One stage after the other: they share the machine, and each stage's first failure is the one to read.
 test: ## "every claim has a test": format, lints, all tests (fuzz corpus included) on PostgreSQL 16, what clients meet on 18, the control plane on 15, Django, the API's contract
 	@rm -rf $(LOGS)
-	for stage in tools lint test-16 test-18 test-15 django live contract; do
+	for stage in tools lint test-16 test-18 test-15 django django-migrate live contract; do
 	  echo "=== $$stage"
 	  $(MAKE) $$stage
 	done
@@ -34,6 +34,7 @@ test: ## "every claim has a test": format, lints, all tests (fuzz corpus include
 	  printf '%-8s %6d passed\n' $$counted $$n
 	  total=$$((total + n))
 	done
+	printf '%-8s %6d tenants migrated by Django\n' migrate $$(cat $(LOGS)/django-migrate.count)
 	printf '%-8s %6d requests answered as the document says\n' contract $$(cat $(LOGS)/contract.count)
 	echo "all passed: $$total tests"
 
@@ -58,10 +59,10 @@ test-16: ## "works with PostgreSQL 16": all tests of the workspace
 	$(call nextest,test-16,16,--workspace)
 
 test-18: ## "works with PostgreSQL 18": what clients meet, once more
-	$(call nextest,test-18,18,--workspace -E 'package(tenantry-tests) and not binary(/^(api|archive|budgets|crash|fuzz_replay|hostile|kit)$$/)')
+	$(call nextest,test-18,18,--workspace -E 'package(tenantry-tests) and not binary(/^(api|archive|budgets|crash|exec|fuzz_replay|hostile|kit|migrations)$$/)')
 
 test-15: ## "the control plane works with PostgreSQL 15": jobs and clients during them, with a role that is no superuser
-	$(call nextest,test-15,15,--workspace -E 'binary(tenants) or binary(api) or binary(archive) or binary(fleet)')
+	$(call nextest,test-15,15,--workspace -E 'binary(tenants) or binary(api) or binary(archive) or binary(fleet) or binary(migrations) or binary(exec)')
 
 django: ## "Django's habits work unchanged": its suite through Tenantry, both drivers, newest-first and round robin
 	@mkdir -p $(LOGS)
@@ -70,6 +71,12 @@ django: ## "Django's habits work unchanged": its suite through Tenantry, both dr
 	done
 	awk '$$1 ~ /^psycopg/ { n += $$4 } END { print n + 0 }' $(LOGS)/django.log >$(LOGS)/django.count
 	test "$$(cat $(LOGS)/django.count)" -gt 0
+
+django-migrate: ## "one change for many tenants": Django's migrate over 50 tenants in waves, one made to fail: stops, reports, resumes
+	@mkdir -p $(LOGS)
+	tests/django/migrate-many 2>&1 | tee $(LOGS)/django-migrate.log
+	sed -nE 's/^([0-9]+) tenants migrated by Django.*/\1/p' $(LOGS)/django-migrate.log >$(LOGS)/django-migrate.count
+	test -s $(LOGS)/django-migrate.count
 
 live: ## "a rename is a pause": renames and pauses under pgbench and Django, no error; SECONDS_LIVE=120 for longer
 	@mkdir -p $(LOGS)

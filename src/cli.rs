@@ -1,13 +1,18 @@
 //! The command line, as clap sees it. Flags only; what they mean is in each command's own file.
 
+mod rollouts;
+
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use tenantry_config::Overrides;
 
+pub use self::rollouts::{Exec, Migrate, Rollout, Waves};
+
 const EXIT_CODES: &str = "\
 Exit codes:
   0   done
+  1   a rollout stopped, or some of its tenants failed: the report says which, and --resume goes on
   64  the settings or the command line are wrong; every problem is told at once
   65  the API refused it: a value, a state, or something that is not there
   69  an address, a server or a tenant is not available
@@ -42,6 +47,15 @@ pub enum Command {
     /// The PostgreSQL servers behind Tenantry, through the API.
     #[command(subcommand)]
     Server(Server),
+    /// Apply files of SQL to the databases of many tenants, in waves.
+    #[command(after_help = EXIT_CODES)]
+    Migrate(Box<Migrate>),
+    /// Run a command once per tenant, with its DATABASE_* variables set, in waves.
+    #[command(after_help = EXIT_CODES)]
+    Exec(Box<Exec>),
+    /// What `migrate` and `exec` began: look at it, follow it, stop it.
+    #[command(subcommand)]
+    Rollout(Rollout),
     /// Durable work: look at it, follow it, turn it back.
     #[command(subcommand)]
     Job(Job),

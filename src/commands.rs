@@ -377,7 +377,7 @@ async fn watch(client: &Client, id: i64, is_shown: bool) -> Result<Value, Failur
     Ok(end)
 }
 
-fn bar(is_shown: bool) -> indicatif::ProgressBar {
+pub fn bar(is_shown: bool) -> indicatif::ProgressBar {
     if !is_shown || !std::io::stderr().is_terminal() {
         return indicatif::ProgressBar::hidden();
     }
@@ -393,11 +393,10 @@ fn verdict(job: &Value) -> Result<(), Failure> {
     if job["state"] == "succeeded" {
         return output::line(&format!("{what}: succeeded{}", found(&job["result"])));
     }
-    Err(Failure::Refused(format!(
-        "{what}: {}: {}; what it had done is undone",
-        word(&job["state"]),
-        word(&job["error"])
-    )))
+    // What a migration or a command committed stays.
+    let is_of_rollout = job["kind"] == "migrate" || job["kind"] == "exec";
+    let undone = if is_of_rollout { "what was committed stays" } else { "what it had done is undone" };
+    Err(Failure::Refused(format!("{what}: {}: {}; {undone}", word(&job["state"]), word(&job["error"]))))
 }
 
 /// What there is to tell of a job that succeeded.
@@ -451,7 +450,7 @@ fn one_tenant(api: &cli::Api, tenant: &Value) -> Result<(), Failure> {
     output::line(&output::table(["KEY", "VALUE"], rows))
 }
 
-fn list<const N: usize>(
+pub fn list<const N: usize>(
     api: &cli::Api,
     items: &[Value],
     header: [&str; N],
@@ -461,7 +460,7 @@ fn list<const N: usize>(
 }
 
 /// All pages of a list.
-async fn all(client: &Client, path: &str) -> Result<Vec<Value>, Failure> {
+pub async fn all(client: &Client, path: &str) -> Result<Vec<Value>, Failure> {
     let (mut items, mut next) = (Vec::new(), String::new());
     loop {
         let page = client.get(&format!("{path}{next}")).await?;
@@ -524,7 +523,7 @@ fn user_of(tenant: &Value) -> &Value {
 }
 
 /// A part of a path, whatever it holds.
-fn segment(text: &str) -> String {
+pub fn segment(text: &str) -> String {
     text.bytes()
         .map(|b| {
             if b.is_ascii_alphanumeric() || b"-_.~".contains(&b) {
@@ -536,7 +535,7 @@ fn segment(text: &str) -> String {
         .collect()
 }
 
-fn word(value: &Value) -> String {
+pub fn word(value: &Value) -> String {
     match value {
         Value::Null => String::new(),
         Value::String(text) => text.clone(),
@@ -545,7 +544,7 @@ fn word(value: &Value) -> String {
     }
 }
 
-fn millis(time: Duration) -> u64 {
+pub fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 

@@ -8,6 +8,9 @@ use tenantry_proxy::StartError;
 /// A command's end. Each variant is one exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
+    /// 1: a rollout stopped, or some of its tenants failed.
+    #[error("{0}")]
+    Incomplete(String),
     /// 64: the settings or the command line are wrong; repeating changes nothing.
     #[error("{0}")]
     Usage(String),
@@ -36,6 +39,7 @@ impl Failure {
 
     fn code(&self) -> u8 {
         match self {
+            Self::Incomplete(_) => 1,
             Self::Usage(_) => 64,
             Self::Refused(_) => 65,
             Self::Forbidden(_) => 77,

@@ -5,9 +5,12 @@ mod cli;
 mod client;
 mod commands;
 mod demo;
+mod exec;
 mod failure;
 mod log;
+mod migrate;
 mod output;
+mod rollout;
 mod serve;
 
 use std::{num::NonZeroU32, process::ExitCode};
@@ -41,6 +44,9 @@ fn run(cli: Cli) -> Result<(), Failure> {
         Command::Demo(args) => on_runtime(OrAuto::Auto, demo::run(args)),
         Command::Tenant(args) => on_runtime(OrAuto::Auto, commands::tenant(*args)),
         Command::Server(args) => on_runtime(OrAuto::Auto, commands::server(args)),
+        Command::Migrate(args) => on_runtime(OrAuto::Auto, migrate::run(*args)),
+        Command::Exec(args) => on_runtime(OrAuto::Auto, exec::run(*args)),
+        Command::Rollout(args) => on_runtime(OrAuto::Auto, rollout::run(args)),
         Command::Job(args) => on_runtime(OrAuto::Auto, commands::job(args)),
         Command::Audit(args) => on_runtime(OrAuto::Auto, commands::audit(args)),
         Command::Token(args) => on_runtime(OrAuto::Auto, commands::token(args)),

@@ -258,7 +258,7 @@ mod tests {
     fn a_tenant_without_a_database_has_no_fence() {
         let mut settings = Settings::default();
         for state in TenantState::ALL {
-            let standing = Standing { number: Some(1), state };
+            let standing = Standing { number: Some(1), state, plans: 0 };
             put(&mut settings, state.as_str(), Tenant { ceiling: Some(2), standing, ..Tenant::default() });
         }
         let fenced: Vec<_> = wanted(&settings, "main").into_keys().collect();

@@ -64,6 +64,19 @@ impl Fuse {
         }
     }
 
+    /// Before an effect on a rollout of this kind, which is no job's.
+    #[cfg(debug_assertions)]
+    pub fn burn_of(&self, kind: &str, created_at: time::OffsetDateTime) {
+        if self.word.as_ref().is_none_or(|(word, since)| word == kind && created_at > *since) {
+            self.burn();
+        }
+    }
+
+    #[cfg(not(debug_assertions))]
+    pub fn burn_of(&self, kind: &str, created_at: time::OffsetDateTime) {
+        let _ = (self, kind, created_at);
+    }
+
     #[cfg(not(debug_assertions))]
     pub fn burn(&self) {
         let _ = self;

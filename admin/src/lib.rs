@@ -10,6 +10,7 @@ mod http;
 pub mod jobs;
 mod lifecycle;
 mod metrics;
+pub mod migrate;
 pub mod plane;
 mod routes;
 mod sql;

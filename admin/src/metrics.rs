@@ -51,7 +51,7 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 48] = [
+pub const METRICS: [Metric; 49] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
@@ -157,6 +157,11 @@ pub const METRICS: [Metric; 48] = [
     count("tenantry_server_closes_total", POOL, "Server connections closed while lent"),
     count("tenantry_prepared_parses_total", POOL, "Prepared statements sent to the server"),
     count("tenantry_prepared_parses_saved_total", POOL, "Prepared statements that the server connection already had"),
+    count(
+        "tenantry_plans_dropped_total",
+        POOL,
+        "Times that tables were changed, by a client or by a rollout: what is prepared on each server connection is dropped",
+    ),
     count("tenantry_settings_replays_total", POOL, "Times a client's settings were replayed on a server connection"),
     level("tenantry_pool_size", POOL, "Most server connections of the pool"),
     level("tenantry_max_pinned", POOL, "Most pinned leases of the pool"),
@@ -289,6 +294,7 @@ fn publish_pool(view: &PoolView) {
     for (name, total) in POOL_COUNTERS {
         counter!(name, labels.clone()).absolute(total(&pool.stats));
     }
+    counter!("tenantry_plans_dropped_total", labels.clone()).absolute(pool.plans().into());
     for (sqlstate, n) in pool.stats.errors() {
         counter!("tenantry_errors_total", with(&labels, "sqlstate", &sqlstate)).absolute(n);
     }

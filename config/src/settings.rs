@@ -355,6 +355,8 @@ pub struct Standing {
     pub number: Option<i64>,
     /// Where it is in its life.
     pub state: TenantState,
+    /// Grows when its tables were changed around its clients: what is prepared on its server connections is dropped then.
+    pub plans: i64,
 }
 
 /// A role that may log in (`[[tenants.NAME.roles]]` or `[[roles]]`).

@@ -65,6 +65,13 @@ pub const OPERATIONS: &[(&str, &str, Access)] = &[
     ("GET", "/v1/jobs/{job}", Access::Viewer),
     ("GET", "/v1/jobs/{job}/events", Access::Viewer),
     ("POST", "/v1/jobs/{job}/cancel", Access::Operator),
+    ("GET", "/v1/rollouts", Access::Viewer),
+    // Any statement, and any command, as the owner of each tenant: what they do has no way back.
+    ("POST", "/v1/rollouts", Access::Admin),
+    ("GET", "/v1/rollouts/{rollout}", Access::Viewer),
+    ("POST", "/v1/rollouts/{rollout}/resume", Access::Admin),
+    ("POST", "/v1/rollouts/{rollout}/cancel", Access::Operator),
+    ("POST", "/v1/rollouts/{rollout}/outcomes", Access::Admin),
     ("GET", "/v1/archives", Access::Viewer),
     ("GET", "/v1/audit", Access::Admin),
     ("GET", "/v1/audit/verify", Access::Admin),

@@ -13,12 +13,16 @@ use axum::{
 use http_body_util::{BodyExt, Limited};
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::problem::{Answer, Problem};
 
 /// Bytes of a body.
 const MAX_BODY: usize = 64 << 10;
+/// The same, of one with files in it; and how many of them are read at once.
+const MAX_LARGE_BODY: usize = 8 << 20;
+static LARGE: Semaphore = Semaphore::const_new(2);
 /// From the head of a request to the end of its body.
 const BODY_LIMIT: Duration = Duration::from_secs(10);
 const MAX_KEY: usize = 200;
@@ -99,6 +103,9 @@ impl Inputs {
 /// A JSON body.
 pub struct Body<T>(pub T);
 
+/// A JSON body with files in it.
+pub struct LargeBody<T>(pub T);
+
 /// A JSON body that may be left out.
 pub struct MaybeBody<T>(pub T);
 
@@ -106,7 +113,7 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for MaybeBody<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Answer<Self> {
-        read(request, Some("{}")).await.map(Self)
+        read(request, Some("{}"), MAX_BODY).await.map(Self)
     }
 }
 
@@ -114,12 +121,21 @@ impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for Body<T> {
     type Rejection = Problem;
 
     async fn from_request(request: Request, _: &S) -> Answer<Self> {
-        read(request, None).await.map(Self)
+        read(request, None, MAX_BODY).await.map(Self)
+    }
+}
+
+impl<S: Send + Sync, T: DeserializeOwned> FromRequest<S> for LargeBody<T> {
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, _: &S) -> Answer<Self> {
+        let _one_of_few = LARGE.acquire().await;
+        read(request, None, MAX_LARGE_BODY).await.map(Self)
     }
 }
 
 /// `without`: what an empty body stands for.
-async fn read<T: DeserializeOwned>(request: Request, without: Option<&'static str>) -> Answer<T> {
+async fn read<T: DeserializeOwned>(request: Request, without: Option<&'static str>, most: usize) -> Answer<T> {
     let is_json = request.headers().get(header::CONTENT_TYPE).is_none_or(|value| {
         let value = value.to_str().unwrap_or_default();
         value.split(';').next().is_some_and(|kind| kind.trim().eq_ignore_ascii_case("application/json"))
@@ -127,12 +143,12 @@ async fn read<T: DeserializeOwned>(request: Request, without: Option<&'static st
     if !is_json {
         return Err(Problem::media_type("send Content-Type: application/json"));
     }
-    let read = tokio::time::timeout(BODY_LIMIT, Limited::new(request.into_body(), MAX_BODY).collect()).await;
+    let read = tokio::time::timeout(BODY_LIMIT, Limited::new(request.into_body(), most).collect()).await;
     let read = read.map_err(|_| Problem::slow(format!("the body took longer than {BODY_LIMIT:?}")))?;
     let bytes = match read {
         Ok(read) => read.to_bytes(),
         Err(error) if error.is::<http_body_util::LengthLimitError>() => {
-            return Err(Problem::too_large(format!("the body is longer than {MAX_BODY} bytes")));
+            return Err(Problem::too_large(format!("the body is longer than {most} bytes")));
         }
         Err(_) => return Err(Problem::malformed("the body ended early")),
     };

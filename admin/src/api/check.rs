@@ -253,6 +253,7 @@ mod tests {
             version: 1,
             spec: Spec { floor, ..Spec::default() },
             roles: Vec::new(),
+            plans: 0,
             created_at: time::OffsetDateTime::UNIX_EPOCH,
             updated_at: time::OffsetDateTime::UNIX_EPOCH,
         }

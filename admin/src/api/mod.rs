@@ -12,6 +12,7 @@ mod jobs;
 mod lists;
 mod page;
 pub mod problem;
+pub mod rollouts;
 mod tenants;
 pub mod tokens;
 pub mod types;
@@ -89,6 +90,11 @@ fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::events))
         .routes(routes!(jobs::cancel))
+        .routes(routes!(rollouts::list, rollouts::create))
+        .routes(routes!(rollouts::show))
+        .routes(routes!(rollouts::resume))
+        .routes(routes!(rollouts::cancel))
+        .routes(routes!(rollouts::outcomes))
         .routes(routes!(lists::archives))
         .routes(routes!(lists::audit))
         .routes(routes!(lists::verify_audit))

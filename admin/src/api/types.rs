@@ -392,7 +392,7 @@ pub struct Begun {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobView {
     pub id: i64,
-    /// create, rename, drain, archive, restore, delete, rotate, separate or retire.
+    /// create, rename, drain, archive, restore, delete, rotate, separate, retire, migrate or exec.
     pub kind: String,
     /// The tenant's name when it was begun.
     pub tenant: String,

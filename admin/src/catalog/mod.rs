@@ -6,6 +6,7 @@
 pub mod audit;
 pub mod disk;
 pub mod model;
+pub mod rollouts;
 pub mod store;
 
 use std::{sync::Arc, time::Duration};
@@ -266,6 +267,7 @@ pub(crate) fn entry(row: &Row) -> Result<Entry, CatalogError> {
         roles: row.try_get::<_, Json<_>>(10)?.0,
         created_at: row.try_get(11)?,
         updated_at: row.try_get(12)?,
+        plans: row.try_get(13)?,
     })
 }
 

@@ -52,6 +52,9 @@ pub struct Entry {
     #[serde(deserialize_with = "lenient_spec")]
     pub spec: Spec,
     pub roles: Vec<RoleRow>,
+    /// How often its tables were changed around its clients: each process drops the plans of its connections then.
+    #[serde(default)]
+    pub plans: i64,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
@@ -69,12 +72,15 @@ pub struct RoleRow {
     /// The one before, for a while after a rotation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub former: Option<Former>,
+    /// Its server connections are the client's until that leaves; of a login that `tenantry exec` has for a while.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub session_mode: bool,
 }
 
 impl RoleRow {
     #[must_use]
     pub fn new(name: String, verifier: Option<Verifier>, ours: bool) -> Self {
-        Self { name, verifier, ours, former: None }
+        Self { name, verifier, ours, former: None, session_mode: false }
     }
 }
 
@@ -304,7 +310,8 @@ impl Entry {
                 bridge: former.bridge.as_ref().map(secret_of),
                 accepts: former.accepts,
             });
-            Some(Role { name: row.name.clone(), secret, pool_mode: None, pool_size: None, former })
+            let pool_mode = row.session_mode.then_some(PoolMode::Session);
+            Some(Role { name: row.name.clone(), secret, pool_mode, pool_size: None, former })
         };
         let state = match self.state {
             TenantState::Active | TenantState::Suspended if self.held => TenantState::Paused,
@@ -320,7 +327,7 @@ impl Entry {
             max_client_conn: self.spec.max_client_conn,
             roles: self.roles.iter().filter_map(role).collect(),
             aliases: self.aliases.iter().filter_map(|alias| TenantId::parse(alias).ok()).collect(),
-            standing: Standing { number: Some(self.number), state },
+            standing: Standing { number: Some(self.number), state, plans: self.plans },
         }
     }
 }

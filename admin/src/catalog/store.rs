@@ -510,9 +510,9 @@ async fn bump(change: &Transaction<'_>, with_tenants: bool) -> Result<Known, Cat
 }
 
 async fn update(change: &Transaction<'_>, after: &mut Entry) -> Result<(), CatalogError> {
-    let Entry { number, name, state, held, server, database, owner_role, aliases, spec, roles, .. } = &*after;
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 10] =
-        [number, name, &state.as_str(), held, server, database, owner_role, aliases, &Json(spec), &Json(roles)];
+    let Entry { number, name, state, held, server, database, owner_role, aliases, spec, roles, plans, .. } = &*after;
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 11] =
+        [number, name, &state.as_str(), held, server, database, owner_role, aliases, &Json(spec), &Json(roles), plans];
     change.execute(sql::UPDATE_TENANT, &parameters).await?;
     write_names(change, *number, false).await?;
     after.version += 1;
@@ -552,7 +552,7 @@ async fn reserve_names(change: &Transaction<'_>, tenant: i64, work: &Work) -> Re
     Ok(())
 }
 
-async fn insert_job(
+pub(super) async fn insert_job(
     change: &Transaction<'_>,
     of: &Entry,
     work: &Work,

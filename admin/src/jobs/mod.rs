@@ -6,5 +6,6 @@
 //! job may turn back, which undoes what may have been done and nothing else, past it there is only the way forward; one job
 //! at a time for a tenant.
 
+pub mod rollouts;
 pub mod runner;
 pub mod work;

@@ -17,7 +17,10 @@ use tokio::{
 use tokio_postgres::Client;
 use tokio_util::sync::CancellationToken;
 
-use super::work::{JobEvent, JobState, Step};
+use super::{
+    rollouts,
+    work::{JobEvent, JobState, Step},
+};
 use crate::{
     catalog::{
         CatalogError,
@@ -33,6 +36,8 @@ use crate::{
 const AT_ONCE: usize = 4;
 /// Those of them that dump or load, from their beginning to their end: disks and PostgreSQL have other work, too.
 const MOVERS: usize = 4;
+/// Migrations, which wait for PostgreSQL and need little of us; a rollout says how many of its own are under way.
+const MIGRATORS: usize = 16;
 /// Jobs of other processes' API, and those left by a crash, are looked for this often; our own are told at once.
 const LOOK: Duration = Duration::from_secs(1);
 /// A step that may be interrupted looks for a cancel this often.
@@ -68,6 +73,8 @@ struct Lead {
     slots: Arc<Semaphore>,
     /// Of jobs that dump or load: kept from before anybody waits to the end.
     movers: Arc<Semaphore>,
+    /// In place of `slots`, of migrations.
+    migrators: Arc<Semaphore>,
     /// Jobs that have a task.
     busy: Mutex<BTreeSet<i64>>,
 }
@@ -78,8 +85,8 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
     let number = plane.catalog.lead().await?;
     // Names and marks of what is made hold the catalog's name.
     plane.refresh().await?;
-    let [slots, movers] = [AT_ONCE, MOVERS].map(|n| Arc::new(Semaphore::new(n)));
-    let lead = Arc::new(Lead { plane: Arc::clone(plane), number, slots, movers, busy: Mutex::default() });
+    let [slots, movers, migrators] = [AT_ONCE, MOVERS, MIGRATORS].map(|n| Arc::new(Semaphore::new(n)));
+    let lead = Arc::new(Lead { plane: Arc::clone(plane), number, slots, movers, migrators, busy: Mutex::default() });
     let mut told = BTreeSet::new();
     // Dropped on the way out: what runs stops at its next await.
     let mut running = JoinSet::new();
@@ -87,6 +94,9 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
         let sign = timeout(SIGN_OF_LIFE, lock.simple_query("")).await;
         sign.map_err(|_| StepError::Away("the connection with the lock gives no sign of life".to_owned()))??;
         // A catalog that does not answer now is no reason to stop what runs: the journal asks for our number anyway.
+        if let Err(error) = rollouts::advance(plane, number).await {
+            tracing::debug!(%error, "rollouts wait");
+        }
         match found(&lead).await {
             Ok(Some((jobs, unreadable))) => {
                 for (job, error) in unreadable.into_iter().filter(|(job, _)| told.insert(*job)) {
@@ -176,7 +186,8 @@ async fn walk(lead: &Lead, id: i64) {
                 mover = place_of(&lead.movers, &job).await;
             }
             if slot.is_none() {
-                slot = place_of(&lead.slots, &job).await;
+                let slots = if job.work.is_of_rollout() { &lead.migrators } else { &lead.slots };
+                slot = place_of(slots, &job).await;
             }
         }
         let done = lead.plane.fuse.watch(&was, advance(lead, &mut site, &mut job, tries.is_enough())).await;

@@ -134,6 +134,14 @@ pub enum Work {
     Retire {
         roles: Vec<String>,
     },
+    /// The files of a rollout, in the tenant's database.
+    Migrate {
+        rollout: i64,
+    },
+    /// A login for a command of a rollout, which somebody else runs.
+    Exec {
+        rollout: i64,
+    },
 }
 
 /// An idempotent unit of a job, by its word in the journal.
@@ -206,6 +214,18 @@ pub enum Step {
     RemoveRole,
     /// What the old role made meanwhile is the owner's, and it has no rights there any more.
     Reclaim,
+    /// Files of SQL that are not in the version table yet, each in one transaction.
+    Migrate,
+    /// What is prepared on the tenant's server connections, in every process, is prepared anew.
+    DropPlans,
+    /// A role for one command, and the way in for it.
+    OpenLogin,
+    /// The command runs.
+    AwaitCommand,
+    /// The role is gone; what it made is the owner's.
+    CloseLogin,
+    /// The role that a migration worked as is dropped, with what it still does.
+    EndMigration,
     /// What was half made is dropped.
     DropHalfMade,
     /// What was stored without a proof is removed.
@@ -246,6 +266,8 @@ impl Work {
             Self::Rotate { .. } => "rotate",
             Self::Separate { .. } => "separate",
             Self::Retire { .. } => "retire",
+            Self::Migrate { .. } => "migrate",
+            Self::Exec { .. } => "exec",
         }
     }
 
@@ -312,6 +334,8 @@ impl Work {
                 vec![S::Check, S::MakeRole, S::Hold, S::AwaitQuiet, S::HandOver, S::TakeRole, S::Release]
             }
             Self::Retire { .. } => vec![S::Check, S::RemoveRole, S::Reclaim],
+            Self::Migrate { .. } => vec![S::Check, S::Migrate, S::DropPlans],
+            Self::Exec { .. } => vec![S::Check, S::OpenLogin, S::AwaitCommand, S::CloseLogin, S::DropPlans],
         }
     }
 
@@ -326,6 +350,8 @@ impl Work {
             Self::Rotate { .. } => Some(Step::OfferVerifier),
             Self::Separate { .. } => Some(Step::TakeRole),
             Self::Retire { .. } => Some(Step::RemoveRole),
+            Self::Migrate { .. } => Some(Step::DropPlans),
+            Self::Exec { .. } => Some(Step::CloseLogin),
         }
     }
 
@@ -346,6 +372,9 @@ impl Work {
             ],
             Self::Restore { .. } => &[(S::DropHalfMade, S::MakeDatabase)],
             Self::Rotate { .. } | Self::Retire { .. } => &[],
+            // What was committed stays: the files before the one that failed, and what a command did.
+            Self::Migrate { .. } => &[(S::EndMigration, S::Migrate), (S::DropPlans, S::Migrate)],
+            Self::Exec { .. } => &[(S::CloseLogin, S::OpenLogin), (S::DropPlans, S::AwaitCommand)],
             Self::Separate { .. } => {
                 &[(S::HandBack, S::HandOver), (S::Release, S::Hold), (S::DropNewRole, S::MakeRole)]
             }
@@ -361,6 +390,12 @@ impl Work {
             return None;
         }
         Some(self.undo().iter().filter(|(_, done)| may_be_done(*done)).map(|(undo, _)| *undo).collect())
+    }
+
+    /// One tenant's part of a rollout.
+    #[must_use]
+    pub fn is_of_rollout(&self) -> bool {
+        matches!(self, Self::Migrate { .. } | Self::Exec { .. })
     }
 
     /// Whole databases go through it.
@@ -381,13 +416,22 @@ impl Step {
     /// Takes long, and may be dropped in its middle: its way back undoes whatever is there.
     #[must_use]
     pub fn is_interruptible(self) -> bool {
-        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions | Self::Dump | Self::Prove | Self::Load)
+        matches!(
+            self,
+            Self::AwaitQuiet
+                | Self::AwaitTransactions
+                | Self::Dump
+                | Self::Prove
+                | Self::Load
+                | Self::Migrate
+                | Self::AwaitCommand
+        )
     }
 
     /// Waits for clients, and needs nothing for that.
     #[must_use]
     pub fn only_waits(self) -> bool {
-        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions)
+        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions | Self::AwaitCommand)
     }
 }
 
@@ -427,6 +471,8 @@ mod tests {
             Work::Rotate { role: "a".into(), verifier: Verifier(String::new()), bridge: None, grace: 0 },
             Work::Separate { role, old: "all".into(), wait: 0 },
             Work::Retire { roles: vec!["all".into()] },
+            Work::Migrate { rollout: 1 },
+            Work::Exec { rollout: 1 },
         ]
     }
 
@@ -449,6 +495,9 @@ mod tests {
         may_log_in: bool,
         old_rights: bool,
         verifier: (u8, u8),
+        /// A role that works on the tables, and plans of clients that know them as they were.
+        worker: bool,
+        has_stale_plans: bool,
     }
 
     impl World {
@@ -469,6 +518,8 @@ mod tests {
                 may_log_in: true,
                 old_rights: true,
                 verifier: (0, 0),
+                worker: false,
+                has_stale_plans: false,
             }
         }
 
@@ -541,6 +592,10 @@ mod tests {
                 S::TakeRole => self.owner = "new",
                 S::RemoveRole => self.may_log_in = false,
                 S::Reclaim => self.old_rights = false,
+                S::Migrate | S::AwaitCommand => self.has_stale_plans = true,
+                S::DropPlans => self.has_stale_plans = false,
+                S::OpenLogin => self.worker = true,
+                S::CloseLogin | S::EndMigration => self.worker = false,
             }
             Ok(())
         }

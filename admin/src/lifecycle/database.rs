@@ -31,6 +31,13 @@ pub struct Database {
     is_open: bool,
 }
 
+impl Database {
+    /// Whole, and open.
+    pub fn is_usable(&self) -> bool {
+        self.is_open && !self.is_invalid
+    }
+}
+
 pub async fn look(site: &mut Site, server: &str, name: &str) -> Result<Option<Database>, StepError> {
     let row = site.control(server).await?.query_opt(sql::DATABASE, &[&name]).await?;
     let database = |row: tokio_postgres::Row| {

@@ -85,10 +85,15 @@ pub async fn put_down<T>(site: &mut Site, entry: &Entry, done: Result<T, StepErr
 /// Ends what it does and drops it, if it is there.
 pub async fn drop_of(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
     let role = name(&database::catalog_id(site), entry.number);
+    drop_role(site, entry, &role).await
+}
+
+/// The same, of any role that was made for a while and may have become the tenant's owner.
+pub async fn drop_role(site: &mut Site, entry: &Entry, role: &str) -> Result<(), StepError> {
     if site.control(&entry.server).await?.query_opt(sql::ROLE, &[&role]).await?.is_none() {
         return Ok(());
     }
-    end_sessions(site, entry, &role).await?;
+    end_sessions(site, entry, role).await?;
     let mut rights = Vec::new();
     for row in site.control(&entry.server).await?.query(sql::HELD_BY, &[&role]).await? {
         let (database, is_right): (String, bool) = (row.try_get(0)?, row.try_get(1)?);
@@ -98,10 +103,10 @@ pub async fn drop_of(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
             // Something of the tenant made it own something: it is the tenant's.
             let client = site.connect(&entry.server, &database).await?;
             site.plane.fuse.burn();
-            client.batch_execute(&sql::hand_over(&role, &entry.owner_role)).await?;
+            client.batch_execute(&sql::hand_over(role, &entry.owner_role)).await?;
         }
     }
-    site.execute(&entry.server, &sql::drop_hand(&role, &rights)).await
+    site.execute(&entry.server, &sql::drop_hand(role, &rights)).await
 }
 
 async fn end_sessions(site: &mut Site, entry: &Entry, role: &str) -> Result<(), StepError> {
@@ -128,13 +133,18 @@ impl Hand {
 
     /// A session as the tenant's owner, who reads and writes nothing down.
     pub async fn connect(&self, site: &Site, database: &str) -> Result<Client, StepError> {
+        let client = self.log_in(site, database).await?;
+        client.batch_execute(&sql::plain_text_as(&self.owner)).await?;
+        Ok(client)
+    }
+
+    /// A session as nobody but the hand.
+    pub async fn log_in(&self, site: &Site, database: &str) -> Result<Client, StepError> {
         let settings = site.plane.file();
         let (server, control) = site.plane.server_of(&settings, &self.server)?;
         let secret = RoleSecret::Plain(self.password.to_string().into());
         let login = Control { role: self.role.clone(), secret, ..control.clone() };
-        let client = control::connect_to(server, &login, database).await.map_err(|error| self.kept_out(error))?;
-        client.batch_execute(&sql::plain_text_as(&self.owner)).await?;
-        Ok(client)
+        control::connect_to(server, &login, database).await.map_err(|error| self.kept_out(error))
     }
 
     fn kept_out(&self, error: ControlError) -> StepError {

@@ -5,6 +5,8 @@ mod compare;
 mod database;
 mod facts;
 mod hand;
+mod login;
+mod migrate;
 mod preflight;
 mod program;
 mod progress;
@@ -258,6 +260,12 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         }
         Step::ForgetDump => archive::forget_dump(site, job, &entry, result).await,
         Step::DropNewRole => database::drop_new_role(site, job, &entry).await,
+        Step::Migrate => migrate::run(site, job, &entry, result).await,
+        Step::EndMigration => hand::drop_of(site, &entry).await,
+        Step::DropPlans => migrate::drop_plans(site, &entry, result).await,
+        Step::OpenLogin => login::open(site, job, &entry).await,
+        Step::AwaitCommand => login::await_command(site, job, &entry, result).await,
+        Step::CloseLogin => login::close(site, &entry).await,
     }
 }
 

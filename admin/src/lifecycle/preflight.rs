@@ -26,6 +26,7 @@ pub async fn check(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Va
         Work::Delete { .. } if database::look(site, &entry.server, &entry.database).await?.is_none() => Ok(()),
         Work::Delete { .. } | Work::Separate { .. } | Work::Retire { .. } => may_change(site, entry, result).await,
         Work::Rotate { role, .. } => role_is_there(site, entry, role).await,
+        Work::Migrate { .. } | Work::Exec { .. } => may_work_inside(site, entry).await,
         Work::Rename { .. } | Work::Drain { .. } | Work::Create { .. } | Work::Restore { .. } => Ok(()),
     }
 }
@@ -56,6 +57,17 @@ async fn may_change(site: &mut Site, entry: &Entry, result: &mut Value) -> Resul
     }
     result["oid"] = json!(oid);
     Ok(())
+}
+
+/// A role that becomes the owner must be let in, and only a member with ADMIN OPTION can make one.
+async fn may_work_inside(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
+    let name = &entry.database;
+    match database::look(site, &entry.server, name).await? {
+        Some(database) if database.is_usable() => {}
+        Some(_) => return Err(StepError::Refused(format!("the database {name} lets nobody in (ALLOW_CONNECTIONS)"))),
+        None => return Err(StepError::Refused(format!("there is no database {name} on the server"))),
+    }
+    role_is_there(site, entry, &entry.owner_role).await
 }
 
 async fn name_is_free(site: &mut Site, server: &str, name: &str) -> Result<(), StepError> {

@@ -1,7 +1,7 @@
 //! What is asked of the catalog. Parameters only; nothing is put together here.
 
 /// The versions of the schema, in order; the first is version 1.
-pub const VERSIONS: [&str; 1] = [include_str!("schema.sql")];
+pub const VERSIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_rollouts.sql")];
 
 /// Held while the schema is made or changed, and by whoever runs the jobs: the first number is ours, the second says what for.
 pub const LOCK_SCHEMA: &str = "SELECT pg_catalog.pg_advisory_xact_lock(1952803425, 1)";
@@ -28,17 +28,17 @@ pub const LEADER_NOW: &str = "SELECT leader FROM tenantry.meta";
 pub const LEADER: &str = "SELECT leader FROM tenantry.meta FOR SHARE";
 /// Those that are there, by name.
 pub const TENANTS: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
-     created_at, updated_at FROM tenantry.tenants WHERE state <> 'dropped' ORDER BY name";
+     created_at, updated_at, plans FROM tenantry.tenants WHERE state <> 'dropped' ORDER BY name";
 pub const TENANT: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
-     created_at, updated_at FROM tenantry.tenants WHERE number = $1 FOR UPDATE";
+     created_at, updated_at, plans FROM tenantry.tenants WHERE number = $1 FOR UPDATE";
 /// As it is, without a lock.
 pub const TENANT_NOW: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
-     created_at, updated_at FROM tenantry.tenants WHERE number = $1";
+     created_at, updated_at, plans FROM tenantry.tenants WHERE number = $1";
 pub const INSERT_TENANT: &str = "INSERT INTO tenantry.tenants (name, state, server, database, owner_role, spec, roles) \
      VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING number, name, state, held, server, database, owner_role, aliases, \
-     version, spec, roles, created_at, updated_at";
+     version, spec, roles, created_at, updated_at, plans";
 pub const UPDATE_TENANT: &str = "UPDATE tenantry.tenants SET name = $2, state = $3, held = $4, server = $5, database = $6, \
-     owner_role = $7, aliases = $8, spec = $9, roles = $10, version = version + 1, updated_at = now() WHERE number = $1";
+     owner_role = $7, aliases = $8, spec = $9, roles = $10, plans = $11, version = version + 1, updated_at = now() WHERE number = $1";
 
 /// Its names are free again; those that a job reserved only if $2.
 pub const FORGET_NAMES: &str = "DELETE FROM tenantry.names WHERE tenant = $1 AND ($2 OR NOT reserved)";

@@ -4,6 +4,7 @@
 //! parameter is one.
 
 pub mod catalog;
+pub mod rollouts;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 

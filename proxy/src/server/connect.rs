@@ -192,7 +192,7 @@ pub async fn connect_within(
     let logged_in = logged_in.await.unwrap_or_else(|_| Err(ConnectError::Timeout { reached: false }));
     let half_open = link.map(|link| link.stream);
     match (logged_in, half_open) {
-        (Ok(LoggedIn { key, baseline, room }), Some(stream)) => {
+        (Ok(LoggedIn { key, baseline, place: Place { room, begins_as_another } }), Some(stream)) => {
             let conn = ServerConn {
                 stream,
                 slot,
@@ -205,6 +205,7 @@ pub async fn connect_within(
                 sequences_of: 0,
                 plans: 0,
                 used: false,
+                begins_as_another,
                 kept: Vec::new(),
             };
             Ok((conn, room))
@@ -221,7 +222,14 @@ pub async fn connect_within(
 struct LoggedIn {
     key: CancelKey,
     baseline: Vec<(String, String)>,
+    place: Place,
+}
+
+/// What the server says of where we are.
+struct Place {
     room: Option<Room>,
+    /// The role begins its sessions as another one.
+    begins_as_another: bool,
 }
 
 async fn log_in(link: &mut Link, login: &Login) -> Result<LoggedIn, ConnectError> {
@@ -229,11 +237,11 @@ async fn log_in(link: &mut Link, login: &Login) -> Result<LoggedIn, ConnectError
     link.send().await?;
     authenticate(link, login).await?;
     let (key, baseline) = greet(link).await.map_err(ConnectError::after_login)?;
-    let room = prove_place(link, login).await.map_err(ConnectError::after_login)?;
+    let place = prove_place(link, login).await.map_err(ConnectError::after_login)?;
     if !link.input.is_empty() {
         return Err(ConnectError::Protocol("more than it was asked for"));
     }
-    Ok(LoggedIn { key, baseline, room })
+    Ok(LoggedIn { key, baseline, place })
 }
 
 /// Sends a CancelRequest on a connection of its own and waits until PostgreSQL has closed it, which it does after it
@@ -483,12 +491,17 @@ macro_rules! room_columns {
     };
 }
 
+const ROOM_COLUMNS: usize = 4;
+
 /// Asked on connections that are open already.
 pub const ROOM: &str = concat!("SELECT ", room_columns!());
-const PLACE_AND_ROOM: &str = concat!("SELECT pg_catalog.current_database(), current_user, ", room_columns!());
+/// `session_user`, not `current_user`: a role may begin its sessions as another one (`ALTER ROLE ... SET role`), which the
+/// last column tells.
+const PLACE_AND_ROOM: &str =
+    concat!("SELECT pg_catalog.current_database(), session_user, ", room_columns!(), ", current_user");
 
 /// Asks the server where we are: a mis-route must be impossible, not improbable. Tells what room the server has, if it can.
-async fn prove_place(link: &mut Link, login: &Login) -> Result<Option<Room>, ConnectError> {
+async fn prove_place(link: &mut Link, login: &Login) -> Result<Place, ConnectError> {
     message::write_query(&mut link.output, PLACE_AND_ROOM)?;
     link.send().await?;
     let mut place = None;
@@ -503,7 +516,9 @@ async fn prove_place(link: &mut Link, login: &Login) -> Result<Option<Room>, Con
     let row = message::read_data_row(&body).unwrap_or_default();
     let expected = [login.database.as_bytes(), login.role.as_bytes()];
     if row.iter().copied().take(expected.len()).eq(expected.map(Some)) {
-        return Ok(room(row.get(expected.len()..).unwrap_or_default()));
+        let now = row.get(expected.len() + ROOM_COLUMNS).copied().flatten();
+        let begins_as_another = now.is_some_and(|now| now != login.role.as_bytes());
+        return Ok(Place { room: room(row.get(expected.len()..).unwrap_or_default()), begins_as_another });
     }
     let show = |words: &[&[u8]]| {
         words.iter().map(|w| String::from_utf8_lossy(w).into_owned()).collect::<Vec<_>>().join(" as ")

@@ -36,6 +36,10 @@ pub async fn reset(conn: &mut ServerConn, in_transaction: bool) -> Result<(), Un
         run(conn, "ROLLBACK").await?;
     }
     run(conn, "DISCARD ALL").await?;
+    if conn.begins_as_another {
+        // It also forgets whom the session began as.
+        run(conn, "RESET ROLE").await?;
+    }
     conn.label = Settings::default();
     conn.prepared.clear();
     conn.forget_unnamed();

@@ -241,6 +241,11 @@ impl Tenant {
             pool.change_credentials(|known| now.credentials_after(known));
             true
         });
+        if old.settings.standing.plans != self.settings.standing.plans {
+            for pool in self.pools.lock().by_role.values() {
+                pool.plans_are_stale();
+            }
+        }
         if state == TenantState::Suspended && old.state() != state {
             self.release();
         }
