@@ -134,6 +134,17 @@ pub enum Work {
     Retire {
         roles: Vec<String>,
     },
+    /// The rows of an SQLite file, all or none.
+    Import {
+        /// Its name in `admin.imports_dir`.
+        file: String,
+        sha256: String,
+        bytes: u64,
+        /// Everything is done and rolled back.
+        dry_run: bool,
+        /// Tables, besides Django's own, whose rows give way to those of the file.
+        replace: Vec<String>,
+    },
 }
 
 /// An idempotent unit of a job, by its word in the journal.
@@ -206,6 +217,14 @@ pub enum Step {
     RemoveRole,
     /// What the old role made meanwhile is the owner's, and it has no rights there any more.
     Reclaim,
+    /// The rows of the file go in, are compared with it, and are committed.
+    Fill,
+    /// The same, rolled back at the end.
+    Rehearse,
+    /// ANALYZE of what was filled.
+    Analyze,
+    /// The uploaded file is removed.
+    ForgetFile,
     /// What was half made is dropped.
     DropHalfMade,
     /// What was stored without a proof is removed.
@@ -246,6 +265,7 @@ impl Work {
             Self::Rotate { .. } => "rotate",
             Self::Separate { .. } => "separate",
             Self::Retire { .. } => "retire",
+            Self::Import { .. } => "import",
         }
     }
 
@@ -312,6 +332,8 @@ impl Work {
                 vec![S::Check, S::MakeRole, S::Hold, S::AwaitQuiet, S::HandOver, S::TakeRole, S::Release]
             }
             Self::Retire { .. } => vec![S::Check, S::RemoveRole, S::Reclaim],
+            Self::Import { dry_run: false, .. } => vec![S::Check, S::Fill, S::Analyze, S::ForgetFile],
+            Self::Import { dry_run: true, .. } => vec![S::Check, S::Rehearse, S::ForgetFile],
         }
     }
 
@@ -320,7 +342,8 @@ impl Work {
         match self {
             Self::Create { .. } | Self::Restore { .. } => Some(Step::Open),
             Self::Rename { .. } => Some(Step::Reroute),
-            Self::Drain { .. } => None,
+            Self::Drain { .. } | Self::Import { dry_run: true, .. } => None,
+            Self::Import { dry_run: false, .. } => Some(Step::Analyze),
             Self::Archive { .. } => Some(Step::MarkArchived),
             Self::Delete { .. } => Some(Step::Tombstone),
             Self::Rotate { .. } => Some(Step::OfferVerifier),
@@ -345,6 +368,7 @@ impl Work {
                 (S::ForgetDump, S::FindPrograms),
             ],
             Self::Restore { .. } => &[(S::DropHalfMade, S::MakeDatabase)],
+            Self::Import { .. } => &[(S::ForgetFile, S::Check)],
             Self::Rotate { .. } | Self::Retire { .. } => &[],
             Self::Separate { .. } => {
                 &[(S::HandBack, S::HandOver), (S::Release, S::Hold), (S::DropNewRole, S::MakeRole)]
@@ -366,7 +390,7 @@ impl Work {
     /// Whole databases go through it.
     #[must_use]
     pub fn moves_data(&self) -> bool {
-        self.plan().iter().any(|step| matches!(step, Step::Dump | Step::Load))
+        self.plan().iter().any(|step| matches!(step, Step::Dump | Step::Load | Step::Fill | Step::Rehearse))
     }
 
     /// While this step of `plan` runs or is tried again, clients wait or are refused: not for ever.
@@ -377,11 +401,30 @@ impl Work {
     }
 }
 
+/// What `Step::Fill` notes before it commits: the number of its transaction.
+pub const COMMITTING: &str = "committing";
+
+/// A job may have committed what cannot be taken back, and its step must find out before anything else: until then it is not
+/// turned, and a cancel comes too late.
+#[must_use]
+pub fn may_be_committed(step: Option<Step>, result: &serde_json::Value) -> bool {
+    step == Some(Step::Fill) && !result[COMMITTING].is_null()
+}
+
 impl Step {
     /// Takes long, and may be dropped in its middle: its way back undoes whatever is there.
     #[must_use]
     pub fn is_interruptible(self) -> bool {
-        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions | Self::Dump | Self::Prove | Self::Load)
+        matches!(
+            self,
+            Self::AwaitQuiet
+                | Self::AwaitTransactions
+                | Self::Dump
+                | Self::Prove
+                | Self::Load
+                | Self::Fill
+                | Self::Rehearse
+        )
     }
 
     /// Waits for clients, and needs nothing for that.
@@ -411,6 +454,10 @@ mod tests {
         );
     }
 
+    fn import(dry_run: bool) -> Work {
+        Work::Import { file: "f".into(), sha256: String::new(), bytes: 0, dry_run, replace: Vec::new() }
+    }
+
     fn every_work() -> Vec<Work> {
         let role = RoleRow::new("new".into(), None, true);
         let archive = Stored { id: 1, path: String::new(), sha256: String::new() };
@@ -427,6 +474,8 @@ mod tests {
             Work::Rotate { role: "a".into(), verifier: Verifier(String::new()), bridge: None, grace: 0 },
             Work::Separate { role, old: "all".into(), wait: 0 },
             Work::Retire { roles: vec!["all".into()] },
+            import(false),
+            import(true),
         ]
     }
 
@@ -449,6 +498,8 @@ mod tests {
         may_log_in: bool,
         old_rights: bool,
         verifier: (u8, u8),
+        has_upload: bool,
+        is_filled: bool,
     }
 
     impl World {
@@ -469,6 +520,8 @@ mod tests {
                 may_log_in: true,
                 old_rights: true,
                 verifier: (0, 0),
+                has_upload: matches!(work, Work::Import { .. }),
+                is_filled: false,
             }
         }
 
@@ -541,6 +594,13 @@ mod tests {
                 S::TakeRole => self.owner = "new",
                 S::RemoveRole => self.may_log_in = false,
                 S::Reclaim => self.old_rights = false,
+                S::Fill => self.is_filled = true,
+                S::Rehearse | S::Analyze => {
+                    if !self.has_upload {
+                        return Err("no file to read");
+                    }
+                }
+                S::ForgetFile => self.has_upload = false,
             }
             Ok(())
         }
@@ -570,14 +630,16 @@ mod tests {
                     if is_done {
                         world.perform(plan[at], &work, &before).unwrap();
                     }
-                    // A cancel turns it back where it can; else it goes on.
-                    match work.way_back(at) {
+                    // A cancel turns it back where it can; else it goes on. What was committed is never turned.
+                    let noted = serde_json::json!({ COMMITTING: is_done.then_some("1") });
+                    match work.way_back(at).filter(|_| !may_be_committed(Some(plan[at]), &noted)) {
                         Some(way) => {
                             way.iter().for_each(|step| world.perform(*step, &work, &before).unwrap());
                             let mut undone = before.clone();
                             if matches!(work, Work::Create { .. }) {
                                 undone.state = "dropped";
                             }
+                            undone.has_upload = false;
                             assert_eq!(world, undone, "{work:?} from {state}, turned at {:?} ({is_done})", plan[at]);
                         }
                         None => {
@@ -610,7 +672,8 @@ mod tests {
         for work in every_work() {
             assert!(work.way_back(0).is_some(), "{work:?}");
             let last = work.way_back(work.plan().len() - 1);
-            assert_eq!(last.is_some(), matches!(work, Work::Drain { .. }), "{work:?}");
+            let is_harmless = matches!(work, Work::Drain { .. } | Work::Import { dry_run: true, .. });
+            assert_eq!(last.is_some(), is_harmless, "{work:?}");
         }
     }
 

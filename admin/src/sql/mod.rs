@@ -4,6 +4,8 @@
 //! parameter is one.
 
 pub mod catalog;
+pub mod import;
+pub mod sqlite;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 
