@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod demo;
 mod failure;
+mod import;
 mod log;
 mod output;
 mod serve;
