@@ -106,8 +106,7 @@ fn decimals() {
 
 #[test]
 fn a_real_that_was_rounded_for_a_decimal_column_is_told() {
-    let mut written =
-        |value| Kind::Numeric(Some((6, 2))).write(value, &mut Vec::new(), &mut Vec::new()).unwrap().rounded;
+    let written = |value| Kind::Numeric(Some((6, 2))).write(value, &mut Vec::new(), &mut Vec::new()).unwrap().rounded;
     assert!(written(R(1.234)));
     assert!(!written(R(1.23)) && !written(R(0.1 + 0.2)) && !written(T("1.2")));
 }

@@ -106,7 +106,14 @@ pub fn shown(value: ValueRef<'_>) -> String {
             // Enough bytes for the characters that are told.
             let start = text.get(..MOST_CHARACTERS * 4).unwrap_or(text);
             let start = String::from_utf8_lossy(start);
-            let mut told: String = start.chars().take(MOST_CHARACTERS).flat_map(char::escape_debug).collect();
+            let mut told = String::new();
+            for one in start.chars().take(MOST_CHARACTERS) {
+                if one.is_control() {
+                    told.extend(one.escape_debug());
+                } else {
+                    told.push(one);
+                }
+            }
             if text.len() > MOST_CHARACTERS * 4 || start.chars().count() > MOST_CHARACTERS {
                 told.push('…');
             }
@@ -165,7 +172,7 @@ mod tests {
 
     #[test]
     fn values_are_short_whatever_they_are() {
-        assert_eq!(shown(ValueRef::Text("a\0\"b".as_bytes())), "\"a\\0\\\"b\"");
+        assert_eq!(shown(ValueRef::Text("a\0\"b".as_bytes())), "\"a\\0\"b\"");
         assert_eq!(shown(ValueRef::Text(b"\xff\xfe")), "\"\u{fffd}\u{fffd}\"");
         let long = "ä".repeat(10_000);
         assert_eq!(shown(ValueRef::Text(long.as_bytes())), format!("\"{}…\"", "ä".repeat(80)));
