@@ -2,7 +2,7 @@
 //! and nothing is changed; a crash at any instant leaves all or nothing, once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -101,12 +101,12 @@ fn command(proxy: &Proxy, api: &Api, words: &[&str]) -> Output {
 const ALL_TYPES: [&str; 4] = [
     "CREATE TYPE mood AS ENUM ('sad', 'happy')",
     "CREATE DOMAIN code AS varchar(8) CHECK (value <> '')",
-    "CREATE TABLE parents (id integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY, name varchar(20) NOT NULL UNIQUE)",
+    "CREATE TABLE parents (id integer PRIMARY KEY GENERATED ALWAYS AS IDENTITY, name varchar(40) NOT NULL UNIQUE)",
     "CREATE TABLE everything (id bigserial PRIMARY KEY, parent integer REFERENCES parents DEFERRABLE INITIALLY DEFERRED, \
        yes boolean, small smallint, plain integer, large bigint, single real, double double precision, money numeric(12,2), \
        exact numeric, words text, short varchar(5), fixed char(4), bytes bytea, day date, hour time, local timestamp, \
        at timestamptz, took interval, uid uuid, doc json, docb jsonb, host inet, net cidr, how mood, sku code, tags text[], \
-       sums numeric(6,2)[], twice integer GENERATED ALWAYS AS (plain * 2) STORED, made timestamptz NOT NULL DEFAULT now())",
+       sums numeric(6,2)[], half integer GENERATED ALWAYS AS (plain / 2) STORED, made timestamptz NOT NULL DEFAULT now())",
 ];
 
 const ROWS: &str = r#"
@@ -115,7 +115,7 @@ const ROWS: &str = r#"
 and \ and ünïcödé 😀'), (41, 'last'); DELETE FROM parents WHERE id = 41;
     CREATE TABLE everything (id integer PRIMARY KEY, parent integer, yes bool, small, plain, large, single, double, money decimal, exact text,
       words text, short text, fixed text, bytes blob, day date, hour time, local datetime, at datetime, took bigint, uid char(32), doc text,
-      docb text, host text, net text, how text, sku text, tags text, sums text, twice integer);
+      docb text, host text, net text, how text, sku text, tags text, sums text, half integer);
     INSERT INTO everything VALUES (1, 7, 1, -32768, 2147483647, 9223372036854775807, 0.1, 0.1, '1234567890.12', '0.1000', 'a	b\',
       'äöüßé', 'ab', x'00ff5c', '2024-02-29', '23:59:59.5', '2026-11-27 08:09:10', '2026-11-27 08:09:10.123456', 90061000001,
       'a0eebc999c0b4ef8bb6d6bb9bd380a11', '{"b": 1, "a": [1.50]}', '{"bb": "\u00e4\n", "a": 1e2, "b": null, "a": 0.10}',
@@ -170,20 +170,9 @@ async fn every_type_arrives_as_it_was_and_sequences_go_on() {
         ("sku", "x", "yz"),
         ("tags", "{a,\"\",\"b c\",\"NULL\",NULL,\"q\\\"\\\\\"}", "{}"),
         ("sums", "{1.50,2.00}", "{}"),
-        ("twice", "-2", "0"),
+        ("half", "1073741823", "0"),
     ] {
-        if column == "twice" {
-            // What PostgreSQL computes is not taken from the file; 2^31 * 2 would be too large.
-            continue;
-        }
-        let ask = |id| format!("SELECT coalesce({column}::text, '') FROM everything WHERE id = {id}");
-        let printed = |id| {
-            if column == "fixed" {
-                format!("SELECT format('%s', {column}) FROM everything WHERE id = {id}")
-            } else {
-                ask(id)
-            }
-        };
+        let printed = |id| format!("SELECT format('%s', {column}) FROM everything WHERE id = {id}");
         assert_eq!(client.value(&printed(1)).await, one, "{column}");
         assert_eq!(client.value(&printed(2)).await, two, "{column}");
     }
@@ -214,7 +203,7 @@ const ORDERS: [&str; 3] = [
 
 /// Everything that can be wrong with it.
 const DIRTY: &str = r#"
-    CREATE TABLE customers (id integer PRIMARY KEY, email, born, shoe_size integer, nothing);
+    CREATE TABLE customers (id integer PRIMARY KEY, email, born, shoe_size integer, unused);
     INSERT INTO customers VALUES (1, 'a@example.org', '2000-01-01', 43, NULL), (2, 'b@example.org', 'yesterday', NULL, NULL),
       (3, 'a@example.org', NULL, NULL, NULL), (4, NULL, NULL, NULL, NULL), (5, 'way.too.long@example.org', NULL, NULL, NULL),
       (6, CAST(x'636166e9' AS text), 20000101, NULL, NULL), (7, 'nul' || char(0), NULL, NULL, NULL);
@@ -493,7 +482,6 @@ async fn import_survives_kill_9_at_every_effect_and_nothing_is_there_twice() {
          CREATE TABLE orders (id integer PRIMARY KEY, customer, total); INSERT INTO orders VALUES (1, 7, 1)",
     );
     let body = fs::read(&path).expect("the file");
-    let mut loads = BTreeMap::new();
     for n in 1..MOST_EFFECTS {
         proxy.restart(&["--die-at", &n.to_string(), "--die-in", "import"]).await;
         cluster().sql_in("mortal", "TRUNCATE customers, orders").await;
@@ -521,14 +509,12 @@ async fn import_survives_kill_9_at_every_effect_and_nothing_is_there_twice() {
             .await;
         assert_eq!(rows.as_deref(), Some("500 125250 1"), "at effect {n}");
         nothing_is_left(&proxy).await;
-        // Transactions that put rows there, since the counters of the table were last the same.
-        *loads.entry(job["step"].as_u64()).or_insert(0) += 1;
         if lived {
             assert!(n > 12, "only {n} effects: what was killed?");
             return;
         }
     }
-    panic!("it never lived to see its end: {loads:?}");
+    panic!("it never lived to see its end");
 }
 
 #[tokio::test]
