@@ -192,6 +192,8 @@ async fn every_type_arrives_as_it_was_and_sequences_go_on() {
         "true"
     );
     nothing_is_left(&proxy).await;
+    let told = api.send("GET", &format!("/v1/jobs/{}/events", job["id"]), None, &[]).await.body.to_string();
+    assert!(told.contains("fill done") && told.contains("analyze done"), "{told}");
 }
 
 const ORDERS: [&str; 3] = [
@@ -388,6 +390,9 @@ async fn the_command_takes_what_is_in_the_write_ahead_log_of_a_file_in_use() {
     assert_eq!(done.status.code(), Some(65));
     let told = String::from_utf8_lossy(&done.stdout);
     assert!(told.contains("customers.born: is no date (YYYY-MM-DD): 1 row\n  id=2  \"yesterday\"\n"), "{told}");
+    let done = command(&proxy, &api, &["nobody", &shown]);
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.code() == Some(65) && told.contains("no tenant of that name"), "{told}");
     let done = command(&proxy, &api, &["wal", "/etc/passwd"]);
     assert_eq!(done.status.code(), Some(64), "{}", String::from_utf8_lossy(&done.stderr));
 }

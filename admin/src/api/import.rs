@@ -60,9 +60,15 @@ pub async fn import(
     let (dry, wish) = (DryRun::default(), json!({ "dry_run": query.dry_run, "replace": replace }));
     let once = Once::new((&plane, &who, &conditions, &dry), ("import", &name, &wish), StatusCode::OK);
     let early = Begin { once, action: "import", name: &name, states };
-    // Before a long upload that nothing could come of; whether the same was asked before is known when the file is.
-    if conditions.key.is_none() {
-        early.may(&find(&plane, &name)?)?;
+    // Before a long upload that nothing could come of. Whether the same was asked before, which may have changed the tenant, is
+    // known when the file is here.
+    let is_first = match &conditions.key {
+        Some(key) => plane.catalog.idempotent(&who.asker.actor, key).await?.is_none(),
+        None => true,
+    };
+    if is_first && let Err(problem) = find(&plane, &name).and_then(|entry| early.may(&entry)) {
+        linger(request.into_body()).await;
+        return Err(problem);
     }
     let place = shared.uploads.try_acquire_owned();
     let place = place.map_err(|_| {
@@ -149,10 +155,14 @@ async fn receive(request: Request, dir: PathBuf, most: u64) -> Answer<Upload> {
         Err(problem) => Err(problem),
     };
     if received.is_err() {
-        let rest = async { while let Some(Ok(_)) = body.frame().await {} };
-        let _ = tokio::time::timeout(LINGER, rest).await;
+        linger(body).await;
     }
     received
+}
+
+async fn linger(mut body: axum::body::Body) {
+    let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(LINGER, rest).await;
 }
 
 async fn store(body: &mut axum::body::Body, dir: PathBuf, most: u64) -> Answer<Upload> {
