@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django django-migrate live contract leaks sequences suites bench bench-budgets simulate soak fuzz
+.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django django-migrate import live contract bench-import leaks sequences suites bench bench-budgets simulate soak fuzz
 MAKEFLAGS += --no-print-directory
 
 LOGS := target/test-logs
@@ -21,9 +21,9 @@ demo-check: ## "one command proves it": the same, queried over TLS through every
 	cargo run --quiet --package tenantry -- demo --check
 
 # One stage after the other: they share the machine, and each stage's first failure is the one to read.
-test: ## "every claim has a test": format, lints, all tests (fuzz corpus included) on PostgreSQL 16, what clients meet on 18, the control plane on 15, Django, the API's contract
+test: ## "every claim has a test": format, lints, all tests (fuzz corpus included) on PostgreSQL 16, what clients meet on 18, the control plane on 15, Django, its move from SQLite, the API's contract
 	@rm -rf $(LOGS)
-	for stage in tools lint test-16 test-18 test-15 django django-migrate live contract; do
+	for stage in tools lint test-16 test-18 test-15 django django-migrate import live contract; do
 	  echo "=== $$stage"
 	  $(MAKE) $$stage
 	done
@@ -62,7 +62,7 @@ test-18: ## "works with PostgreSQL 18": what clients meet, once more
 	$(call nextest,test-18,18,--workspace -E 'package(tenantry-tests) and not binary(/^(api|archive|budgets|crash|exec|fuzz_replay|hostile|kit|migrations)$$/)')
 
 test-15: ## "the control plane works with PostgreSQL 15": jobs and clients during them, with a role that is no superuser
-	$(call nextest,test-15,15,--workspace -E 'binary(tenants) or binary(api) or binary(archive) or binary(fleet) or binary(migrations) or binary(exec)')
+	$(call nextest,test-15,15,--workspace -E 'binary(tenants) or binary(api) or binary(archive) or binary(fleet) or binary(migrations) or binary(exec) or binary(import)')
 
 django: ## "Django's habits work unchanged": its suite through Tenantry, both drivers, newest-first and round robin
 	@mkdir -p $(LOGS)
@@ -77,6 +77,11 @@ django-migrate: ## "one change for many tenants": Django's migrate over 50 tenan
 	tests/django/migrate-many 2>&1 | tee $(LOGS)/django-migrate.log
 	sed -nE 's/^([0-9]+) tenants migrated by Django.*/\1/p' $(LOGS)/django-migrate.log >$(LOGS)/django-migrate.count
 	test -s $(LOGS)/django-migrate.count
+
+import: ## "a project moves from SQLite in one command": the shop with 100,000 rows, a dirty file refused, then all of it compared, and its tests
+	@mkdir -p $(LOGS)
+	tests/django/import-sqlite --rows $${ROWS:-100000} 2>&1 | tee $(LOGS)/import.log
+	grep -q 'are the same, value by value' $(LOGS)/import.log
 
 live: ## "a rename is a pause": renames and pauses under pgbench and Django, no error; SECONDS_LIVE=120 for longer
 	@mkdir -p $(LOGS)
@@ -109,6 +114,9 @@ bench: ## "what it costs": CPU per transaction and memory per idle client beside
 
 bench-budgets: ## "no tenant can take another's connections": a noisy neighbour, 500 databases on 50 connections, weights, kills
 	bench/budgets $(BENCH)
+
+bench-import: ## "how fast a file is imported": rows a second and CPU beside pgloader, in turns
+	bench/import $(BENCH)
 
 simulate: ## "whatever happens, the budgets hold": random worlds over the sharing core; SEEDS=0..100000 for more
 	SIMULATION_SEEDS=$${SEEDS:-0..20000} cargo test --release --package tenantry-simulation -- --nocapture chosen

@@ -297,6 +297,26 @@ pub enum Tenant {
         #[command(flatten)]
         api: Api,
     },
+    /// Fill a tenant, whose tables are there and empty, with the rows of an SQLite file: all of them, compared, or none.
+    ///
+    /// The file may be in use: a copy as of one moment is made first, with what is in its write-ahead log. Of a Django
+    /// project, both must have the same migrations; run `migrate` in both first.
+    Import {
+        name: String,
+        /// The SQLite file.
+        file: PathBuf,
+        /// Do everything, tell every problem, and roll it back.
+        #[arg(long)]
+        dry_run: bool,
+        /// A table whose rows give way to those of the file; may be repeated. Those that Django's `migrate` fills do anyway.
+        #[arg(long, value_name = "TABLE")]
+        replace: Vec<String>,
+        /// Do not wait for the job.
+        #[arg(long)]
+        no_wait: bool,
+        #[command(flatten)]
+        api: Api,
+    },
     /// Drop a tenant's database and the roles made for it.
     Delete {
         name: String,

@@ -86,11 +86,29 @@ impl Client {
         body: Option<&Value>,
         options: Options<'_>,
     ) -> Result<Value, Failure> {
-        let request = self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token);
-        let mut request = request.timeout(REQUEST_LIMIT);
+        let mut request = self.request(method, path).timeout(REQUEST_LIMIT);
         if let Some(body) = body {
             request = request.json(body);
         }
+        self.answer(request, options).await
+    }
+
+    /// A body of so many bytes, which takes as long as it takes.
+    pub async fn upload(
+        &self,
+        path: &str,
+        (body, bytes): (reqwest::Body, u64),
+        options: Options<'_>,
+    ) -> Result<Value, Failure> {
+        let request = self.request(Method::POST, path).header(header::CONTENT_TYPE, "application/vnd.sqlite3");
+        self.answer(request.header(header::CONTENT_LENGTH, bytes).body(body), options).await
+    }
+
+    fn request(&self, method: Method, path: &str) -> reqwest::RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.url)).bearer_auth(&self.token)
+    }
+
+    async fn answer(&self, mut request: reqwest::RequestBuilder, options: Options<'_>) -> Result<Value, Failure> {
         if options.if_match {
             request = request.header(header::IF_MATCH, "*");
         }

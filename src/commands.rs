@@ -14,7 +14,7 @@ use crate::{
     cli::{self, Cli, EnvFormat},
     client::{Client, Options},
     failure::Failure,
-    output, serve,
+    import, output, serve,
 };
 
 /// Until a request whose answer did not come is made once more.
@@ -107,6 +107,9 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
         }
         T::Separate { name, role, finish, env, how, api } => {
             verb(&api, &name, "separate", &json!({ "role": role, "finish": finish }), &how, env).await
+        }
+        T::Import { name, file, dry_run, replace, no_wait, api } => {
+            import::run(&api, &name, &file, import::How { dry_run, replace, no_wait }).await
         }
         T::Pause { name, api } => at_once(&api, &name, "pause").await,
         T::Resume { name, api } => at_once(&api, &name, "resume").await,
@@ -346,29 +349,35 @@ fn tell(api: &cli::Api, begun: &Value, is_open: bool, env: Option<EnvFormat>) ->
 }
 
 /// Follows a job to its end, with a bar on a terminal; the job as it is then.
-async fn watch(client: &Client, id: i64, is_shown: bool) -> Result<Value, Failure> {
-    let bar = bar(is_shown);
+pub async fn watch(client: &Client, id: i64, is_shown: bool) -> Result<Value, Failure> {
+    let bar = bar(is_shown, "{bar:30} {pos}/{len} {wide_msg}");
     if let Ok(job) = client.get(&format!("/v1/jobs/{id}")).await {
         bar.set_length(job["steps"].as_array().map_or(0, |steps| u64::try_from(steps.len()).unwrap_or(0)));
     }
+    let followed = follow(client, id, |event, text| {
+        if event == "step" && text.ends_with(" done") {
+            bar.inc(1);
+        }
+        bar.set_message(text.to_owned());
+    })
+    .await;
+    bar.finish_and_clear();
+    followed
+}
+
+/// Tells what a job tells, `step` or `progress`, and its text; the job as it is at its end.
+pub async fn follow(client: &Client, id: i64, mut told: impl FnMut(&str, &str)) -> Result<Value, Failure> {
     let mut end = Value::Null;
     let followed = client
         .follow(&format!("/v1/jobs/{id}/events"), |event, data| {
             match event {
-                "step" => {
-                    if data["text"].as_str().is_some_and(|text| text.ends_with(" done")) {
-                        bar.inc(1);
-                    }
-                    bar.set_message(word(&data["text"]));
-                }
-                "progress" => bar.set_message(word(&data["text"])),
+                "step" | "progress" => told(event, data["text"].as_str().unwrap_or_default()),
                 "end" => end = data.clone(),
                 _ => {}
             }
             event == "end"
         })
         .await;
-    bar.finish_and_clear();
     let goes_on = |why: String| format!("{why}\njob {id} may go on; `tenantry job watch {id}` follows it");
     followed.map_err(|failure| match failure {
         Failure::Unavailable(why) => Failure::Unavailable(goes_on(why)),
@@ -377,21 +386,22 @@ async fn watch(client: &Client, id: i64, is_shown: bool) -> Result<Value, Failur
     Ok(end)
 }
 
-pub fn bar(is_shown: bool) -> indicatif::ProgressBar {
+/// On a terminal; `shape` is a template of indicatif's.
+pub fn bar(is_shown: bool, shape: &str) -> indicatif::ProgressBar {
     if !is_shown || !std::io::stderr().is_terminal() {
         return indicatif::ProgressBar::hidden();
     }
-    let style = indicatif::ProgressStyle::with_template("{bar:30} {pos}/{len} {wide_msg}");
+    let style = indicatif::ProgressStyle::with_template(shape);
     let bar = indicatif::ProgressBar::new(0);
     bar.set_style(style.unwrap_or_else(|_| indicatif::ProgressStyle::default_bar()));
     bar
 }
 
 /// How a job ended, in words; a failed one is a failure.
-fn verdict(job: &Value) -> Result<(), Failure> {
+pub fn verdict(job: &Value) -> Result<(), Failure> {
     let what = format!("job {}, {} of {}", word(&job["id"]), word(&job["kind"]), word(&job["tenant"]));
     if job["state"] == "succeeded" {
-        return output::line(&format!("{what}: succeeded{}", found(&job["result"])));
+        return output::line(&format!("{what}: succeeded{}", found(job)));
     }
     // What a migration or a command committed stays.
     let is_of_rollout = job["kind"] == "migrate" || job["kind"] == "exec";
@@ -400,7 +410,8 @@ fn verdict(job: &Value) -> Result<(), Failure> {
 }
 
 /// What there is to tell of a job that succeeded.
-fn found(result: &Value) -> String {
+fn found(job: &Value) -> String {
+    let result = &job["result"];
     let drain = &result["drain"];
     let mut told = String::new();
     if drain.is_object() {
@@ -410,6 +421,10 @@ fn found(result: &Value) -> String {
     if result["archive"].is_number() {
         let (archive, bytes) = (word(&result["archive"]), result["bytes"].as_u64().unwrap_or(0));
         told.push_str(&format!("; archive {archive}, {}", indicatif::HumanBytes(bytes)));
+    }
+    if job["kind"] == "import" {
+        let (rows, tables) = (word(&result["rows"]), result["tables"].as_object().map_or(0, Map::len));
+        told.push_str(&format!("; {rows} rows in {tables} tables, counts, checksums and foreign keys compared"));
     }
     told
 }

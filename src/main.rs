@@ -7,6 +7,7 @@ mod commands;
 mod demo;
 mod exec;
 mod failure;
+mod import;
 mod log;
 mod migrate;
 mod output;

@@ -86,7 +86,7 @@ pub struct Progress(ProgressBar);
 
 impl Progress {
     pub fn new(is_shown: bool) -> Self {
-        Self(bar(is_shown))
+        Self(bar(is_shown, "{bar:30} {pos}/{len} {wide_msg}"))
     }
 
     pub fn show(&self, rollout: &Value) {

@@ -2,7 +2,15 @@
 //!
 //! What always holds: whoever keeps all places, with streams or with silence, keeps nobody from `/healthz` and `/metrics`.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering::Relaxed},
+    },
+    time::Duration,
+};
 
 use axum::{Extension, Router};
 use hyper::server::conn::http1;
@@ -109,6 +117,24 @@ pub fn tls(admin: &Admin) -> Result<Option<TlsAcceptor>, String> {
     Ok(Some(TlsAcceptor::from(Arc::new(config))))
 }
 
+/// A file comes in over this connection, which may take longer than a connection may live.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Busy(Arc<AtomicBool>);
+
+impl Busy {
+    /// Until the guard goes.
+    pub(crate) fn begin(&self) -> impl Drop + Send + use<> {
+        struct Guard(Arc<AtomicBool>);
+        impl Drop for Guard {
+            fn drop(&mut self) {
+                self.0.store(false, Relaxed);
+            }
+        }
+        self.0.store(true, Relaxed);
+        Guard(Arc::clone(&self.0))
+    }
+}
+
 /// What a connection may do, and for how long.
 #[derive(Debug, Clone, Copy)]
 struct Terms {
@@ -168,28 +194,39 @@ pub async fn serve(listener: Listener, parts: Parts, stop: CancellationToken) {
             }
         };
         let Some((place, router, terms)) = places.take() else { continue };
-        let router = router.layer(Extension(Peer(Some(peer.ip()))));
+        let busy = Busy::default();
+        let router = router.layer(Extension(Peer(Some(peer.ip())))).layer(Extension(busy.clone()));
         let (service, stop, tls) = (TowerToHyperService::new(router), stop.clone(), tls.clone());
         tokio::spawn(async move {
             let _place = place;
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = serve_one(tcp, tls, service, terms) => {}
+                () = serve_one(tcp, tls, service, (terms, busy)) => {}
             }
         });
     }
 }
 
-async fn serve_one(tcp: TcpStream, tls: Option<TlsAcceptor>, service: TowerToHyperService<Router>, terms: Terms) {
-    let Some(tls) = tls else { return answer(tcp, service, terms).await };
+async fn serve_one(
+    tcp: TcpStream,
+    tls: Option<TlsAcceptor>,
+    service: TowerToHyperService<Router>,
+    (terms, busy): (Terms, Busy),
+) {
+    let Some(tls) = tls else { return answer(tcp, service, terms, &busy).await };
     match tokio::time::timeout(terms.header, tls.accept(tcp)).await {
-        Ok(Ok(stream)) => answer(stream, service, terms).await,
+        Ok(Ok(stream)) => answer(stream, service, terms, &busy).await,
         Ok(Err(error)) => tracing::debug!(%error, "a TLS handshake of the admin listener failed"),
         Err(_) => {}
     }
 }
 
-async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, service: TowerToHyperService<Router>, terms: Terms) {
+async fn answer(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    service: TowerToHyperService<Router>,
+    terms: Terms,
+    busy: &Busy,
+) {
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(terms.header)
@@ -198,7 +235,14 @@ async fn answer(stream: impl AsyncRead + AsyncWrite + Unpin, service: TowerToHyp
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(stream), service);
     // What goes wrong with one scraper's connection is the scraper's to see.
-    if let Ok(Err(error)) = tokio::time::timeout(terms.whole, connection).await {
-        tracing::debug!(%error, "a connection to the admin listener ended");
+    let mut connection = std::pin::pin!(connection);
+    loop {
+        match tokio::time::timeout(terms.whole, &mut connection).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => return tracing::debug!(%error, "a connection to the admin listener ended"),
+            // An upload has limits of its own.
+            Err(_) if busy.0.load(Relaxed) => {}
+            Err(_) => return,
+        }
     }
 }

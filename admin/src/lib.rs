@@ -7,6 +7,7 @@ pub mod fence;
 pub mod fleet;
 pub mod fuse;
 mod http;
+pub mod import;
 pub mod jobs;
 mod lifecycle;
 mod metrics;

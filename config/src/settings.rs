@@ -215,6 +215,11 @@ pub struct Admin {
     /// pg_dump, pg_restore or the store may stand still for so long, PostgreSQL doing nothing for them meanwhile, before the job
     /// turns back.
     pub archive_stall_timeout: Duration,
+    /// Where an SQLite file waits for its import, 0600 in a directory of 0700; of several processes on one catalog one directory
+    /// for all.
+    pub imports_dir: PathBuf,
+    /// Largest SQLite file that may be uploaded; four at once are.
+    pub max_import_size: usize,
     /// Directory of `pg_dump` and `pg_restore`, as new as the newest server; without it they are searched in `PATH`.
     pub postgres_bin: Option<PathBuf>,
     /// Extensions that `create` may install, separated by commas.
@@ -502,6 +507,8 @@ impl Default for Admin {
             archives: "/var/lib/tenantry/archives".to_owned(),
             archives_volatile: false,
             archive_stall_timeout: Duration::from_secs(300),
+            imports_dir: PathBuf::from("/var/lib/tenantry/imports"),
+            max_import_size: 4 << 30,
             postgres_bin: None,
             extensions: "citext, hstore, pg_trgm, unaccent, btree_gin, btree_gist, uuid-ossp, pgcrypto".to_owned(),
             public_address: None,

@@ -144,7 +144,7 @@ fn settings(args: &cli::Demo, place: &Place, cluster: &Cluster, control: &str) -
     let text = format!(
         "[listen]\naddresses = [\"127.0.0.1:{port}\"]\ntls = {{ mode = \"allow\", state_dir = {state:?} }}\n\n\
          [admin]\naddress = \"127.0.0.1:{admin}\"\ncatalog = \"main\"\nstate_dir = {state:?}\n\
-         archives = {archives:?}\narchives_volatile = true\npostgres_bin = {bin:?}\n\n\
+         archives = {archives:?}\narchives_volatile = true\nimports_dir = {imports:?}\npostgres_bin = {bin:?}\n\n\
          [log]\nfilter = {filter:?}\n\n\
          [pool]\npool_size = 10\n\n\
          [servers.main]\nhost = \"127.0.0.1\"\nport = {server}\ncap = 30\n\
@@ -152,6 +152,7 @@ fn settings(args: &cli::Demo, place: &Place, cluster: &Cluster, control: &str) -
         role = sql::CONTROL,
         state = place.state(),
         archives = place.path().join("archives"),
+        imports = place.path().join("imports"),
         bin = cluster.bin,
         server = cluster.port,
     );

@@ -61,6 +61,7 @@ pub const OPERATIONS: &[(&str, &str, Access)] = &[
     ("POST", "/v1/tenants/{tenant}/restore", Access::Operator),
     ("POST", "/v1/tenants/{tenant}/rotate", Access::Operator),
     ("POST", "/v1/tenants/{tenant}/separate", Access::Operator),
+    ("POST", "/v1/tenants/{tenant}/import", Access::Operator),
     ("GET", "/v1/jobs", Access::Viewer),
     ("GET", "/v1/jobs/{job}", Access::Viewer),
     ("GET", "/v1/jobs/{job}/events", Access::Viewer),

@@ -239,7 +239,7 @@ pub struct Begin<'a> {
 
 impl Begin<'_> {
     /// Whether it may be begun, by the tenant as it is; asked again where that cannot change any more.
-    fn may(&self, entry: &Entry) -> Answer<()> {
+    pub fn may(&self, entry: &Entry) -> Answer<()> {
         if entry.state == TenantState::Dropped || entry.name != self.name {
             return Err(gone());
         }

@@ -48,7 +48,7 @@ pub async fn list(
     let (limit, before) = (page::size(limit)?, page::number(after)?);
     let rows = plane.catalog.jobs(before, page::and_one(limit), tenant.as_deref()).await?;
     let (rows, next) = page::cut(rows, limit, |job| job.id.to_string());
-    Ok(Json(Page { items: rows.into_iter().map(JobView::from).collect(), next }))
+    Ok(Json(Page { items: rows.into_iter().map(JobView::in_list).collect(), next }))
 }
 
 fn none() -> Problem {

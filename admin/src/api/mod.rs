@@ -8,6 +8,7 @@ pub mod auth;
 mod begin;
 mod body;
 mod check;
+mod import;
 mod jobs;
 mod lists;
 mod page;
@@ -86,6 +87,7 @@ fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
         .routes(routes!(tenants::restore))
         .routes(routes!(tenants::rotate))
         .routes(routes!(tenants::separate))
+        .routes(routes!(import::import))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show))
         .routes(routes!(jobs::events))
@@ -129,17 +131,26 @@ pub fn router(plane: Arc<ControlPlane>) -> Router {
 /// Followers of jobs at once: each keeps a connection, and asks the catalog a few times a second.
 const MAX_STREAMS: usize = 16;
 
+/// Files that are uploaded at once: each may be as large as `admin.max_import_size`.
+const MAX_UPLOADS: usize = 4;
+
 /// What requests share.
 #[derive(Clone)]
 struct Shared {
     streams: Arc<Semaphore>,
     /// One at a time, of what looks at every tenant or pool.
     aside: Arc<Mutex<()>>,
+    /// Files that are being uploaded.
+    uploads: Arc<Semaphore>,
 }
 
 impl Default for Shared {
     fn default() -> Self {
-        Self { streams: Arc::new(Semaphore::new(MAX_STREAMS)), aside: Arc::default() }
+        Self {
+            streams: Arc::new(Semaphore::new(MAX_STREAMS)),
+            aside: Arc::default(),
+            uploads: Arc::new(Semaphore::new(MAX_UPLOADS)),
+        }
     }
 }
 

@@ -73,7 +73,7 @@ kinds! {
     job_failed = CONFLICT, "job-failed", "the job gave up, and undid what it had done";
     changed = PRECONDITION_FAILED, "changed", "somebody else changed it";
     too_large = PAYLOAD_TOO_LARGE, "too-large", "the request is too large";
-    media_type = UNSUPPORTED_MEDIA_TYPE, "media-type", "only application/json";
+    media_type = UNSUPPORTED_MEDIA_TYPE, "media-type", "not this Content-Type";
     invalid = UNPROCESSABLE_ENTITY, "invalid", "not a valid value";
     no_version = PRECONDITION_REQUIRED, "no-version", "If-Match is needed";
     too_many = TOO_MANY_REQUESTS, "too-many", "too many requests";

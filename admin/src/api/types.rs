@@ -144,6 +144,25 @@ pub struct DryRun {
     pub dry_run: bool,
 }
 
+/// How a file is imported.
+#[derive(Debug, Default, Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub struct ImportQuery {
+    /// Everything is done, compared, and rolled back: a job that tells what an import would.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Tables, with commas between them, whose rows give way to those of the file; those of Django that `migrate` fills do
+    /// anyway.
+    pub replace: Option<String>,
+}
+
+/// An SQLite file.
+#[derive(Debug, ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[expect(dead_code, reason = "only its schema is wanted: the body is a stream")]
+pub struct SqliteFile(Vec<u8>);
+
 /// A new tenant.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -392,7 +411,7 @@ pub struct Begun {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobView {
     pub id: i64,
-    /// create, rename, drain, archive, restore, delete, rotate, separate, retire, migrate or exec.
+    /// create, rename, drain, archive, restore, delete, rotate, separate, retire, import, migrate or exec.
     pub kind: String,
     /// The tenant's name when it was begun.
     pub tenant: String,
@@ -433,6 +452,18 @@ impl JobView {
             created_at: now,
             updated_at: now,
         }
+    }
+}
+
+impl JobView {
+    /// In a list: what a job found wrong row by row is in its own page.
+    #[must_use]
+    pub fn in_list(job: JobRow) -> Self {
+        let mut view = Self::from(job);
+        if let Some(problems) = view.result.get_mut("problems").and_then(serde_json::Value::as_object_mut) {
+            problems.remove("groups");
+        }
+        view
     }
 }
 

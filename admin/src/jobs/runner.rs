@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     rollouts,
-    work::{JobEvent, JobState, Step},
+    work::{JobEvent, JobState, Step, may_be_committed},
 };
 use crate::{
     catalog::{
@@ -85,6 +85,7 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
     let number = plane.catalog.lead().await?;
     // Names and marks of what is made hold the catalog's name.
     plane.refresh().await?;
+    lifecycle::sweep_uploads(plane).await;
     let [slots, movers, migrators] = [AT_ONCE, MOVERS, MIGRATORS].map(|n| Arc::new(Semaphore::new(n)));
     let lead = Arc::new(Lead { plane: Arc::clone(plane), number, slots, movers, migrators, busy: Mutex::default() });
     let mut told = BTreeSet::new();
@@ -265,7 +266,8 @@ const CANCELLED: &str = "cancelled on request";
 /// There is a way back from where it was, and none from where it will be.
 fn is_last_chance(job: &JobRow, next: &JobRow) -> bool {
     let returns = |job: &JobRow| job.state == JobState::Running && job.work.way_back(job.step).is_some();
-    returns(job) && !returns(next) && next.state != JobState::Undoing
+    let is_settled = may_be_committed(step_of(job), &next.result);
+    returns(job) && !returns(next) && next.state != JobState::Undoing && !is_settled
 }
 
 async fn forward(
@@ -276,7 +278,8 @@ async fn forward(
     is_enough: bool,
 ) -> Result<String, StepError> {
     let plan = job.work.plan();
-    if lead.plane.catalog.is_cancelled(job.id).await?
+    if !may_be_committed(step_of(job), &job.result)
+        && lead.plane.catalog.is_cancelled(job.id).await?
         && let Some(told) = turn(job, next, CANCELLED.to_owned())
     {
         return Ok(told);
@@ -291,6 +294,9 @@ async fn forward(
             // What the step noted meanwhile is part of the way back.
             if let Some(fresh) = lead.plane.catalog.job(job.id).await? {
                 next.result = fresh.result;
+            }
+            if may_be_committed(Some(step), &next.result) {
+                return Err(StepError::Away("the cancel came while it was committed: it is looked what became of that".to_owned()));
             }
             return turn(job, next, CANCELLED.to_owned()).ok_or_else(|| StepError::Away("it cannot turn back".to_owned()));
         }

@@ -142,6 +142,17 @@ pub enum Work {
     Exec {
         rollout: i64,
     },
+    /// The rows of an SQLite file, all or none.
+    Import {
+        /// Its name in `admin.imports_dir`.
+        file: String,
+        sha256: String,
+        bytes: u64,
+        /// Everything is done and rolled back.
+        dry_run: bool,
+        /// Tables, besides Django's own, whose rows give way to those of the file.
+        replace: Vec<String>,
+    },
 }
 
 /// An idempotent unit of a job, by its word in the journal.
@@ -226,6 +237,14 @@ pub enum Step {
     CloseLogin,
     /// The role that a migration worked as is dropped, with what it still does.
     EndMigration,
+    /// The rows of the file go in, are compared with it, and are committed.
+    Fill,
+    /// The same, rolled back at the end.
+    Rehearse,
+    /// ANALYZE of what was filled.
+    Analyze,
+    /// The uploaded file is removed.
+    ForgetFile,
     /// What was half made is dropped.
     DropHalfMade,
     /// What was stored without a proof is removed.
@@ -268,6 +287,7 @@ impl Work {
             Self::Retire { .. } => "retire",
             Self::Migrate { .. } => "migrate",
             Self::Exec { .. } => "exec",
+            Self::Import { .. } => "import",
         }
     }
 
@@ -336,6 +356,8 @@ impl Work {
             Self::Retire { .. } => vec![S::Check, S::RemoveRole, S::Reclaim],
             Self::Migrate { .. } => vec![S::Check, S::Migrate, S::DropPlans],
             Self::Exec { .. } => vec![S::Check, S::OpenLogin, S::AwaitCommand, S::CloseLogin, S::DropPlans],
+            Self::Import { dry_run: false, .. } => vec![S::Check, S::Fill, S::Analyze, S::ForgetFile],
+            Self::Import { dry_run: true, .. } => vec![S::Check, S::Rehearse, S::ForgetFile],
         }
     }
 
@@ -344,7 +366,8 @@ impl Work {
         match self {
             Self::Create { .. } | Self::Restore { .. } => Some(Step::Open),
             Self::Rename { .. } => Some(Step::Reroute),
-            Self::Drain { .. } => None,
+            Self::Drain { .. } | Self::Import { dry_run: true, .. } => None,
+            Self::Import { dry_run: false, .. } => Some(Step::Analyze),
             Self::Archive { .. } => Some(Step::MarkArchived),
             Self::Delete { .. } => Some(Step::Tombstone),
             Self::Rotate { .. } => Some(Step::OfferVerifier),
@@ -371,6 +394,7 @@ impl Work {
                 (S::ForgetDump, S::FindPrograms),
             ],
             Self::Restore { .. } => &[(S::DropHalfMade, S::MakeDatabase)],
+            Self::Import { .. } => &[(S::ForgetFile, S::Check)],
             Self::Rotate { .. } | Self::Retire { .. } => &[],
             // What was committed stays: the files before the one that failed, and what a command did.
             Self::Migrate { .. } => &[(S::EndMigration, S::Migrate), (S::DropPlans, S::Migrate)],
@@ -401,7 +425,7 @@ impl Work {
     /// Whole databases go through it.
     #[must_use]
     pub fn moves_data(&self) -> bool {
-        self.plan().iter().any(|step| matches!(step, Step::Dump | Step::Load))
+        self.plan().iter().any(|step| matches!(step, Step::Dump | Step::Load | Step::Fill | Step::Rehearse))
     }
 
     /// While this step of `plan` runs or is tried again, clients wait or are refused: not for ever.
@@ -410,6 +434,16 @@ impl Work {
         let plan = self.plan();
         plan.iter().position(|s| matches!(s, Step::Hold | Step::StopTransactions)).is_some_and(|at| at <= step)
     }
+}
+
+/// What `Step::Fill` notes before it commits: the number of its transaction.
+pub const COMMITTING: &str = "committing";
+
+/// A job may have committed what cannot be taken back, and its step must find out before anything else: until then it is not
+/// turned, and a cancel comes too late.
+#[must_use]
+pub fn may_be_committed(step: Option<Step>, result: &serde_json::Value) -> bool {
+    step == Some(Step::Fill) && !result[COMMITTING].is_null()
 }
 
 impl Step {
@@ -425,6 +459,8 @@ impl Step {
                 | Self::Load
                 | Self::Migrate
                 | Self::AwaitCommand
+                | Self::Fill
+                | Self::Rehearse
         )
     }
 
@@ -455,6 +491,10 @@ mod tests {
         );
     }
 
+    fn import(dry_run: bool) -> Work {
+        Work::Import { file: "f".into(), sha256: String::new(), bytes: 0, dry_run, replace: Vec::new() }
+    }
+
     fn every_work() -> Vec<Work> {
         let role = RoleRow::new("new".into(), None, true);
         let archive = Stored { id: 1, path: String::new(), sha256: String::new() };
@@ -473,6 +513,8 @@ mod tests {
             Work::Retire { roles: vec!["all".into()] },
             Work::Migrate { rollout: 1 },
             Work::Exec { rollout: 1 },
+            import(false),
+            import(true),
         ]
     }
 
@@ -498,6 +540,8 @@ mod tests {
         /// A role that works on the tables, and plans of clients that know them as they were.
         worker: bool,
         has_stale_plans: bool,
+        has_upload: bool,
+        is_filled: bool,
     }
 
     impl World {
@@ -520,6 +564,8 @@ mod tests {
                 verifier: (0, 0),
                 worker: false,
                 has_stale_plans: false,
+                has_upload: matches!(work, Work::Import { .. }),
+                is_filled: false,
             }
         }
 
@@ -596,6 +642,13 @@ mod tests {
                 S::DropPlans => self.has_stale_plans = false,
                 S::OpenLogin => self.worker = true,
                 S::CloseLogin | S::EndMigration => self.worker = false,
+                S::Fill => self.is_filled = true,
+                S::Rehearse | S::Analyze => {
+                    if !self.has_upload {
+                        return Err("no file to read");
+                    }
+                }
+                S::ForgetFile => self.has_upload = false,
             }
             Ok(())
         }
@@ -625,14 +678,16 @@ mod tests {
                     if is_done {
                         world.perform(plan[at], &work, &before).unwrap();
                     }
-                    // A cancel turns it back where it can; else it goes on.
-                    match work.way_back(at) {
+                    // A cancel turns it back where it can; else it goes on. What was committed is never turned.
+                    let noted = serde_json::json!({ COMMITTING: is_done.then_some("1") });
+                    match work.way_back(at).filter(|_| !may_be_committed(Some(plan[at]), &noted)) {
                         Some(way) => {
                             way.iter().for_each(|step| world.perform(*step, &work, &before).unwrap());
                             let mut undone = before.clone();
                             if matches!(work, Work::Create { .. }) {
                                 undone.state = "dropped";
                             }
+                            undone.has_upload = false;
                             assert_eq!(world, undone, "{work:?} from {state}, turned at {:?} ({is_done})", plan[at]);
                         }
                         None => {
@@ -665,7 +720,8 @@ mod tests {
         for work in every_work() {
             assert!(work.way_back(0).is_some(), "{work:?}");
             let last = work.way_back(work.plan().len() - 1);
-            assert_eq!(last.is_some(), matches!(work, Work::Drain { .. }), "{work:?}");
+            let is_harmless = matches!(work, Work::Drain { .. } | Work::Import { dry_run: true, .. });
+            assert_eq!(last.is_some(), is_harmless, "{work:?}");
         }
     }
 

@@ -52,7 +52,7 @@ pub async fn find_programs(site: &mut Site, job: &JobRow, entry: &Entry, result:
     hand::put_down(site, entry, looked).await
 }
 
-async fn may_grant(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
+pub async fn may_grant(site: &mut Site, entry: &Entry) -> Result<(), StepError> {
     let row = site.control(&entry.server).await?.query_one(sql::MAY_GRANT, &[&entry.owner_role]).await?;
     if row.try_get(0)? {
         return Ok(());

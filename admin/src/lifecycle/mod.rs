@@ -5,6 +5,7 @@ mod compare;
 mod database;
 mod facts;
 mod hand;
+mod import;
 mod login;
 mod migrate;
 mod preflight;
@@ -32,6 +33,8 @@ use crate::{
     jobs::work::Step,
     plane::ControlPlane,
 };
+
+pub use import::sweep_uploads;
 
 /// Why a step is not done.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -230,6 +233,10 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::TakeRole => separate::take_role(site, job, &entry).await,
         Step::RemoveRole => separate::remove_role(site, job, &entry).await,
         Step::Reclaim => separate::reclaim(site, job, &entry).await,
+        Step::Fill => import::fill(site, job, &entry, result).await,
+        Step::Rehearse => import::rehearse(site, job, &entry, result).await,
+        Step::Analyze => import::analyze(site, job, &entry, result).await,
+        Step::ForgetFile => import::forget_file(site, job, &entry).await,
         Step::FindPrograms => archive::find_programs(site, job, &entry, result).await,
         Step::FenceForDump => archive::fence(site, &entry).await,
         Step::Dump => archive::dump(site, job, &entry, result).await,

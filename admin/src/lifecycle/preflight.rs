@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tenantry_config::TenantState;
 
-use super::{Site, StepError, database};
+use super::{Site, StepError, archive, database, import};
 use crate::{
     catalog::{model::Entry, store::JobRow},
     jobs::work::Work,
@@ -27,6 +27,10 @@ pub async fn check(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Va
         Work::Delete { .. } | Work::Separate { .. } | Work::Retire { .. } => may_change(site, entry, result).await,
         Work::Rotate { role, .. } => role_is_there(site, entry, role).await,
         Work::Migrate { .. } | Work::Exec { .. } => may_work_inside(site, entry).await,
+        Work::Import { file, sha256, .. } => {
+            archive::may_grant(site, entry).await?;
+            import::check(site, file, sha256).await
+        }
         Work::Rename { .. } | Work::Drain { .. } | Work::Create { .. } | Work::Restore { .. } => Ok(()),
     }
 }

@@ -4,7 +4,9 @@
 //! parameter is one.
 
 pub mod catalog;
+pub mod import;
 pub mod rollouts;
+pub mod sqlite;
 
 use postgres_protocol::escape::{escape_identifier, escape_literal};
 

@@ -117,6 +117,19 @@ impl Api {
         body: Option<&Value>,
         headers: &[(&str, &str)],
     ) -> Option<Reply> {
+        let mut request = self.request(method, path, headers);
+        if let Some(body) = body {
+            request = request.json(body);
+        }
+        Self::reply(request).await
+    }
+
+    /// A body of bytes; a connection that breaks is `None`.
+    pub async fn try_upload(&self, path: &str, body: Vec<u8>, headers: &[(&str, &str)]) -> Option<Reply> {
+        Self::reply(self.request("POST", path, headers).body(body)).await
+    }
+
+    fn request(&self, method: &str, path: &str, headers: &[(&str, &str)]) -> reqwest::RequestBuilder {
         let method = Method::from_bytes(method.as_bytes()).expect("a method");
         let mut request = self.http.request(method, format!("http://{}{path}", self.base));
         if !self.token.is_empty() {
@@ -125,9 +138,10 @@ impl Api {
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        if let Some(body) = body {
-            request = request.json(body);
-        }
+        request
+    }
+
+    async fn reply(request: reqwest::RequestBuilder) -> Option<Reply> {
         let response = request.timeout(Duration::from_secs(60)).send().await.ok()?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let bytes = response.bytes().await.ok()?;

@@ -134,6 +134,7 @@ impl ProxyBuilder {
             .set("admin.state_dir", dir.display().to_string())
             .or("admin.archives", dir.join("archives").display().to_string())
             .or("admin.archives_volatile", true)
+            .or("admin.imports_dir", dir.join("imports").display().to_string())
             .or("admin.postgres_bin", bin_dir().display().to_string());
         let file = dir.join("tenantry.toml");
         fs::write(&file, self.text()).expect("settings file");

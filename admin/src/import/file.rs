@@ -1,0 +1,359 @@
+//! The SQLite file: opened so that nothing of it runs, looked through, and read row by row into lines of COPY.
+//!
+//! What always holds: the file is read only and nobody else's; everything here blocks, and belongs on a thread of its own; one
+//! row and one chunk are in memory at a time, whatever the size of the file; a value larger than `MOST_BYTES_OF_VALUE` is
+//! refused before it is read.
+
+use std::{collections::BTreeSet, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
+
+use bytes::Bytes;
+use rusqlite::{Connection, OpenFlags, Row, backup::Backup, limits::Limit, types::ValueRef};
+
+use super::{
+    convert,
+    plan::{Plan, SourceColumn, SourceTable, TablePlan},
+    problems::{Problems, shown},
+    sum,
+};
+use crate::sql::sqlite as sql;
+
+/// Every SQLite file begins so.
+pub const MAGIC: &[u8] = b"SQLite format 3\0";
+/// The largest value that is imported.
+const MOST_BYTES_OF_VALUE: i32 = 32 << 20;
+/// Of one message to PostgreSQL.
+const CHUNK: usize = 64 << 10;
+/// Pages of one step of a copy.
+const PAGES: i32 = 1_024;
+
+/// Lines for COPY.
+#[derive(Debug, Default)]
+pub struct Chunk {
+    pub lines: Bytes,
+    pub rows: u64,
+}
+
+/// What was read of a table.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Rows that were handed on.
+    pub rows: u64,
+    /// Of each column: the checksum, and decimals that were rounded.
+    pub columns: Vec<(i128, u64)>,
+}
+
+/// A row that PostgreSQL did not take.
+#[derive(Debug, Clone)]
+pub struct Refused {
+    /// Its number among the rows without another problem, from 1.
+    pub at: u64,
+    pub why: String,
+    pub detail: String,
+}
+
+/// An open file.
+#[derive(Debug)]
+pub struct File(Connection);
+
+/// SQLite's words, without a path.
+fn words(error: &rusqlite::Error) -> String {
+    match error {
+        rusqlite::Error::SqliteFailure(code, text) => text.clone().unwrap_or_else(|| code.to_string()),
+        error => error.to_string(),
+    }
+}
+
+impl File {
+    /// One that is whole.
+    ///
+    /// # Errors
+    /// In SQLite's words.
+    pub fn open(path: &Path) -> Result<Self, String> {
+        let opened = || {
+            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+            let file = Connection::open_with_flags(uri(path.as_os_str(), "mode=ro&immutable=1"), flags)?;
+            file.set_limit(Limit::SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_VALUE)?;
+            file.execute_batch(sql::GUARDED)?;
+            let mut check = file.prepare(sql::CHECK)?;
+            let complaints: Vec<String> = check.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            drop(check);
+            Ok((file, complaints))
+        };
+        match opened() {
+            Ok((file, complaints)) if complaints == ["ok"] => Ok(Self(file)),
+            Ok((_, complaints)) => Err(format!("the file is damaged: {}", complaints.join("; "))),
+            Err(error) => Err(format!("SQLite cannot read the file: {}", words(&error))),
+        }
+    }
+
+    /// All its tables.
+    ///
+    /// # Errors
+    /// In SQLite's words; a table that cannot be looked at is a problem of its own.
+    pub fn tables(&self, problems: &mut Problems) -> Result<Vec<SourceTable>, String> {
+        let names = || {
+            let mut tables = self.0.prepare(sql::TABLES)?;
+            let rows = tables.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            rows.collect::<rusqlite::Result<Vec<(String, bool, bool)>>>()
+        };
+        let mut found = Vec::new();
+        for (name, is_virtual, without_rowid) in names().map_err(|error| words(&error))? {
+            match self.table(&name, is_virtual, without_rowid) {
+                Ok(table) => found.push(table),
+                Err(error) => problems.whole(&name, "", &format!("cannot be read: {}", words(&error))),
+            }
+        }
+        Ok(found)
+    }
+
+    fn table(&self, name: &str, is_virtual: bool, without_rowid: bool) -> rusqlite::Result<SourceTable> {
+        let number = |statement: &str| self.0.query_row(statement, [], |row| row.get::<_, i64>(0));
+        let rows = u64::try_from(number(&sql::count(name))?).unwrap_or(0);
+        let mut table =
+            SourceTable { name: name.to_owned(), without_rowid, is_virtual, rows, ..SourceTable::default() };
+        let mut key = Vec::new();
+        let mut columns = self.0.prepare(sql::COLUMNS)?;
+        let columns = columns.query_map([name], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        for column in columns {
+            let (column, is_generated, place): (String, bool, i64) = column?;
+            let is_used = rows > 0 && number(&sql::is_used(name, &column))? != 0;
+            if place > 0 {
+                key.push((place, column.clone()));
+            }
+            table.columns.push(SourceColumn { name: column, is_generated, is_used });
+        }
+        key.sort();
+        table.key = key.into_iter().map(|(_, column)| column).collect();
+        if number(sql::HAS_NUMBERS)? > 0 {
+            table.last_number = self.0.query_row(sql::LAST_NUMBER, [name], |row| row.get(0))?;
+        }
+        Ok(table)
+    }
+
+    /// Rows that break a unique index or a foreign key of PostgreSQL's tables, which those of the file may not have.
+    pub fn look_for_broken_keys(&self, plan: &Plan, problems: &mut Problems) {
+        for table in &plan.tables {
+            let names = |columns: &[String]| columns.iter().all(|name| table.columns.iter().any(|c| c.name == *name));
+            for columns in table.uniques.iter().filter(|columns| names(columns)) {
+                let why = "is not unique, and must be";
+                self.tell_rows(sql::twice(table, columns), (&table.name, &columns.join(", "), why), problems);
+            }
+        }
+        for key in &plan.keys {
+            let find = |oid| plan.tables.iter().find(|table| table.oid == oid);
+            let (Some(child), Some(parent)) = (find(key.child), find(key.parent)) else { continue };
+            let why = format!("leads nowhere: no row of {} has it", parent.name);
+            let what = (child.name.as_str(), key.columns.join(", "), why);
+            self.tell_rows(sql::orphans(child, &parent.name, key), (what.0, &what.1, &what.2), problems);
+        }
+    }
+
+    fn tell_rows(&self, (statement, key): (String, usize), what: (&str, &str, &str), problems: &mut Problems) {
+        let (table, column, why) = what;
+        let mut told = || {
+            let mut rows = self.0.prepare(&statement)?;
+            let count = rows.column_count();
+            let names: Vec<String> = rows.column_names().iter().take(key).map(|name| (*name).to_owned()).collect();
+            let mut rows = rows.query([])?;
+            while let Some(row) = rows.next()? {
+                let values =
+                    (key..count).map(|at| Ok(shown(row.get_ref(at)?))).collect::<rusqlite::Result<Vec<_>>>()?;
+                problems.row(table, column, why, (row_name(row, &names)?, values.join(", ")));
+            }
+            Ok(())
+        };
+        // Columns that the file does not have are problems already.
+        if let Err(error) = told() {
+            tracing::debug!(error = words(&error), table, "keys of a table are not looked at");
+        }
+    }
+
+    /// Rows of the migrations, as application and name.
+    ///
+    /// # Errors
+    /// In SQLite's words.
+    pub fn migrations(&self, statement: &str) -> Result<BTreeSet<(String, String)>, String> {
+        let found = || {
+            let mut rows = self.0.prepare(statement)?;
+            let rows = rows.query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            rows.collect::<rusqlite::Result<_>>()
+        };
+        found().map_err(|error| words(&error))
+    }
+
+    /// Hands all rows to `take`, which says whether to go on; rows that do not fit are problems. `skipped`: rows that
+    /// PostgreSQL refused.
+    ///
+    /// # Errors
+    /// In SQLite's words.
+    pub fn read(
+        &self,
+        table: &TablePlan,
+        skipped: &[Refused],
+        problems: &mut Problems,
+        mut take: impl FnMut(Chunk) -> bool,
+    ) -> Result<Sums, String> {
+        let (statement, key) = sql::rows(table);
+        let mut reader = Reader::new(table, key);
+        let mut read = || {
+            let mut rows = self.0.prepare(&statement)?;
+            reader.names = rows.column_names().iter().take(key).map(|name| (*name).to_owned()).collect();
+            let mut rows = rows.query([])?;
+            while let Some(row) = rows.next()? {
+                reader.row(row, skipped, problems)?;
+                if reader.lines.len() >= CHUNK && !take(reader.chunk()) {
+                    return Ok(());
+                }
+            }
+            take(reader.chunk());
+            Ok(())
+        };
+        read().map_err(|error: rusqlite::Error| words(&error))?;
+        Ok(reader.sums)
+    }
+}
+
+/// `id=5`; of a row without a primary key its rowid.
+fn row_name(row: &Row<'_>, names: &[String]) -> rusqlite::Result<String> {
+    let parts = names.iter().enumerate().map(|(at, name)| Ok(format!("{name}={}", shown(row.get_ref(at)?))));
+    Ok(parts.collect::<rusqlite::Result<Vec<_>>>()?.join(", "))
+}
+
+/// What becomes of the rows of one table.
+struct Reader<'a> {
+    table: &'a TablePlan,
+    /// How many columns tell the row.
+    key: usize,
+    names: Vec<String>,
+    lines: Vec<u8>,
+    rows: u64,
+    /// Rows without a problem so far, those that are skipped counted.
+    fitting: u64,
+    sums: Sums,
+    text: Vec<u8>,
+    form: Vec<u8>,
+    /// Of the row under way: the checksum of each column, and whether it was rounded.
+    hashes: Vec<(i64, bool)>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(table: &'a TablePlan, key: usize) -> Self {
+        Self {
+            table,
+            key,
+            names: Vec::new(),
+            lines: Vec::with_capacity(CHUNK * 2),
+            rows: 0,
+            fitting: 0,
+            sums: Sums { rows: 0, columns: vec![(0, 0); table.columns.len()] },
+            text: Vec::new(),
+            form: Vec::new(),
+            hashes: Vec::new(),
+        }
+    }
+
+    fn chunk(&mut self) -> Chunk {
+        let rows = std::mem::take(&mut self.rows);
+        let lines = std::mem::replace(&mut self.lines, Vec::with_capacity(CHUNK * 2));
+        Chunk { lines: lines.into(), rows }
+    }
+
+    /// One line more, or a problem more.
+    fn row(&mut self, row: &Row<'_>, skipped: &[Refused], problems: &mut Problems) -> rusqlite::Result<()> {
+        let start = self.lines.len();
+        self.hashes.clear();
+        let mut fits = true;
+        for (at, column) in self.table.columns.iter().enumerate() {
+            if at > 0 {
+                self.lines.push(b'\t');
+            }
+            let value = row.get_ref(self.key + at)?;
+            if let Err(why) = self.value(value, at) {
+                fits = false;
+                let told = (row_name(row, &self.names)?, shown(value));
+                problems.row(&self.table.name, &column.name, &why, told);
+            }
+        }
+        self.fitting += u64::from(fits);
+        let refused = skipped.iter().find(|row| fits && row.at == self.fitting);
+        if let Some(Refused { why, detail, .. }) = refused {
+            problems.row(&self.table.name, "", why, (row_name(row, &self.names)?, detail.clone()));
+        }
+        if !fits || refused.is_some() {
+            self.lines.truncate(start);
+            return Ok(());
+        }
+        self.lines.push(b'\n');
+        self.rows += 1;
+        self.sums.rows += 1;
+        for ((sum, rounded), (hash, was_rounded)) in self.sums.columns.iter_mut().zip(&self.hashes) {
+            *sum += i128::from(*hash);
+            *rounded += u64::from(*was_rounded);
+        }
+        Ok(())
+    }
+
+    fn value(&mut self, value: ValueRef<'_>, at: usize) -> Result<(), convert::Why> {
+        let Some(column) = self.table.columns.get(at) else { return Ok(()) };
+        if matches!(value, ValueRef::Null) {
+            self.lines.extend_from_slice(b"\\N");
+            self.hashes.push((0, false));
+            return if column.is_required { Err("is NULL, and the column is NOT NULL".into()) } else { Ok(()) };
+        }
+        self.text.clear();
+        self.form.clear();
+        let written = column.kind.write(value, &mut self.text, &mut self.form)?;
+        convert::escape(&self.text, &mut self.lines);
+        let form = if written.has_form { &self.form } else { &self.text };
+        self.hashes.push((sum::hash(form), written.rounded));
+        Ok(())
+    }
+}
+
+fn uri(path: &OsStr, with: &str) -> String {
+    let mut uri = "file:".to_owned();
+    for byte in path.as_bytes() {
+        if byte.is_ascii_alphanumeric() || b"/._-".contains(byte) {
+            uri.push(char::from(*byte));
+        } else {
+            uri.push_str(&format!("%{byte:02X}"));
+        }
+    }
+    format!("{uri}?{with}")
+}
+
+/// A copy of a file that may be in use, as of one moment, with all that is in its write-ahead log. `told`: pages that are left,
+/// and all of them.
+///
+/// # Errors
+/// In SQLite's words.
+pub fn copy(from: &Path, to: &Path, mut told: impl FnMut(u64, u64)) -> Result<(), String> {
+    let mut copied = || {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let source = Connection::open_with_flags(uri(from.as_os_str(), "mode=ro"), flags)?;
+        source.busy_timeout(std::time::Duration::from_secs(10))?;
+        // Whoever writes meanwhile does not make the copy begin anew.
+        source.execute_batch(sql::SNAPSHOT)?;
+        let mut copy = Connection::open(to)?;
+        let backup = Backup::new(&source, &mut copy)?;
+        loop {
+            let step = backup.step(PAGES)?;
+            let progress = backup.progress();
+            let pages = |count| u64::try_from(count).unwrap_or(0);
+            told(pages(progress.remaining), pages(progress.pagecount));
+            match step {
+                rusqlite::backup::StepResult::Done => break,
+                rusqlite::backup::StepResult::More => {}
+                _ => {
+                    return Err(rusqlite::Error::SqliteFailure(
+                        rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_BUSY),
+                        None,
+                    ));
+                }
+            }
+        }
+        drop(backup);
+        copy.query_row(sql::ONE_FILE, [], |row| row.get::<_, String>(0)).map(drop)
+    };
+    copied().map_err(|error| words(&error))
+}
