@@ -885,3 +885,81 @@ async fn many_statements_of_one_large_text_are_sent_within_the_memory_of_all_cli
     let peak = proxy.peak_kib();
     assert!(peak < 150 * 1024, "{peak} KiB");
 }
+
+#[tokio::test]
+async fn a_name_stays_on_no_connection_because_another_was_deallocated() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut other = proxy.connect(&tenant).login().await;
+    other.make_on_server().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    for texts in ["SELECT ';DEALLOCATE a'; DEALLOCATE b", "SELECT E'\\\\';DEALLOCATE a'; DEALLOCATE b"] {
+        prepare(&mut client, "a", "SELECT 'mine'").await;
+        prepare(&mut client, "b", "SELECT 2").await;
+        client.run("BEGIN; SET LOCAL standard_conforming_strings = off").await;
+        client.run("EXECUTE a").await;
+        let _ = client.query(texts).await;
+        client.run("ROLLBACK").await;
+        assert_eq!(other.value(FOREIGN).await, "0");
+        client.run("DEALLOCATE ALL").await;
+    }
+}
+
+#[tokio::test]
+async fn what_the_unnamed_statement_may_leave_is_that_of_the_one_that_is_run() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut other = proxy.connect(&tenant).login().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    let none = [say::bind("", "none", &[]), say::execute("", 0)].concat();
+    let first = [say::parse("", "SET work_mem = '7MB'"), say::sync()].concat();
+    let skipped = [none, say::parse("", "SELECT 1"), say::sync()].concat();
+    client.send(&[first, skipped, use_once(""), say::sync()].concat()).await;
+    client.until_ready().await.ok();
+    client.until_ready().await.error("26000");
+    client.until_ready().await.ok();
+    assert_eq!(other.value("SHOW work_mem").await, "4MB");
+    assert_eq!(client.value("SHOW work_mem").await, "7MB");
+}
+
+#[tokio::test]
+async fn a_long_execute_that_fails_before_all_of_it_was_sent_is_answered_once() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int)").await;
+    prepare(&mut client, "s", "SELECT length($1::text) FROM t").await;
+    client.run("DROP TABLE t").await;
+    let query = say::query(&format!("EXECUTE s('{}')", "x".repeat(100_000)));
+    let (first, rest) = query.split_at(70_000);
+    client.send(first).await;
+    let told = client.next().await.unwrap();
+    assert!(format!("{told:?}").contains("42P01"), "{told:?}");
+    client.send(rest).await;
+    client.until_ready().await.ok();
+    assert_eq!(client.value("SELECT 1").await, "1");
+}
+
+#[tokio::test]
+async fn what_was_lent_and_deallocated_takes_no_memory_any_more() {
+    let (tenant, proxy) = started(|b| b.set("pool.pool_size", 1).set("listen.max_message_memory", "4MB")).await;
+    let mut client = proxy.connect(&tenant).login().await;
+    let large = format!("SELECT length('{}')", "x".repeat(900_000));
+    for _ in 0..10 {
+        prepare(&mut client, "a", &large).await;
+        client.run("BEGIN; EXECUTE a").await;
+        client.run("DEALLOCATE a").await;
+        client.run("COMMIT").await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_closes_its_side_behind_an_execute_is_answered() {
+    let (tenant, proxy) = pool(1, 200).await;
+    let mut other = proxy.connect(&tenant).login().await;
+    let mut client = proxy.connect(&tenant).login().await;
+    other.run("CREATE TABLE t (n int)").await;
+    prepare(&mut client, "a", "INSERT INTO t VALUES (7)").await;
+    other.run("SET work_mem = '7MB'").await;
+    client.send(&say::query("EXECUTE a")).await;
+    client.half_close().await;
+    client.until_end().await;
+    assert_eq!(other.value("SELECT n FROM t").await, "7");
+}

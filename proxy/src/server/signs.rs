@@ -38,6 +38,8 @@ pub struct Signs {
     pub seeds: bool,
     /// PREPARE: SQL may have given a name.
     pub prepares: bool,
+    /// DISCARD or DEALLOCATE: perhaps of all statements.
+    pub drops_names: bool,
     /// `pg_prepared_statements`: asks which names the session has given.
     pub asks_names: bool,
     /// A statement creates a table, perhaps with a command tag that does not say so.
@@ -90,9 +92,9 @@ fn may_be_named(text: &[u8]) -> bool {
 }
 
 impl Named {
-    /// Of each statement of a simple query. A semicolon inside a string counts, too: what seems to be one there is never run.
+    /// Of each statement of a simple query, in order.
     pub fn all(text: &[u8]) -> impl Iterator<Item = Self> {
-        text.split(|b| *b == b';').filter(|part| may_be_named(part)).filter_map(Self::read)
+        statements(text).filter(|part| may_be_named(part)).filter_map(Self::read)
     }
 
     /// As much of the first part of a text as surely ends no word too early.
@@ -124,6 +126,77 @@ impl Named {
         }
         let name = if name == b"\"" { quoted(rest)? } else { name.to_ascii_lowercase() };
         (!name.is_empty() && name.len() < MAX_WORD).then_some(Self { verb, name })
+    }
+}
+
+/// The statements of a text. What is quoted, in dollars or in a comment holds no semicolon. (With
+/// `standard_conforming_strings = off` a string may seem to end too early.)
+fn statements(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let end = end_of_statement(text);
+        rest = text.get(end.saturating_add(1)..);
+        text.get(..end)
+    })
+}
+
+/// Where the first statement's semicolon is, or the text ends.
+fn end_of_statement(text: &[u8]) -> usize {
+    let mut at = 0;
+    while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
+        // Nothing else begins something, or ends the statement.
+        let plain =
+            rest.iter().position(|b| matches!(b, b';' | b'\'' | b'"' | b'$' | b'-' | b'/')).unwrap_or(rest.len());
+        at = at.saturating_add(plain);
+        let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) else { break };
+        if rest.first() == Some(&b';') {
+            return at;
+        }
+        let before = at.checked_sub(1).and_then(|before| text.get(before)).copied();
+        at = at.saturating_add(quoted_length(rest, before).unwrap_or(1));
+    }
+    text.len()
+}
+
+/// How long the quoted thing or the comment is that may begin here; `before`: the byte before it.
+fn quoted_length(text: &[u8], before: Option<u8>) -> Option<usize> {
+    let find = |needle: &[u8], from: usize| {
+        let rest = text.get(from..)?;
+        let at = rest.windows(needle.len()).position(|window| window == needle);
+        // What has no end goes on to the end of the text.
+        Some(at.map_or(text.len(), |at| from.saturating_add(at).saturating_add(needle.len())))
+    };
+    match text {
+        [b'\'', ..] if matches!(before, Some(b'e' | b'E')) => {
+            let mut escaped = true;
+            let end = text.iter().position(|b| {
+                let is_end = *b == b'\'' && !escaped;
+                escaped = *b == b'\\' && !escaped;
+                is_end
+            });
+            Some(end.map_or(text.len(), |end| end.saturating_add(1)))
+        }
+        [quote @ (b'\'' | b'"'), ..] => find(&[*quote], 1),
+        [b'-', b'-', ..] => find(b"\n", 2),
+        [b'/', b'*', ..] => {
+            let (mut depth, mut at) = (1_u32, 2_usize);
+            while depth > 0 {
+                match text.get(at..at.saturating_add(2)) {
+                    Some(b"/*") => (depth, at) = (depth.saturating_add(1), at.saturating_add(2)),
+                    Some(b"*/") => (depth, at) = (depth.saturating_sub(1), at.saturating_add(2)),
+                    Some(_) => at = at.saturating_add(1),
+                    None => return Some(text.len()),
+                }
+            }
+            Some(at)
+        }
+        [b'$', rest @ ..] if !before.is_some_and(is_of_word) => {
+            let tag = rest.iter().position(|b| *b == b'$')?;
+            let is_tag = rest.get(..tag)?.iter().all(|b| is_of_word(*b)) && !rest.first()?.is_ascii_digit();
+            if is_tag { find(text.get(..tag.saturating_add(2))?, tag.saturating_add(2)) } else { None }
+        }
+        _ => None,
     }
 }
 
@@ -632,6 +705,7 @@ fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
     signs.listens |= is("start") || is("discard");
     signs.opaque |= is("load");
     signs.prepares |= is("prepare");
+    signs.drops_names |= is("discard") || is("deallocate");
     signs.advances |= ["copy", "merge", "call", "do", "execute"].into_iter().any(is);
     signs.loosen |= ["drop", "close", "unlisten", "deallocate", "rollback", "commit", "end"].into_iter().any(is);
     Verb::Other

@@ -247,7 +247,9 @@ pub fn name_of(id: u64) -> Vec<u8> {
 /// The number of the statement that has this server name, if it is one.
 #[must_use]
 pub fn id_of(name: &[u8]) -> Option<u64> {
-    std::str::from_utf8(name.strip_prefix(b"tenantry_")?).ok()?.parse().ok()
+    let id = std::str::from_utf8(name.strip_prefix(b"tenantry_")?).ok()?.parse().ok()?;
+    // Not so of `tenantry_01`.
+    (name_of(id) == name).then_some(id)
 }
 
 #[cfg(test)]

@@ -209,12 +209,17 @@ impl Session {
         if self.owed.has_undone() {
             self.undo();
         }
-        if self.owed.take_stranded() {
+        self.end_stranded();
+        self.put_own(run);
+        Ok(())
+    }
+
+    /// A simple query was skipped, and no Sync of the client's will follow it: ours does, when all of the query is sent.
+    pub(super) fn end_stranded(&mut self) {
+        if self.request.left == 0 && self.owed.take_stranded() {
             self.to_server.buf.extend_from_slice(message::SYNC);
             self.owed.push(Kind::Sync, For::Client, None);
         }
-        self.put_own(run);
-        Ok(())
     }
 
     fn notice(&mut self, header: Header, body: &[u8], run: &mut Run<'_>) {

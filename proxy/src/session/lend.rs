@@ -13,6 +13,7 @@ use std::{
     sync::Arc,
 };
 
+use tenantry_config::PoolMode;
 use tenantry_wire::{
     extended::{self, Parse},
     frame::FrameError,
@@ -39,6 +40,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub(super) struct Lent {
     names: HashMap<Box<[u8]>, Stands>,
+    /// Those for which a DEALLOCATE was run. If it was for another one, after all, it must not stay for the next client.
+    doubtful: Vec<Box<[u8]>>,
     /// For what was written to put them there.
     held: Vec<Held>,
     /// All of the client's names stand there and no others, if that is still their `Names::changes`.
@@ -47,7 +50,7 @@ pub(super) struct Lent {
 
 impl Lent {
     pub(super) fn is_empty(&self) -> bool {
-        self.names.is_empty()
+        self.names.is_empty() && self.doubtful.is_empty()
     }
 
     /// Out of the books.
@@ -81,18 +84,22 @@ pub(super) enum Shown {
 impl Session {
     // What a request needs.
 
-    /// The statements of a simple query that speak of a name of the client's, or of one that is lent.
+    /// The statements of a simple query that speak of names, if one of those is the client's or is lent.
     pub(super) fn named_in(&self, text: &[u8], is_whole: bool) -> Vec<Named> {
         if self.names.is_empty() && self.lent.is_empty() {
             return Vec::new();
         }
         let text = if is_whole { text } else { Named::without_broken_end(text) };
-        Named::all(text).filter(|named| self.knows(named)).collect()
+        let all: Vec<_> = Named::all(text).collect();
+        if all.iter().any(|named| self.knows(named)) { all } else { Vec::new() }
     }
 
     /// The statement that an EXECUTE runs, if this is one and the client has given its name.
     pub(super) fn executed_by(&self, text: &[u8]) -> Option<Named> {
-        let named = self.named_in(text, true).into_iter().next()?;
+        if self.names.is_empty() {
+            return None;
+        }
+        let named = Named::all(text).next()?;
         (named.verb == NamedUse::Execute && self.names.get(&named.name).is_some()).then_some(named)
     }
 
@@ -159,19 +166,21 @@ impl Session {
         Ok(true)
     }
 
-    /// The names that a simple query takes away, if it comes so far.
+    /// The names that a simple query takes away, as far as it comes; `None` for those that the client has not given.
     pub(super) fn deallocated_by(&self, all: &[Named]) -> Option<Box<Undo>> {
-        let is_taken = |named: &&Named| named.verb == NamedUse::Deallocate && self.names.get(&named.name).is_some();
-        let names: VecDeque<Box<[u8]>> =
-            all.iter().filter(is_taken).map(|named| named.name.as_slice().into()).collect();
-        (!names.is_empty()).then(|| Box::new(Undo::Deallocates(names)))
+        let known = |named: &Named| self.names.get(&named.name).map(|_| named.name.as_slice().into());
+        let names: VecDeque<Option<Box<[u8]>>> =
+            all.iter().filter(|named| named.verb == NamedUse::Deallocate).map(known).collect();
+        names.iter().any(Option::is_some).then(|| Box::new(Undo::Deallocates(names)))
     }
 
     /// PostgreSQL says that it has run a DEALLOCATE.
     pub(super) fn deallocated(&mut self) {
         if let Some(name) = self.owed.take_deallocated() {
             self.names.remove(&name);
-            self.lent.take(&name);
+            if let Some((name, _)) = self.lent.take(&name) {
+                self.lent.doubtful.push(name);
+            }
         }
     }
 
@@ -328,10 +337,23 @@ impl Session {
     /// Takes the client's names off the connection, at the end of its transaction. True if there were any.
     pub(super) fn take_back_lent(&mut self) -> Result<bool, End> {
         if self.lent.is_empty() {
+            self.lent.held = Vec::new();
             return Ok(false);
         }
-        for (name, stood) in std::mem::take(&mut self.lent).names {
+        let Lent { names, mut doubtful, .. } = std::mem::take(&mut self.lent);
+        if self.signs.prepares || self.pinned || self.mode == PoolMode::Session {
+            // SQL may have given such a name since, to a statement that stays as long as the connection is this client's.
+            self.retire |= self.mode != PoolMode::Session && !doubtful.is_empty();
+            doubtful.clear();
+        }
+        if names.is_empty() && doubtful.is_empty() {
+            return Ok(false);
+        }
+        for (name, stood) in names {
             self.close_lent(name, stood)?;
+        }
+        for name in doubtful {
+            self.close_on_server(&name, Undo::Look)?;
         }
         self.to_server.buf.extend_from_slice(message::SYNC);
         self.owed.push(Kind::Sync, For::Us, None);

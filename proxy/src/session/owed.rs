@@ -80,7 +80,7 @@ pub enum Undo {
     /// The same of one that stood on the server, which this Close takes off it.
     ClosedLent(Box<[u8]>, Arc<Statement>, Stands),
     /// Not to be taken back: what this SQL takes away when it is run, name by name.
-    Deallocates(VecDeque<Box<[u8]>>),
+    Deallocates(VecDeque<Option<Box<[u8]>>>),
     /// The statement was put on the server by this Parse.
     OnServer(u64),
     /// Both of a Parse.
@@ -100,8 +100,8 @@ pub enum Undo {
 }
 
 impl Undo {
-    /// What is sent behind it must know whether it counts. (Of the unnamed statement nothing is known that PostgreSQL
-    /// would not say itself, and drivers send many in a row.)
+    /// What is sent behind it must know whether it counts. (Of the unnamed statement only what uses it without a Parse of its
+    /// own must: drivers send many in a row.)
     fn must_be_settled(&self) -> bool {
         !matches!(self, Self::Deallocates(_) | Self::Columns(_) | Self::Unnamed(_))
     }
@@ -117,6 +117,10 @@ struct Entry {
 impl Entry {
     fn must_be_settled(&self) -> bool {
         self.undo.as_deref().is_some_and(Undo::must_be_settled)
+    }
+
+    fn is_unnamed(&self) -> bool {
+        matches!(self.undo.as_deref(), Some(Undo::Unnamed(_)))
     }
 }
 
@@ -177,6 +181,10 @@ pub struct Owed {
     unsettled: usize,
     /// A Sync was sent behind one of those: what comes now is not skipped with it, and must not rest on it.
     sync_behind_unsettled: bool,
+    /// Parses of the unnamed statement.
+    unnamed: usize,
+    /// A Sync was sent behind one of those, and no other such Parse since: which one is the unnamed statement is not known.
+    unnamed_in_doubt: bool,
 }
 
 /// Extended messages were sent, and no Sync after them.
@@ -218,6 +226,7 @@ impl Owed {
             self.batch = Batch::None;
             self.sync_behind_guard |= self.guarded > 0;
             self.sync_behind_unsettled |= self.unsettled > 0;
+            self.unnamed_in_doubt |= self.unnamed > 0;
         } else if !matches!(kind, Kind::Query | Kind::FunctionCall) {
             self.batch = self.batch.max(if whose == For::Client { Batch::Clients } else { Batch::Ours });
         }
@@ -229,6 +238,10 @@ impl Owed {
     fn push_entry(&mut self, what: What, undo: Option<Box<Undo>>) {
         let entry = Entry { what, undo };
         self.unsettled += usize::from(entry.must_be_settled());
+        if entry.is_unnamed() {
+            self.unnamed += 1;
+            self.unnamed_in_doubt = false;
+        }
         self.queue.push_back(entry);
     }
 
@@ -279,7 +292,7 @@ impl Owed {
     /// A DEALLOCATE was run: which of the client's names it was for.
     pub fn take_deallocated(&mut self) -> Option<Box<[u8]>> {
         match self.queue.front_mut()?.undo.as_deref_mut()? {
-            Undo::Deallocates(names) => names.pop_front(),
+            Undo::Deallocates(names) => names.pop_front().flatten(),
             _ => None,
         }
     }
@@ -287,7 +300,33 @@ impl Owed {
     /// A Parse of the unnamed statement is unanswered.
     #[must_use]
     pub fn has_unnamed(&self) -> bool {
-        self.queue.iter().any(|e| matches!(e.undo.as_deref(), Some(Undo::Unnamed(_))))
+        self.unnamed > 0
+    }
+
+    /// Whether the last Parse of the unnamed statement counts is not known, and what comes now is not skipped with it.
+    #[must_use]
+    pub fn is_unnamed_in_doubt(&self) -> bool {
+        self.unnamed_in_doubt
+    }
+
+    /// The first unanswered Parse of the unnamed statement replaces this one: the one that it seemed to replace was skipped.
+    pub fn unnamed_before(&mut self, before: Option<Bytes>) {
+        if let Some(Undo::Unnamed(known)) =
+            self.queue.iter_mut().filter_map(|e| e.undo.as_deref_mut()).find(|undo| matches!(undo, Undo::Unnamed(_)))
+        {
+            *known = before;
+        }
+    }
+
+    /// A request that drops the unnamed statement comes behind everything: none of those before comes back.
+    pub fn drop_unnamed(&mut self) {
+        if self.unnamed > 0 {
+            for undo in self.queue.iter_mut().filter_map(|e| e.undo.as_deref_mut()) {
+                if let Undo::Unnamed(before) = undo {
+                    *before = None;
+                }
+            }
+        }
     }
 
     /// A reply of our own waits for its turn.
@@ -434,6 +473,12 @@ impl Owed {
     #[must_use]
     pub fn will_be_answered(&self) -> bool {
         matches!(self.queue.back().map(|e| &e.what), Some(What::Request(Kind::Sync | Kind::Query, _)))
+    }
+
+    /// See `take_stranded`.
+    #[must_use]
+    pub fn is_stranded(&self) -> bool {
+        self.stranded
     }
 
     /// A request of the client's in the simple protocol was skipped because a message of ours before it failed: PostgreSQL
@@ -607,6 +652,8 @@ impl Owed {
             self.client_owed -= 1;
         }
         self.own -= usize::from(matches!(entry.what, What::Own(_)));
+        self.unnamed -= usize::from(entry.is_unnamed());
+        self.unnamed_in_doubt &= self.unnamed > 0;
         self.unsettled -= usize::from(entry.must_be_settled());
         self.sync_behind_unsettled &= self.unsettled > 0;
     }

@@ -173,8 +173,8 @@ pub struct Session {
     /// What was sent must be answered before anything else is sent, except the rest of its message and the data of its
     /// COPY.
     pub(super) alone: bool,
-    /// Portals that are a DEALLOCATE of one of the client's names, and that name.
-    pub(super) deallocates: HashMap<Box<[u8]>, Box<[u8]>>,
+    /// Portals that are a DEALLOCATE, or a DISCARD; and the client's name that goes with it, if it is one.
+    pub(super) deallocates: HashMap<Box<[u8]>, Option<Box<[u8]>>>,
     /// SQL's PREPARE was seen in session mode, where nobody looks what became of it.
     pub(super) sql_gives_names: bool,
     /// The connection was made fit for the client's request just now: that comes next, before the connection may go elsewhere.
@@ -715,7 +715,7 @@ impl Session {
             || self.verifying
             || self.is_moving()
             || self.owed.is_past_guard()
-            || self.owed.is_past_unsettled()
+            || (self.owed.is_past_unsettled() && !self.owed.in_copy_in())
             || self.must_be_alone()
     }
 
@@ -771,7 +771,8 @@ impl Session {
 
     /// The client closed its sending side: what it asked is still answered, within a grace; then it is gone.
     fn poll_half_closed(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        let asked = self.owed.client_waits() || (self.is_blocked() && !self.input.is_empty());
+        let waits = self.is_blocked() || !self.owed.is_empty();
+        let asked = self.owed.client_waits() || (waits && !self.input.is_empty());
         if !asked && self.to_client.is_done() {
             return Err(End::ClientGone);
         }
@@ -815,7 +816,7 @@ impl Session {
                 }
                 // Nobody's now; what the client parsed last is sent again where it is used.
                 // The client has sent another one since, which is still to be answered: that one counts.
-                Undo::Unnamed(_) if self.owed.has_unnamed() => {}
+                Undo::Unnamed(before) if self.owed.has_unnamed() => self.owed.unnamed_before(before),
                 Undo::Unnamed(before) => {
                     conn.forget_unnamed();
                     if before.is_some() {

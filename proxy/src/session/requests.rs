@@ -34,6 +34,8 @@ use crate::{
 
 /// The two names of a Bind must end within this many bytes.
 const MAX_BIND_NAMES: usize = 16 * 1024;
+/// Portals that are remembered to be a DEALLOCATE: of others the client keeps the name.
+const MAX_PORTALS: usize = 1024;
 /// A simple query up to this size is looked at before any of it goes on; a longer one as it passes.
 const MAX_LOOKED_AT: usize = 16 * 1024;
 
@@ -92,6 +94,10 @@ impl Session {
                     break;
                 }
                 self.pass_on(run);
+                if self.request.left == 0 && self.owed.is_stranded() {
+                    run.cut(&mut self.to_server.buf, 0);
+                    self.end_stranded();
+                }
                 continue;
             }
             if self.to_server.buf.len() >= CHUNK {
@@ -207,7 +213,7 @@ impl Session {
         let body = rest.get(HEADER..rest.len().min(header.total())).unwrap_or_default();
         let whole = body.len() == header.body;
         match header.tag {
-            frontend::QUERY if !whole && header.total() <= MAX_LOOKED_AT => Ok(Step::Incomplete),
+            frontend::QUERY if rest.len() < header.total().min(MAX_LOOKED_AT) => Ok(Step::Incomplete),
             frontend::QUERY => self.query(body, whole, run),
             frontend::SYNC => {
                 self.owed.push(Kind::Sync, For::Client, None);
@@ -298,6 +304,7 @@ impl Session {
             return Ok(Step::Wait);
         }
         self.names.drop_unnamed();
+        self.owed.drop_unnamed();
         if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
             conn.forget_unnamed();
         }
@@ -306,7 +313,7 @@ impl Session {
             return self.poison_query(run, *error);
         }
         // If a statement of ours fails, PostgreSQL discards what comes behind it: one thing at a time.
-        self.alone |= asks.names || asks.speaks_of_names;
+        self.alone |= asks.names || asks.speaks_of_names || std::mem::take(&mut self.signs.drops_names);
         if (asks.names && self.show_names(run)? == Shown::OutOfMemory) || !self.lend_all(&named, run)? {
             return self.poison_query(run, errors::out_of_memory());
         }
@@ -330,7 +337,8 @@ impl Session {
 
     /// Whether everything is answered, so that the books are true. If it is not, PostgreSQL is asked not to put it off.
     fn is_settled(&mut self, run: &mut Run<'_>) -> bool {
-        if self.owed.is_empty() {
+        // While it reads the data of a COPY, PostgreSQL answers nothing; whatever comes that is no data ends the connection.
+        if self.owed.is_empty() || self.owed.in_copy_in() {
             return true;
         }
         if self.owed.take_unflushed() {
@@ -352,9 +360,10 @@ impl Session {
             self.owed.push(Kind::Execute, For::Client, None);
             return Step::Forward(Sink::Forward);
         };
-        // What comes behind it has one name less.
+        // What comes behind it has names less.
         self.alone = true;
-        self.owed.push(Kind::Execute, For::Client, Some(Box::new(Undo::Deallocates(VecDeque::from([name])))));
+        let undo = name.map(|name| Box::new(Undo::Deallocates(VecDeque::from([Some(name)]))));
+        self.owed.push(Kind::Execute, For::Client, undo);
         run.cut(&mut self.to_server.buf, header.total());
         self.to_server.buf.extend_from_slice(rest.get(..header.total()).unwrap_or_default());
         self.to_server.buf.extend_from_slice(message::FLUSH);
@@ -477,8 +486,10 @@ impl Session {
         Stats::count(&self.pool.stats.parses);
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         run.cut(&mut self.to_server.buf, header.total());
-        if conn.plans != plans && conn.prepared.touch(statement.id) {
-            // What is there may not fit the tables any more, and the client asks for one that does.
+        let is_failed = self.owed.status() == status::FAILED;
+        if (conn.plans != plans || is_failed) && conn.prepared.touch(statement.id) {
+            // What is there may not fit the tables any more, and the client asks for one that does; or PostgreSQL may refuse it
+            // in a failed transaction.
             conn.prepared.remove(statement.id);
             let written = extended::write_statement_target(&mut self.to_server.buf, frontend::CLOSE, &statement.name);
             written.map_err(|_| End::Fatal(errors::internal()))?;
@@ -534,7 +545,8 @@ impl Session {
         if head.portal.is_empty() {
             self.bound = None;
         }
-        if !self.deallocates.is_empty() {
+        if head.portal.is_empty() && !self.deallocates.is_empty() {
+            // A named one is not replaced, but refused.
             self.deallocates.remove(head.portal);
         }
         let Some(statement) = self.names.get(head.statement).cloned() else {
@@ -574,7 +586,7 @@ impl Session {
         if head.portal.is_empty() && !statement.knows_columns() {
             self.bound = Some(Arc::clone(&statement));
         }
-        self.portal_of(head.portal, statement.signs.named.as_deref());
+        self.portal_of(head.portal, &statement.signs);
         let written = head.write_as(&mut self.to_server.buf, name, header.body);
         written.map_err(|e| End::Fatal(errors::malformed(&e)))?;
         self.owed.push(Kind::Bind, For::Client, None);
@@ -595,6 +607,9 @@ impl Session {
             Ready::Wait => return Ok(Step::Wait),
             Ready::Refused(error) => return self.poison(run, *error),
         }
+        if self.owed.is_unnamed_in_doubt() && !self.is_settled(run) {
+            return Ok(Step::Wait);
+        }
         let named = self.names.unnamed_signs.named.clone();
         self.lend_to(named.as_deref(), run)?;
         if let Some(step) = self.need_unnamed(run)? {
@@ -604,19 +619,23 @@ impl Session {
             return self.poison(run, errors::out_of_memory());
         }
         self.signs.merge(&self.names.unnamed_signs);
-        self.portal_of(head.portal, named.as_deref());
+        if self.names.unnamed_signs.drops_names {
+            let signs = self.names.unnamed_signs.clone();
+            self.portal_of(head.portal, &signs);
+        }
         self.owed.push(Kind::Bind, For::Client, None);
         Ok(Step::Forward(Sink::Forward))
     }
 
     /// Notes what the portal takes away when it is run.
-    fn portal_of(&mut self, portal: &[u8], named: Option<&Named>) {
-        if let Some(named) = named
-            && named.verb == NamedUse::Deallocate
-            && self.names.get(&named.name).is_some()
-        {
-            self.deallocates.insert(portal.into(), named.name.as_slice().into());
+    fn portal_of(&mut self, portal: &[u8], signs: &Signs) {
+        if !signs.drops_names || self.deallocates.len() >= MAX_PORTALS {
+            return;
         }
+        let is_known = |named: &&Named| named.verb == NamedUse::Deallocate && self.names.get(&named.name).is_some();
+        let name = signs.named.as_deref().filter(is_known).map(|named| named.name.as_slice().into());
+        // A named one that is there is not replaced, but refused.
+        self.deallocates.entry(portal.into()).or_insert(name);
     }
 
     /// The client is about to use its unnamed statement: makes sure that it is on this server connection and not
@@ -641,6 +660,9 @@ impl Session {
         let header = Header { tag: frontend::DESCRIBE, body: body.len() };
         match Target::read(body) {
             Some(target) if target.is_statement() && target.name.is_empty() && self.names.get(b"").is_none() => {
+                if self.owed.is_unnamed_in_doubt() && !self.is_settled(run) {
+                    return Ok(Step::Wait);
+                }
                 let named = self.names.unnamed_signs.named.clone();
                 if let Some(step) = self.lend_to_describe(named.as_deref(), run)? {
                     return Ok(step);
@@ -727,6 +749,9 @@ impl Session {
     fn close(&mut self, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
         let header = Header { tag: frontend::CLOSE, body: body.len() };
         let Some(target) = Target::read(body).filter(Target::is_statement) else {
+            if let Some(portal) = Target::read(body).filter(|_| !self.deallocates.is_empty()) {
+                self.deallocates.remove(portal.name);
+            }
             self.owed.push(Kind::Close, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         };
@@ -743,6 +768,7 @@ impl Session {
         };
         if target.name.is_empty() {
             self.names.drop_unnamed();
+            self.owed.drop_unnamed();
             if let Some(conn) = self.lease.as_mut().and_then(Lease::conn) {
                 conn.forget_unnamed();
             }
