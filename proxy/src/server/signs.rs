@@ -153,14 +153,13 @@ fn end_of_statement(text: &[u8]) -> usize {
         if rest.first() == Some(&b';') {
             return at;
         }
-        let before = at.checked_sub(1).and_then(|before| text.get(before)).copied();
-        at = at.saturating_add(quoted_length(rest, before).unwrap_or(1));
+        at = at.saturating_add(quoted_length(rest, text.get(..at).unwrap_or_default()).unwrap_or(1));
     }
     text.len()
 }
 
-/// How long the quoted thing or the comment is that may begin here; `before`: the byte before it.
-fn quoted_length(text: &[u8], before: Option<u8>) -> Option<usize> {
+/// How long the quoted thing or the comment is that may begin here; `before`: what stands before it.
+fn quoted_length(text: &[u8], before: &[u8]) -> Option<usize> {
     let find = |needle: &[u8], from: usize| {
         let rest = text.get(from..)?;
         let at = rest.windows(needle.len()).position(|window| window == needle);
@@ -168,17 +167,22 @@ fn quoted_length(text: &[u8], before: Option<u8>) -> Option<usize> {
         Some(at.map_or(text.len(), |at| from.saturating_add(at).saturating_add(needle.len())))
     };
     match text {
-        [b'\'', ..] if matches!(before, Some(b'e' | b'E')) => {
-            let mut escaped = true;
-            let end = text.iter().position(|b| {
-                let is_end = *b == b'\'' && !escaped;
-                escaped = *b == b'\\' && !escaped;
-                is_end
-            });
-            Some(end.map_or(text.len(), |end| end.saturating_add(1)))
+        [b'\'', ..] if matches!(before, [.., b'e' | b'E']) && !matches!(before, [.., b, _] if is_of_word(*b)) => {
+            let mut at = 1_usize;
+            loop {
+                at = match text.get(at..) {
+                    Some([b'\\', _, ..] | [b'\'', b'\'', ..]) => at.saturating_add(2),
+                    Some([b'\'', ..]) => return Some(at.saturating_add(1)),
+                    Some([_, ..]) => at.saturating_add(1),
+                    _ => return Some(text.len()),
+                };
+            }
         }
         [quote @ (b'\'' | b'"'), ..] => find(&[*quote], 1),
-        [b'-', b'-', ..] => find(b"\n", 2),
+        [b'-', b'-', ..] => {
+            let end = text.iter().position(|b| matches!(b, b'\n' | b'\r'));
+            Some(end.map_or(text.len(), |end| end.saturating_add(1)))
+        }
         [b'/', b'*', ..] => {
             let (mut depth, mut at) = (1_u32, 2_usize);
             while depth > 0 {
@@ -191,7 +195,7 @@ fn quoted_length(text: &[u8], before: Option<u8>) -> Option<usize> {
             }
             Some(at)
         }
-        [b'$', rest @ ..] if !before.is_some_and(is_of_word) => {
+        [b'$', rest @ ..] if !before.last().copied().is_some_and(is_of_word) => {
             let tag = rest.iter().position(|b| *b == b'$')?;
             let is_tag = rest.get(..tag)?.iter().all(|b| is_of_word(*b)) && !rest.first()?.is_ascii_digit();
             if is_tag { find(text.get(..tag.saturating_add(2))?, tag.saturating_add(2)) } else { None }

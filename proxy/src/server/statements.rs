@@ -83,6 +83,10 @@ impl Statement {
 
     /// PostgreSQL told its columns: the body of a RowDescription, empty for NoData.
     pub fn described(&self, body: &[u8], plans: u32) {
+        if self.signs.named.is_some() {
+            // An EXECUTE has the columns of what its name stands for when it is parsed, and PostgreSQL does not look again.
+            return;
+        }
         let columns = hash_of_columns(body);
         let known = self.columns.load(Ordering::Relaxed);
         if known == 0 {

@@ -41,7 +41,7 @@ use crate::{
 pub(super) struct Lent {
     names: HashMap<Box<[u8]>, Stands>,
     /// Those for which a DEALLOCATE was run. If it was for another one, after all, it must not stay for the next client.
-    doubtful: Vec<Box<[u8]>>,
+    doubtful: HashSet<Box<[u8]>>,
     /// For what was written to put them there.
     held: Vec<Held>,
     /// All of the client's names stand there and no others, if that is still their `Names::changes`.
@@ -179,7 +179,7 @@ impl Session {
         if let Some(name) = self.owed.take_deallocated() {
             self.names.remove(&name);
             if let Some((name, _)) = self.lent.take(&name) {
-                self.lent.doubtful.push(name);
+                self.lent.doubtful.insert(name);
             }
         }
     }
@@ -298,6 +298,11 @@ impl Session {
         }
         self.owed.push(Kind::Parse, For::Us, undo);
         Ok(())
+    }
+
+    /// The name is about to be another's.
+    pub(super) fn close_doubtful(&mut self, name: &[u8]) -> Result<(), End> {
+        if self.lent.doubtful.remove(name) { self.close_on_server(name, Undo::Look) } else { Ok(()) }
     }
 
     /// Takes a name off the connection that the books have just forgotten.

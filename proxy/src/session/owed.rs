@@ -609,6 +609,13 @@ impl Owed {
         self.sync_behind_guard
     }
 
+    /// The transaction status that comes next may be another one: whether PostgreSQL takes what is sent now is not known.
+    #[must_use]
+    pub fn is_status_in_doubt(&self) -> bool {
+        let ends = |kind| matches!(kind, Kind::Sync | Kind::Query | Kind::FunctionCall);
+        self.queue.iter().any(|e| matches!(e.what, What::Request(kind, For::Client) if ends(kind)))
+    }
+
     /// What is sent now could run although something that it rests on is skipped.
     #[must_use]
     pub fn is_past_unsettled(&self) -> bool {

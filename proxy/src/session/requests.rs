@@ -177,6 +177,7 @@ impl Session {
                 run.at = run.at.saturating_add(there);
                 if self.request.left == 0 {
                     self.scan.finish(&mut self.signs);
+                    self.alone |= std::mem::take(&mut self.signs.drops_names) && self.owed.will_be_answered();
                 }
             }
             Sink::Discard => run.cut(&mut self.to_server.buf, there),
@@ -313,7 +314,8 @@ impl Session {
             return self.poison_query(run, *error);
         }
         // If a statement of ours fails, PostgreSQL discards what comes behind it: one thing at a time.
-        self.alone |= asks.names || asks.speaks_of_names || std::mem::take(&mut self.signs.drops_names);
+        let drops_names = std::mem::take(&mut self.signs.drops_names);
+        self.alone |= asks.names || asks.speaks_of_names || drops_names;
         if (asks.names && self.show_names(run)? == Shown::OutOfMemory) || !self.lend_all(&named, run)? {
             return self.poison_query(run, errors::out_of_memory());
         }
@@ -486,8 +488,8 @@ impl Session {
         Stats::count(&self.pool.stats.parses);
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         run.cut(&mut self.to_server.buf, header.total());
-        let is_failed = self.owed.status() == status::FAILED;
-        if (conn.plans != plans || is_failed) && conn.prepared.touch(statement.id) {
+        let may_be_refused = self.owed.status() == status::FAILED || self.owed.is_status_in_doubt();
+        if (conn.plans != plans || may_be_refused) && conn.prepared.touch(statement.id) {
             // What is there may not fit the tables any more, and the client asks for one that does; or PostgreSQL may refuse it
             // in a failed transaction.
             conn.prepared.remove(statement.id);
@@ -509,10 +511,11 @@ impl Session {
     pub(super) fn prepare(&mut self, statement: &Arc<Statement>, whose: For, undo: Undo) -> Result<(), End> {
         let broken = |_: FrameError| End::Fatal(errors::internal());
         self.has_prepared = true;
+        // A client that calls its statements as we do.
         if let Some((name, stood)) = self.lent.take(&statement.name) {
-            // A client that calls its statements as we do.
             self.close_lent(name, stood)?;
         }
+        self.close_doubtful(&statement.name)?;
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         if let Some(evicted) = conn.prepared.insert(statement.id, Some(Arc::clone(statement))) {
             let name = statements::name_of(evicted);
