@@ -470,6 +470,9 @@ fn array(value: ValueRef<'_>, of: &Kind, text: &mut Vec<u8>) -> Done {
     text.push(b'{');
     let (mut one, mut form) = (Vec::new(), Vec::new());
     for (at, part) in parts.iter().enumerate() {
+        if text.len() > json::MOST_WRITTEN {
+            return why("is longer, as PostgreSQL writes its numbers, than a value may be");
+        }
         if at > 0 {
             text.push(b',');
         }

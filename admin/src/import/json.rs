@@ -6,6 +6,8 @@ use super::decimal::Decimal;
 
 pub type Why = Cow<'static, str>;
 
+/// What a value may become when it is written out: `1e1000` is a thousand digits in jsonb.
+pub const MOST_WRITTEN: usize = 64 << 20;
 /// Lists and objects in each other.
 const DEEPEST: usize = 500;
 const NOT_JSON: Why = Cow::Borrowed("is not JSON");
@@ -113,6 +115,11 @@ impl Parser<'_> {
                     Part::Bool(yes) => out.extend_from_slice(if yes { b"true" } else { b"false" }),
                     Part::Text(text) => write_string(&text, out),
                     Part::Number(text) => {
+                        if out.len() > MOST_WRITTEN {
+                            return Err(Cow::Borrowed(
+                                "has numbers that are longer, as jsonb writes them, than a value may be",
+                            ));
+                        }
                         let number = Decimal::parse(&text);
                         number.ok_or(Cow::Borrowed("has a number with more digits than numeric takes"))?.write(out);
                     }

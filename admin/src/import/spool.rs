@@ -19,6 +19,8 @@ use crate::{catalog::disk::hex, jobs::work::Work};
 const DIRECTORY_MODE: u32 = 0o700;
 const FILE_MODE: u32 = 0o600;
 const SUFFIX: &str = ".sqlite3";
+/// Bytes of the number that is its name.
+const NUMBER: usize = 12;
 /// Of one read.
 const CHUNK: usize = 256 << 10;
 
@@ -38,7 +40,7 @@ impl Upload {
     /// The directory takes no file.
     pub fn begin(dir: &Path) -> io::Result<Self> {
         DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(dir)?;
-        let name = format!("{}{SUFFIX}", hex(&rand::random::<[u8; 12]>()));
+        let name = format!("{}{SUFFIX}", hex(&rand::random::<[u8; NUMBER]>()));
         let path = dir.join(&name);
         let file = OpenOptions::new().write(true).create_new(true).mode(FILE_MODE).open(&path)?;
         let upload = Self { path, name, file, digest: Sha256::new(), bytes: 0, is_kept: false };
@@ -132,8 +134,14 @@ pub fn verify(path: &Path, sha256: &str) -> Result<(), String> {
 #[must_use]
 pub fn left(dir: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
-    let is_ours = |path: &PathBuf| path.extension().is_some_and(|end| SUFFIX.ends_with(&*end.to_string_lossy()));
+    let is_ours = |path: &PathBuf| path.file_name().is_some_and(|name| is_name_of_ours(&name.to_string_lossy()));
     entries.filter(is_ours).filter(|path| File::open(path).is_ok_and(|file| file.try_lock().is_ok())).collect()
+}
+
+/// As `Upload::begin` makes them: a directory may hold other files of that kind.
+fn is_name_of_ours(name: &str) -> bool {
+    let of_ours = name.strip_suffix(SUFFIX).filter(|number| number.len() == 2 * NUMBER);
+    of_ours.is_some_and(|number| number.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
 /// Removes those of `left` that are none of the jobs'.
@@ -199,13 +207,13 @@ mod tests {
         let mut of_job = Upload::begin(dir.path()).unwrap();
         let (of_job_name, _) = of_job.settle().unwrap();
         of_job.keep();
-        fs::write(dir.path().join("crashed.sqlite3"), "").unwrap();
-        fs::write(dir.path().join("somebodys.txt"), "").unwrap();
+        fs::write(dir.path().join(format!("{}{SUFFIX}", "0a".repeat(NUMBER))), "").unwrap();
+        fs::write(dir.path().join("db.sqlite3"), "").unwrap();
         sweep(&left(dir.path()), [work(&of_job_name)].iter());
         let mut names: Vec<_> =
             fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
-        let mut wanted = vec![under_way.name.clone(), of_job_name, "somebodys.txt".to_owned()];
+        let mut wanted = vec![under_way.name.clone(), of_job_name, "db.sqlite3".to_owned()];
         wanted.sort();
         assert_eq!(names, wanted);
     }

@@ -30,6 +30,8 @@ use crate::{
     sql::rollouts as sql,
 };
 
+/// Rows that a tenant's version table may have.
+const MOST_VERSIONS: usize = 10_000;
 /// Between two tries of a file whose locks were not to be had: doubled up to the second. Who waits for the lock meanwhile gets it.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
 /// For other processes to hear of it.
@@ -117,7 +119,12 @@ impl Run<'_> {
             return Ok(Table::new());
         }
         let mut table = Table::new();
-        for row in self.client.query(sql::VERSIONS, &[]).await? {
+        let rows = self.client.query(sql::VERSIONS, &[]).await?;
+        if rows.len() > MOST_VERSIONS {
+            // The table is the tenant's: it may hold anything.
+            return Err(StepError::Refused(format!("tenantry.migrations has more than {MOST_VERSIONS} rows")));
+        }
+        for row in rows {
             let at: Option<OffsetDateTime> = row.try_get(3)?;
             let statements = usize::try_from(row.try_get::<_, i32>(4)?).unwrap_or(0);
             let applied = Applied { name: row.try_get(1)?, sha256: row.try_get(2)?, is_done: at.is_some(), statements };

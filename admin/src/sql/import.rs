@@ -157,9 +157,21 @@ pub fn restart_sequence(schema: &str, name: &str, with: i64) -> String {
     format!("ALTER SEQUENCE {} RESTART WITH {with}", table(schema, name))
 }
 
-/// The same for one whose last number is given out: it cannot be told to begin behind its end.
+/// The same for one whose last number is given out: it cannot be told to begin behind its end. RESTART gives it a new file in
+/// this transaction, so that what is taken from it is rolled back, too.
 pub fn exhaust_sequence(schema: &str, name: &str, last: i64) -> String {
-    format!("SELECT pg_catalog.setval({}::pg_catalog.regclass, {last}, true)", text(&table(schema, name)))
+    let taken = format!("SELECT pg_catalog.nextval({}::pg_catalog.regclass)", text(&table(schema, name)));
+    format!("{}; {taken}", restart_sequence(schema, name, last))
+}
+
+/// Tables that are not filled ($2) and whose rows go, or lose what they say, with those of tables that are replaced ($1).
+pub const FOLLOW: &str = "SELECT DISTINCT n.nspname::text, c.relname::text FROM pg_catalog.pg_constraint k \
+     JOIN pg_catalog.pg_class c ON c.oid = k.conrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
+     WHERE k.contype = 'f' AND k.confdeltype IN ('c', 'n', 'd') AND k.confrelid = ANY ($1::oid[]) \
+       AND NOT k.conrelid = ANY ($2::oid[]) ORDER BY 1, 2";
+
+pub fn has_rows_of(schema: &str, name: &str) -> String {
+    format!("SELECT EXISTS (SELECT FROM {})", table(schema, name))
 }
 
 pub const MAY_WRITE: &str = "SET default_transaction_read_only = off";

@@ -94,8 +94,8 @@ pub const VERSION_TABLE: &str = "CREATE SCHEMA IF NOT EXISTS tenantry; CREATE TA
      version bigint PRIMARY KEY, name text NOT NULL, sha256 text NOT NULL, transactional boolean NOT NULL, \
      statements integer NOT NULL, rollout bigint NOT NULL, began_at timestamptz NOT NULL DEFAULT now(), applied_at timestamptz)";
 pub const HAS_VERSION_TABLE: &str = "SELECT pg_catalog.to_regclass('tenantry.migrations') IS NOT NULL";
-pub const VERSIONS: &str =
-    "SELECT version, name, sha256, applied_at, statements FROM tenantry.migrations ORDER BY version";
+pub const VERSIONS: &str = "SELECT version, pg_catalog.left(name, 1000), pg_catalog.left(sha256, 100), applied_at, statements FROM tenantry.migrations \
+     ORDER BY version LIMIT 10001";
 /// Together with the file's own statements, in its transaction.
 pub const APPLIED: &str = "INSERT INTO tenantry.migrations (version, name, sha256, transactional, statements, rollout, applied_at) \
      VALUES ($1, $2, $3, true, $4, $5, now()) ON CONFLICT (version) DO UPDATE SET name = excluded.name, \

@@ -80,6 +80,7 @@ impl Load {
         }
         let before = self.problems.total();
         self.look_for_room().await?;
+        self.look_for_followers().await?;
         self.look_at_migrations().await?;
         self.is_blocked = self.problems.total() > before;
         for key in &self.plan.to_defer {
@@ -98,6 +99,22 @@ impl Load {
             if self.client.query_one(&sql::has_rows(table), &[]).await?.try_get(0)? {
                 let why = "has rows in the tenant already: it must be empty, or be named as one to replace";
                 self.problems.whole(&table.name, "", why);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody's rows may go, or change, because those that they refer to are replaced (ON DELETE CASCADE and the like).
+    async fn look_for_followers(&mut self) -> Result<(), StepError> {
+        let oids = |tables: &mut dyn Iterator<Item = &TablePlan>| tables.map(|table| table.oid).collect::<Vec<_>>();
+        let replaced = oids(&mut self.plan.tables.iter().filter(|table| table.is_replaced));
+        let filled = oids(&mut self.plan.tables.iter());
+        for row in self.client.query(sql::FOLLOW, &[&replaced, &filled]).await? {
+            let (schema, name): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+            if self.client.query_one(&sql::has_rows_of(&schema, &name), &[]).await?.try_get(0)? {
+                let why = "is not in the file, and has rows that refer to a table whose rows are replaced, and would go or \
+                     change with them (ON DELETE): empty it first";
+                self.problems.whole(&name, "", why);
             }
         }
         Ok(())
