@@ -570,7 +570,7 @@ async fn an_upload_that_a_crash_cut_short_is_swept_by_the_next_start() {
     tenant(&proxy, &api, "swept", &ORDERS).await;
     let dir = proxy.dir().join("imports");
     fs::create_dir_all(&dir).expect("a directory");
-    fs::write(dir.join("0123456789ab.sqlite3"), "SQLite format 3\0 half of it").expect("a file");
+    fs::write(dir.join("0123456789ab0123456789ab.sqlite3"), "SQLite format 3\0 half of it").expect("a file");
     proxy.restart(&[]).await;
     eventually("swept", async || (spooled(&proxy) == 0).then_some(())).await;
 }
