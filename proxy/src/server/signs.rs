@@ -9,6 +9,8 @@ use std::sync::LazyLock;
 use aho_corasick::{Anchored, automaton::Automaton, dfa::DFA};
 use tenantry_wire::{extended::Parse, frame::HEADER};
 
+use super::named::Named;
+
 /// Most settings with a dot that one text or session may name; with more, the session stays pinned.
 pub const MAX_CUSTOM: usize = 64;
 
@@ -71,180 +73,6 @@ impl Asks {
     }
 }
 
-/// What SQL does with the name of a prepared statement.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NamedUse {
-    Execute,
-    Deallocate,
-    Prepare,
-}
-
-/// A statement of SQL about a prepared statement, and its name as PostgreSQL knows it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Named {
-    pub verb: NamedUse,
-    pub name: Vec<u8>,
-}
-
-/// Whether a text may be one that `Named::read` reads; a look at its first bytes.
-fn may_be_named(text: &[u8]) -> bool {
-    matches!(text.trim_ascii_start().first(), Some(b'e' | b'E' | b'd' | b'D' | b'p' | b'P' | b'-' | b'/'))
-}
-
-impl Named {
-    /// Of each statement of a simple query, in order.
-    pub fn all(text: &[u8]) -> impl Iterator<Item = Self> {
-        statements(text).filter(|part| may_be_named(part)).filter_map(Self::read)
-    }
-
-    /// As much of the first part of a text as surely ends no word too early.
-    #[must_use]
-    pub fn without_broken_end(text: &[u8]) -> &[u8] {
-        text.get(..text.iter().rposition(|b| !is_of_word(*b)).unwrap_or(0)).unwrap_or_default()
-    }
-
-    /// Reads the beginning of a text. `None` for any other statement, ALL, and names of more than 63 bytes in UTF-8.
-    #[must_use]
-    pub fn read(text: &[u8]) -> Option<Self> {
-        let (verb, rest) = word(text)?;
-        let is = |w: &str| verb.eq_ignore_ascii_case(w.as_bytes());
-        let (verb, (name, rest)) = match () {
-            () if is("execute") => (NamedUse::Execute, word(rest)?),
-            () if is("prepare") => (NamedUse::Prepare, word(rest)?),
-            () if is("deallocate") => {
-                let (next, after) = word(rest)?;
-                let again = if next.eq_ignore_ascii_case(b"prepare") { word(after) } else { None };
-                (NamedUse::Deallocate, again.unwrap_or((next, after)))
-            }
-            () => return None,
-        };
-        let is_keyword = |w: &str| name.eq_ignore_ascii_case(w.as_bytes());
-        if (verb == NamedUse::Deallocate && is_keyword("all"))
-            || (verb == NamedUse::Prepare && is_keyword("transaction"))
-        {
-            return None;
-        }
-        let name = if name == b"\"" { quoted(rest)? } else { name.to_ascii_lowercase() };
-        (!name.is_empty() && name.len() < MAX_WORD).then_some(Self { verb, name })
-    }
-}
-
-/// The statements of a text. What is quoted, in dollars or in a comment holds no semicolon. (With
-/// `standard_conforming_strings = off` a string may seem to end too early.)
-fn statements(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = Some(text);
-    std::iter::from_fn(move || {
-        let text = rest?;
-        let end = end_of_statement(text);
-        rest = text.get(end.saturating_add(1)..);
-        text.get(..end)
-    })
-}
-
-/// Where the first statement's semicolon is, or the text ends.
-fn end_of_statement(text: &[u8]) -> usize {
-    let mut at = 0;
-    while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
-        // Nothing else begins something, or ends the statement.
-        let plain =
-            rest.iter().position(|b| matches!(b, b';' | b'\'' | b'"' | b'$' | b'-' | b'/')).unwrap_or(rest.len());
-        at = at.saturating_add(plain);
-        let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) else { break };
-        if rest.first() == Some(&b';') {
-            return at;
-        }
-        at = at.saturating_add(quoted_length(rest, text.get(..at).unwrap_or_default()).unwrap_or(1));
-    }
-    text.len()
-}
-
-/// How long the quoted thing or the comment is that may begin here; `before`: what stands before it.
-fn quoted_length(text: &[u8], before: &[u8]) -> Option<usize> {
-    let find = |needle: &[u8], from: usize| {
-        let rest = text.get(from..)?;
-        let at = rest.windows(needle.len()).position(|window| window == needle);
-        // What has no end goes on to the end of the text.
-        Some(at.map_or(text.len(), |at| from.saturating_add(at).saturating_add(needle.len())))
-    };
-    match text {
-        [b'\'', ..] if matches!(before, [.., b'e' | b'E']) && !matches!(before, [.., b, _] if is_of_word(*b)) => {
-            let mut at = 1_usize;
-            loop {
-                at = match text.get(at..) {
-                    Some([b'\\', _, ..] | [b'\'', b'\'', ..]) => at.saturating_add(2),
-                    Some([b'\'', ..]) => return Some(at.saturating_add(1)),
-                    Some([_, ..]) => at.saturating_add(1),
-                    _ => return Some(text.len()),
-                };
-            }
-        }
-        [quote @ (b'\'' | b'"'), ..] => find(&[*quote], 1),
-        [b'-', b'-', ..] => {
-            let end = text.iter().position(|b| matches!(b, b'\n' | b'\r'));
-            Some(end.map_or(text.len(), |end| end.saturating_add(1)))
-        }
-        [b'/', b'*', ..] => {
-            let (mut depth, mut at) = (1_u32, 2_usize);
-            while depth > 0 {
-                match text.get(at..at.saturating_add(2)) {
-                    Some(b"/*") => (depth, at) = (depth.saturating_add(1), at.saturating_add(2)),
-                    Some(b"*/") => (depth, at) = (depth.saturating_sub(1), at.saturating_add(2)),
-                    Some(_) => at = at.saturating_add(1),
-                    None => return Some(text.len()),
-                }
-            }
-            Some(at)
-        }
-        [b'$', rest @ ..] if !before.last().copied().is_some_and(is_of_word) => {
-            let tag = rest.iter().position(|b| *b == b'$')?;
-            let is_tag = rest.get(..tag)?.iter().all(|b| is_of_word(*b)) && !rest.first()?.is_ascii_digit();
-            if is_tag { find(text.get(..tag.saturating_add(2))?, tag.saturating_add(2)) } else { None }
-        }
-        _ => None,
-    }
-}
-
-/// The next word behind blanks and comments, or the quote that opens a quoted name; and what follows.
-fn word(mut text: &[u8]) -> Option<(&[u8], &[u8])> {
-    loop {
-        text = text.get(text.iter().position(|b| !is_blank(*b))?..)?;
-        if let Some(comment) = text.strip_prefix(b"--") {
-            text = comment.get(comment.iter().position(|b| matches!(b, b'\n' | b'\r'))?..)?;
-        } else if let Some(comment) = text.strip_prefix(b"/*") {
-            // One that holds another is left to the words of the scan.
-            let end = comment.windows(2).position(|w| matches!(w, b"*/" | b"/*"))?;
-            text = comment.get(end..)?.strip_prefix(b"*/")?;
-        } else {
-            break;
-        }
-    }
-    if text.first() == Some(&b'"') {
-        return text.split_at_checked(1);
-    }
-    let end = text.iter().position(|b| !is_of_word(*b)).unwrap_or(text.len());
-    (end > 0).then(|| text.split_at_checked(end)).flatten()
-}
-
-fn is_of_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
-}
-
-/// A quoted name, behind its opening quote.
-fn quoted(text: &[u8]) -> Option<Vec<u8>> {
-    let mut name = Vec::new();
-    let mut bytes = text.iter().copied().peekable();
-    loop {
-        match bytes.next()? {
-            b'"' if bytes.peek() == Some(&b'"') => {
-                bytes.next();
-                name.push(b'"');
-            }
-            b'"' => return Some(name),
-            b => name.push(b),
-        }
-    }
-}
-
 impl Signs {
     #[must_use]
     pub fn asks(&self) -> Asks {
@@ -293,9 +121,7 @@ impl Signs {
         let mut signs = Self::default();
         scan.feed(text, &mut signs);
         scan.finish(&mut signs);
-        if may_be_named(text) {
-            signs.named = Named::read(text).map(Box::new);
-        }
+        signs.named = Named::of(text).map(Box::new);
         signs
     }
 }
@@ -681,7 +507,7 @@ impl Scan {
 }
 
 /// PostgreSQL's white space.
-fn is_blank(byte: u8) -> bool {
+pub(super) fn is_blank(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == 0x0B
 }
 
@@ -853,38 +679,6 @@ mod tests {
         assert_eq!(of("SELECT setseed(0.5)"), (false, false, true));
         assert_eq!(of("SET SESSION seed TO 0.5"), (false, false, true));
         assert_eq!(of("SELECT seed FROM plants"), (false, false, false));
-    }
-
-    #[test]
-    fn sql_about_prepared_statements_is_read() {
-        use NamedUse::{Deallocate, Execute, Prepare};
-        for (text, verb, name) in [
-            ("EXECUTE a", Execute, "a"),
-            (" execute\n_Pg3_0(1, 2)", Execute, "_pg3_0"),
-            ("/* x */ EXECUTE -- y\n \"A \"\"b\"(1)", Execute, "A \"b"),
-            ("DEALLOCATE a;", Deallocate, "a"),
-            ("deallocate prepare a", Deallocate, "a"),
-            ("DEALLOCATE prepare", Deallocate, "prepare"),
-            ("DEALLOCATE \"all\"", Deallocate, "all"),
-            ("prepare p(int) AS SELECT 1", Prepare, "p"),
-        ] {
-            let named = Named { verb, name: name.into() };
-            assert_eq!(Signs::of(text.as_bytes()).named.as_deref(), Some(&named), "{text}");
-        }
-        for text in [
-            "DEALLOCATE ALL",
-            "deallocate prepare all",
-            "PREPARE TRANSACTION 'x'",
-            "EXECUTE",
-            "DELETE FROM a",
-            "",
-            "EXECUTE \"a",
-        ] {
-            assert_eq!(Signs::of(text.as_bytes()).named, None, "{text}");
-        }
-        let names = |text: &str| Named::all(text.as_bytes()).map(|n| n.name).collect::<Vec<_>>();
-        assert_eq!(names("SELECT 1; execute a;DEALLOCATE b"), [b"a", b"b"]);
-        assert!(names("SELECT ';', 1; SELECT 2").is_empty());
     }
 
     #[test]

@@ -31,7 +31,8 @@ use crate::{
     net::memory::Held,
     pool::lease::Lease,
     server::{
-        signs::{Asks, Named, NamedUse, Signs},
+        named::{Named, NamedUse},
+        signs::{Asks, Signs},
         statements::{self, Statement},
     },
 };
@@ -99,7 +100,7 @@ impl Session {
         if self.names.is_empty() {
             return None;
         }
-        let named = Named::all(text).next()?;
+        let named = Named::of(text)?;
         (named.verb == NamedUse::Execute && self.names.get(&named.name).is_some()).then_some(named)
     }
 
@@ -241,7 +242,7 @@ impl Session {
         for id in shared {
             self.close_on_server(&statements::name_of(id), Undo::Evicted(id))?;
         }
-        look.map_or(Ok(()), |look| self.close_on_server(&look, Undo::Look))
+        look.map_or(Ok(()), |look| self.close_on_server(&look, Undo::Stray))
     }
 
     fn is_lent(&self, name: &[u8], statement: &Statement) -> bool {
@@ -302,7 +303,7 @@ impl Session {
 
     /// The name is about to be another's.
     pub(super) fn close_doubtful(&mut self, name: &[u8]) -> Result<(), End> {
-        if self.lent.doubtful.remove(name) { self.close_on_server(name, Undo::Look) } else { Ok(()) }
+        if self.lent.doubtful.remove(name) { self.close_on_server(name, Undo::Stray) } else { Ok(()) }
     }
 
     /// Takes a name off the connection that the books have just forgotten.
@@ -358,7 +359,7 @@ impl Session {
             self.close_lent(name, stood)?;
         }
         for name in doubtful {
-            self.close_on_server(&name, Undo::Look)?;
+            self.close_on_server(&name, Undo::Stray)?;
         }
         self.to_server.buf.extend_from_slice(message::SYNC);
         self.owed.push(Kind::Sync, For::Us, None);

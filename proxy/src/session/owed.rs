@@ -91,8 +91,8 @@ pub enum Undo {
     Lent(Box<[u8]>),
     /// The client's own name was taken off the server by this Close; what stood there.
     Taken(Box<[u8]>, Stands),
-    /// A look was taken off the server by this Close.
-    Look,
+    /// Something that is in no book any more (a look, a name that was deallocated) was taken off the server by this Close.
+    Stray,
     /// The unnamed statement was replaced by this Parse; this was the one before, if it is known.
     Unnamed(Option<Bytes>),
     /// The statement was evicted from the server by this Close.
@@ -504,7 +504,7 @@ impl Owed {
                 Undo::OnServer(id) => later.on_server.push(*id),
                 Undo::Lent(name) => drop(later.lent.insert(name.clone())),
                 // If it is skipped, it would be believed to be there again.
-                Undo::Evicted(_) | Undo::Taken(..) | Undo::ClosedLent(..) | Undo::Look => later.assumed = true,
+                Undo::Evicted(_) | Undo::Taken(..) | Undo::ClosedLent(..) | Undo::Stray => later.assumed = true,
                 Undo::Closed(..) | Undo::Deallocates(_) | Undo::Unnamed(_) | Undo::Columns(_) => {}
             }
         }

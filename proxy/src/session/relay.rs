@@ -808,7 +808,7 @@ impl Session {
                 }
                 Undo::Taken(name, stood) => self.still_lent(name, stood),
                 // It still stands there, and is in no book any more.
-                Undo::Look => self.retire = true,
+                Undo::Stray => self.retire = true,
                 Undo::OnServer(id) => conn.prepared.remove(id),
                 Undo::NameOnServer(name, id) => {
                     self.names.remove(&name);

@@ -27,7 +27,8 @@ use crate::{
     pool::{lease::Lease, stats::Stats},
     server::{
         conn::Unnamed,
-        signs::{Asks, Named, NamedUse, Signs},
+        named::{Named, NamedUse},
+        signs::{Asks, Signs},
         statements::{self, Columns, Statement},
     },
 };

@@ -204,7 +204,7 @@ fn note(remains: &mut Remains, tag: u8, body: &[u8]) -> Result<(), Unusable> {
         match undo {
             Undo::OnServer(id) | Undo::NameOnServer(_, id) => conn.prepared.remove(id),
             // Still there although our books said it was closed: simplest to begin anew.
-            Undo::Evicted(_) | Undo::Lent(_) | Undo::Taken(..) | Undo::ClosedLent(..) | Undo::Look => {
+            Undo::Evicted(_) | Undo::Lent(_) | Undo::Taken(..) | Undo::ClosedLent(..) | Undo::Stray => {
                 return Err(Unusable);
             }
             Undo::Unnamed(_) => conn.forget_unnamed(),
