@@ -6,7 +6,11 @@
 
 use std::sync::LazyLock;
 
-use aho_corasick::{Anchored, automaton::Automaton, dfa::DFA};
+use aho_corasick::{
+    Anchored,
+    automaton::{Automaton, StateID},
+    dfa::DFA,
+};
 use tenantry_wire::{extended::Parse, frame::HEADER};
 
 use super::named::Named;
@@ -211,7 +215,10 @@ const PATTERNS: [(&str, Tells); 48] = [
 ];
 
 static AUTOMATON: LazyLock<Option<DFA>> =
-    LazyLock::new(|| DFA::builder().ascii_case_insensitive(true).build(PATTERNS.map(|(text, _)| text)).ok());
+    // A prefilter is of no use to who steps byte by byte, and makes the start a special state.
+    LazyLock::new(|| {
+        DFA::builder().ascii_case_insensitive(true).prefilter(false).build(PATTERNS.map(|(text, _)| text)).ok()
+    });
 
 /// A name longer than this is not read; the session stays pinned instead.
 const MAX_WORD: usize = 64;
@@ -219,7 +226,7 @@ const MAX_WORD: usize = 64;
 /// Where the scan is in the text.
 #[derive(Debug, Default)]
 pub struct Scan {
-    state: Option<aho_corasick::automaton::StateID>,
+    state: Option<StateID>,
     blank: bool,
     /// Comments around the one we are in.
     depth: u32,
@@ -294,8 +301,10 @@ impl Scan {
             (Some(state), _) | (None, Ok(state)) => state,
             (None, Err(_)) => return,
         };
-        for &raw in text {
-            let byte = if is_blank(raw) { b' ' } else { raw };
+        let mut rest = text;
+        while let Some((&raw, behind)) = rest.split_first() {
+            rest = behind;
+            let byte = folded(raw);
             if byte != b' ' || !self.blank {
                 state = dfa.next_state(Anchored::No, state, byte);
                 if dfa.is_special(state) && dfa.is_match(state) {
@@ -313,8 +322,31 @@ impl Scan {
             if self.executed.is_some() {
                 self.collect_executed(raw, signs);
             }
+            if self.at == At::Body && self.argument.is_none() && self.executed.is_none() {
+                (state, rest) = self.skim(dfa, state, rest);
+            }
         }
         self.state = Some(state);
+    }
+
+    /// Most of most texts: past the words that matter, up to a byte that ends a pattern or a statement. It is left for `feed`.
+    fn skim<'a>(&mut self, dfa: &DFA, mut state: StateID, text: &'a [u8]) -> (StateID, &'a [u8]) {
+        let mut was_blank = self.blank;
+        let mut rest = text;
+        while let Some((&raw, behind)) = rest.split_first() {
+            let byte = folded(raw);
+            let blank = byte == b' ';
+            if !(blank && was_blank) {
+                let next = dfa.next_state(Anchored::No, state, byte);
+                if raw == b';' || dfa.is_special(next) {
+                    break;
+                }
+                state = next;
+            }
+            (was_blank, rest) = (blank, behind);
+        }
+        self.blank = was_blank;
+        (state, rest)
     }
 
     /// The text is over.
@@ -507,8 +539,24 @@ impl Scan {
 }
 
 /// PostgreSQL's white space.
-pub(super) fn is_blank(byte: u8) -> bool {
+pub(super) const fn is_blank(byte: u8) -> bool {
     byte.is_ascii_whitespace() || byte == 0x0B
+}
+
+/// What the patterns are compared with: every blank is one.
+#[inline]
+fn folded(byte: u8) -> u8 {
+    const FOLDED: [u8; 256] = {
+        let (mut table, mut n) = ([0; 256], 0u8);
+        loop {
+            table[n as usize] = if is_blank(n) { b' ' } else { n };
+            if n == u8::MAX {
+                break table;
+            }
+            n += 1;
+        }
+    };
+    FOLDED.get(usize::from(byte)).copied().unwrap_or(byte)
 }
 
 fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
