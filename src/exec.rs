@@ -6,8 +6,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File, OpenOptions},
+    fs::{DirBuilder, File, OpenOptions},
     io::{Read as _, Seek as _, SeekFrom, Write as _},
+    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -24,7 +25,7 @@ use tokio::{
     process::{Child, Command},
     signal::unix::{SignalKind, signal},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout, timeout_at},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -98,6 +99,7 @@ pub async fn run(args: cli::Exec) -> Result<(), Failure> {
     let mut runner = Runner {
         client,
         id,
+        verifier,
         job: Arc::clone(&job),
         running: BTreeMap::new(),
         tasks: JoinSet::new(),
@@ -116,7 +118,9 @@ fn directory(wanted: Option<PathBuf>) -> Result<PathBuf, Failure> {
         let made = tempfile::Builder::new().prefix("tenantry-exec-").tempdir();
         return Ok(made.map_err(Failure::internal("cannot make a directory for the commands' output"))?.keep());
     };
-    fs::create_dir_all(&dir).map_err(|error| Failure::Usage(format!("{}: {error}", dir.display())))?;
+    // What is there already is as whoever made it wants it.
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(&dir);
+    made.map_err(|error| Failure::Usage(format!("{}: {error}", dir.display())))?;
     Ok(dir)
 }
 
@@ -148,6 +152,8 @@ fn report(api: &cli::Api, mut end: Value, tails: &BTreeMap<String, String>, logs
 struct Runner {
     client: Client,
     id: i64,
+    /// As the API knows it: nobody else's word counts.
+    verifier: String,
     job: Arc<Job>,
     running: BTreeMap<String, Running>,
     tasks: JoinSet<Ended>,
@@ -164,6 +170,8 @@ impl Runner {
     async fn run(&mut self, is_shown: bool) -> Result<Value, Failure> {
         let listen = |kind| signal(kind).map_err(Failure::internal("cannot listen to signals"));
         let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+        // The terminal is gone: the commands, which have process groups of their own, would stay.
+        let mut hangup = listen(SignalKind::hangup())?;
         let (progress, mut away, mut is_stopping) = (Progress::new(is_shown), 0, false);
         loop {
             match self.tell().await {
@@ -187,6 +195,7 @@ impl Runner {
                 () = tokio::time::sleep(TELL) => {}
                 _ = interrupt.recv() => is_stopping = self.interrupted(is_stopping).await?,
                 _ = terminate.recv() => is_stopping = self.interrupted(is_stopping).await?,
+                _ = hangup.recv() => is_stopping = self.interrupted(is_stopping).await?,
             }
         }
     }
@@ -194,7 +203,7 @@ impl Runner {
     /// Tells what ended since, and that we are there; how the rollout stands.
     async fn tell(&mut self) -> Result<Value, Failure> {
         let path = format!("/v1/rollouts/{}/outcomes", self.id);
-        let told = self.client.post(&path, &json!({ "ended": self.unheard })).await?;
+        let told = self.client.post(&path, &json!({ "ended": self.unheard, "verifier": self.verifier })).await?;
         self.unheard.clear();
         Ok(told)
     }
@@ -278,16 +287,24 @@ fn log_of(logs: &Path, tenant: &str) -> PathBuf {
 /// A tenant's command, and again if it failed and may be run again.
 async fn command(job: Arc<Job>, name: String, login: String, attempt: u64, stop: CancellationToken) -> Ended {
     let mut outcome = Err(("it was not run".to_owned(), String::new()));
+    // The login is as old as the first try.
+    let deadline = Instant::now() + job.limit;
     for _ in 0..=job.retries {
-        outcome = once(&job, &name, &login, &stop).await;
-        if outcome.is_ok() || stop.is_cancelled() {
+        outcome = once(&job, &name, &login, deadline, &stop).await;
+        if outcome.is_ok() || stop.is_cancelled() || Instant::now() >= deadline {
             break;
         }
     }
     (name, attempt, outcome)
 }
 
-async fn once(job: &Job, name: &str, login: &str, stop: &CancellationToken) -> Result<(), (String, String)> {
+async fn once(
+    job: &Job,
+    name: &str,
+    login: &str,
+    deadline: Instant,
+    stop: &CancellationToken,
+) -> Result<(), (String, String)> {
     let path = log_of(&job.logs, name);
     let fault = |what: &str, error: &std::io::Error| (format!("{what}: {error}"), String::new());
     let (log, begin) = open_log(&path, job).map_err(|error| fault("its log cannot be written", &error))?;
@@ -299,7 +316,7 @@ async fn once(job: &Job, name: &str, login: &str, stop: &CancellationToken) -> R
     let mut child = command.spawn().map_err(|error| fault(&format!("{program} cannot be run"), &error))?;
     let group = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw);
     let ended = tokio::select! {
-        ended = timeout(job.limit, child.wait()) => match ended {
+        ended = timeout_at(deadline, child.wait()) => match ended {
             Ok(Ok(status)) if status.success() => Ok(()),
             Ok(Ok(status)) => Err(told(status)),
             Ok(Err(error)) => Err(error.to_string()),
@@ -351,7 +368,7 @@ fn variables(job: &Job, name: &str, login: &str) -> Vec<(&'static str, String)> 
 
 /// Appended to; and where what comes now begins.
 fn open_log(path: &Path, job: &Job) -> std::io::Result<(File, u64)> {
-    let mut log = OpenOptions::new().create(true).append(true).open(path)?;
+    let mut log = OpenOptions::new().create(true).append(true).mode(0o600).open(path)?;
     writeln!(log, "$ {}", job.words.join(" "))?;
     let begin = log.seek(SeekFrom::End(0))?;
     Ok((log, begin))
@@ -374,6 +391,8 @@ fn tail(path: &Path, begin: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn job(dir: &Path, words: &[&str], limit: Duration, retries: u32) -> Arc<Job> {

@@ -105,12 +105,15 @@ async fn what_a_second_session_makes_is_the_owners_too() {
     let (proxy, api) = control_proxy().await;
     create_all(&api, &["shop"]).await;
     let exec = Exec::new(&proxy, &api);
+    in_database("shop", "SET ROLE shop; CREATE SCHEMA app").await;
+    cluster().sql("ALTER ROLE shop SET search_path = app").await;
     let script =
         "psql -X -c 'CREATE TABLE a ()' && psql -X -c 'CREATE TABLE b ()' && psql -X -At -c 'SELECT current_user'";
     let (code, report) = exec.run(&["--tenants", "shop", "--", "sh", "-c", script]).await;
     assert_eq!(code, 0, "{report} {}", exec.log("shop"));
     assert!(exec.log("shop").trim_end().ends_with("\nshop"), "{}", exec.log("shop"));
-    let owners = "SELECT string_agg(tablename || ' ' || tableowner, ', ' ORDER BY tablename) FROM pg_tables WHERE schemaname = 'public'";
+    let owners = "SELECT string_agg(tablename || ' ' || tableowner, ', ' ORDER BY tablename) FROM pg_tables WHERE schemaname = 'app'";
+    // Where the owner's own sessions would have made them.
     assert_eq!(in_database("shop", owners).await, "a shop, b shop");
 }
 
@@ -169,10 +172,22 @@ async fn an_interrupt_ends_the_commands_and_one_that_was_killed_leaves_no_login(
     assert_eq!((code, &report["state"]), (1, &json!("cancelled")), "{report}");
     assert_eq!(logins().await, "0");
 
-    // Killed, it tells nobody: the API finds out, closes the logins and stops the rollout.
+    // A terminal that is closed is an interrupt, too. What runs has a process group of its own and would stay.
     let id = report["id"].to_string();
+    let child = exec.start(&["--resume", &id]);
+    both_sleep().await;
+    kill(child.id(), "-HUP");
+    let (code, report) = end(child).await;
+    assert_eq!((code, &report["state"]), (1, &json!("cancelled")), "{report}");
+    assert_eq!(logins().await, "0");
+
+    // Killed, it tells nobody: the API finds out, closes the logins and stops the rollout.
     let mut child = exec.start(&["--resume", &id]);
     both_sleep().await;
+    // Nobody else's word counts while it is there, nor that of a runner before it.
+    let stranger = json!({ "ended": [], "verifier": "SCRAM-SHA-256$4096:c2FsdA==$c3RvcmVk:c2VydmVy" });
+    let refused = api.post(&format!("/v1/rollouts/{id}/outcomes"), stranger).await;
+    assert_eq!(refused.status, 409, "{}", refused.body);
     kill(child.id(), "-KILL");
     child.wait().expect("an end");
     // As if 31 s had gone by.
@@ -218,6 +233,25 @@ async fn clients_go_on_meanwhile_and_the_login_is_for_that_tenant_alone() {
     let (code, report) = end(child).await;
     assert_eq!((code, &report["state"]), (1, &json!("cancelled")), "{report}");
     assert_eq!(logins().await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_goes_on_when_tenantry_was_gone_for_longer_than_a_runner_may_be_silent() {
+    let (proxy, api) = control_proxy().await;
+    create_all(&api, &["shop"]).await;
+    let exec = Exec::new(&proxy, &api);
+    let (begun, end_it) = (exec.logs.join("begun"), exec.logs.join("end"));
+    let script = format!("touch {}; until test -e {}; do sleep 0.1; done", begun.display(), end_it.display());
+    let child = exec.start(&["--tenants", "shop", "--", "sh", "-c", &script]);
+    eventually("it has begun", async || begun.exists().then_some(())).await;
+    proxy.signal("KILL");
+    proxy.exit().await;
+    // As if that had taken 60 s.
+    cluster().sql_in("tenantry_control", "UPDATE tenantry.rollouts SET seen_at = seen_at - interval '60 s'").await;
+    proxy.restart(&[]).await;
+    std::fs::write(&end_it, "").expect("a file");
+    let (code, report) = end(child).await;
+    assert_eq!((code, &report["state"]), (0, &json!("succeeded")), "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -476,6 +476,20 @@ async fn tables_that_refer_to_each_other_in_a_circle_are_filled_and_their_keys_a
     );
 }
 
+#[tokio::test]
+async fn an_import_that_costs_its_session_is_tried_a_few_times_and_then_told_as_failed() {
+    let (proxy, api) = control_proxy().await;
+    tenant(&proxy, &api, "shop", &["CREATE TABLE t (n int)"]).await;
+    // As if PostgreSQL had gone down in its middle.
+    let deadly = "CREATE FUNCTION deadly() RETURNS boolean LANGUAGE sql SECURITY DEFINER AS 'SELECT pg_terminate_backend(pg_backend_pid())'";
+    cluster().sql_in("shop", deadly).await;
+    cluster().sql_in("shop", "ALTER TABLE t ADD CHECK (deadly())").await;
+    let path = file("CREATE TABLE t (n integer); INSERT INTO t VALUES (1)");
+    let job = imported(&api, "shop", "", &path).await;
+    assert!(job["state"] == "failed" && job["error"].as_str().unwrap_or_default().contains("5 times"), "{job}");
+    nothing_is_left(&proxy).await;
+}
+
 /// Every effect of a job, one after the other, is its last.
 #[tokio::test]
 async fn import_survives_kill_9_at_every_effect_and_nothing_is_there_twice() {

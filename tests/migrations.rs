@@ -134,6 +134,63 @@ async fn a_file_that_fails_leaves_nothing_of_itself_and_says_where() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_that_costs_its_session_is_tried_a_few_times_and_then_told_as_failed() {
+    let (_proxy, api) = control_proxy().await;
+    create_all(&api, &["shop"]).await;
+    // As if PostgreSQL had gone down in its middle.
+    let deadly = "CREATE FUNCTION deadly() RETURNS boolean LANGUAGE sql SECURITY DEFINER AS 'SELECT pg_terminate_backend(pg_backend_pid())'";
+    in_database("shop", deadly).await;
+    let files = json!([file(1, "CREATE TABLE t (n int)"), file(2, "SELECT deadly()")]);
+    let stopped = roll_out(&api, json!({ "all": true, "migrations": files })).await;
+    let told = error(&stopped, "shop");
+    assert!(told.contains("5 times") && stopped["state"] == "failed", "{stopped}");
+    assert_eq!((in_database("shop", VERSIONS).await.as_str(), hands().await.as_str()), ("1", "0"));
+    let other = json!([file(1, "CREATE TABLE t (n int)"), file(2, "CREATE TABLE u ()")]);
+    assert_eq!(roll_out(&api, json!({ "all": true, "migrations": other })).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn after_a_restore_the_version_table_of_the_archive_counts() {
+    let (_proxy, api) = control_proxy().await;
+    create_all(&api, &["shop"]).await;
+    let at = |second: &str| json!({ "all": true, "migrations": [file(1, "CREATE TABLE t ()"), file(2, second)] });
+    roll_out(&api, json!({ "all": true, "migrations": [file(1, "CREATE TABLE t ()")] })).await;
+    let archived = api.post("/v1/tenants/shop/archive", json!({})).await;
+    assert_eq!(archived.status, 200, "{}", archived.body);
+    let first = archived.body["job"]["result"]["archive"].clone();
+    let restore = async |archive: &Value| {
+        let restored = api.post("/v1/tenants/shop/restore", json!({ "archive": archive })).await;
+        assert_eq!(restored.status, 200, "{}", restored.body);
+    };
+    restore(&first).await;
+    assert_eq!(roll_out(&api, at("CREATE TABLE one ()")).await["state"], "succeeded");
+    api.post("/v1/tenants/shop/archive", json!({})).await;
+    restore(&first).await;
+    assert_eq!(in_database("shop", VERSIONS).await, "1");
+    // That it was another file once is forgotten, as the tenant has.
+    assert_eq!(roll_out(&api, at("CREATE TABLE other ()")).await["state"], "succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn files_see_the_settings_that_the_owners_sessions_begin_with() {
+    let (_proxy, api) = control_proxy().await;
+    create_all(&api, &["shop"]).await;
+    in_database("shop", "SET ROLE shop; CREATE SCHEMA \"my, app\"").await;
+    cluster().sql("ALTER ROLE shop SET search_path = \"my, app\", public").await;
+    cluster().sql("ALTER ROLE shop SET timezone = 'Asia/Tokyo'; ALTER ROLE shop SET log_statement = 'all'").await;
+    cluster().sql("ALTER ROLE shop IN DATABASE shop SET timezone = 'Asia/Kathmandu'").await;
+    // Each begins with them, whatever the one before it has set.
+    let files = json!([
+        file(1, "SET timezone = 'UTC'; CREATE TABLE t ()"),
+        file(2, "CREATE TABLE u AS SELECT current_setting('timezone') AS zone")
+    ]);
+    let done = roll_out(&api, json!({ "all": true, "migrations": files })).await;
+    assert_eq!(done["state"], "succeeded", "{done}");
+    let zone = "SELECT zone || ' ' || (SELECT count(*) FROM \"my, app\".t) FROM \"my, app\".u";
+    assert_eq!(in_database("shop", zone).await, "Asia/Kathmandu 0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_failing_canary_stops_everything_and_resumed_the_rest_has_its_turn() {
     let (_proxy, api) = control_proxy().await;
     create_all(&api, &["blog", "club", "shop"]).await;

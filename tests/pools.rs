@@ -379,6 +379,30 @@ async fn a_roles_pool_is_its_own() {
 }
 
 #[tokio::test]
+async fn tenants_that_share_a_database_each_work_in_their_own_schema() {
+    let one = cluster().tenant("pools").await;
+    let two = Tenant { name: format!("{}_two", one.name), ..cluster().role(&one, "two").await };
+    for role in [&one.role, &two.role] {
+        cluster().sql_in(&one.name, &format!("CREATE SCHEMA {role} AUTHORIZATION {role}")).await;
+        cluster().sql(&format!("ALTER ROLE {role} SET search_path = {role}")).await;
+    }
+    let proxy = ProxyBuilder::new(cluster())
+        .tenant(&one)
+        .tenant(&two)
+        .set(&format!("tenants.{}.database", two.name), one.name.as_str())
+        .set("servers.main.cap", 1)
+        .start()
+        .await;
+    let (mut first, mut second) = (proxy.connect(&one).login().await, proxy.connect(&two).login().await);
+    first.run("CREATE TABLE t AS SELECT 'first' AS whose").await;
+    second.run("CREATE TABLE t AS SELECT 'second' AS whose").await;
+    for _ in 0..5 {
+        assert_eq!(first.value("SELECT whose FROM t").await, "first");
+        assert_eq!(second.value("SELECT whose FROM t").await, "second");
+    }
+}
+
+#[tokio::test]
 async fn incident_a12_every_checkout_is_in_the_right_database() {
     let tenants = [cluster().tenant("pools").await, cluster().tenant("pools").await, cluster().tenant("pools").await];
     let proxy = tenants

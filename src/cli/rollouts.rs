@@ -70,7 +70,7 @@ pub struct Migrate {
 pub struct Exec {
     #[command(flatten)]
     pub waves: Waves,
-    /// How long a command may take.
+    /// How long a command may take, together with its retries.
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = humantime::parse_duration, conflicts_with = "resume")]
     pub timeout: Duration,
     /// How often a command that failed is run again at once.

@@ -129,7 +129,7 @@ impl From<CatalogError> for Problem {
 impl From<StepError> for Problem {
     fn from(error: StepError) -> Self {
         match error {
-            StepError::Away(why) | StepError::InUse(why) => {
+            StepError::Away(why) | StepError::Lost(why) | StepError::InUse(why) => {
                 tracing::warn!(error = why, "an API request could not reach a server");
                 Self { retry_after: Some(5), ..Self::away("the server does not answer; try again") }
             }

@@ -170,6 +170,10 @@ pub struct Outcomes {
     #[serde(default)]
     #[schema(max_items = 5000)]
     pub ended: Vec<Outcome>,
+    /// As when the rollout was begun or resumed: whoever is told here to be another's runner is one that was given up.
+    #[serde(default)]
+    #[schema(max_length = 500)]
+    pub verifier: Option<String>,
 }
 
 /// How a command ended.
@@ -427,7 +431,7 @@ pub async fn cancel(
 pub async fn outcomes(
     State(plane): Plane,
     At(rollout): At,
-    MaybeBody(Outcomes { ended }): MaybeBody<Outcomes>,
+    MaybeBody(Outcomes { ended, verifier }): MaybeBody<Outcomes>,
 ) -> Answer<Json<RolloutView>> {
     let id = id(&rollout)?;
     if ended.iter().any(|one| one.tenant.len() > 63 || one.tenant.contains('\0')) {
@@ -448,7 +452,9 @@ pub async fn outcomes(
         (one.tenant, one.attempt, error)
     };
     let ended: Vec<_> = ended.into_iter().map(told).collect();
-    plane.catalog.hear_of_runner(id, &ended).await?;
+    if !plane.catalog.hear_of_runner(id, verifier.as_deref(), &ended).await? {
+        return Err(Problem::wrong_state("somebody else runs the commands of this rollout by now: it was resumed"));
+    }
     if !ended.is_empty() {
         plane.new_job.notify_one();
     }

@@ -444,16 +444,38 @@ impl Catalog {
         .await
     }
 
-    /// Whoever runs the commands of a rollout is there; and how some of them ended: tenant, attempt, what went wrong.
-    pub async fn hear_of_runner(&self, id: i64, ended: &[(String, u32, String)]) -> Result<(), CatalogError> {
+    /// Whoever runs the commands of a rollout is there; and how some of them ended: tenant, attempt, what went wrong. False,
+    /// and nothing is taken over, if somebody else runs them by now.
+    pub async fn hear_of_runner(
+        &self,
+        id: i64,
+        verifier: Option<&str>,
+        ended: &[(String, u32, String)],
+    ) -> Result<bool, CatalogError> {
         within(async {
             let mut client = self.client().await?;
             let change = client.transaction().await?;
+            if change.query_opt(of::IS_ANOTHERS, &[&id, &verifier]).await?.is_some() {
+                return Ok(false);
+            }
             change.execute(of::SIGN_OF_RUNNER, &[&id]).await?;
             for (name, attempt, outcome) in ended {
                 let attempt = i32::try_from(*attempt).unwrap_or(i32::MAX);
                 change.execute(of::SET_OUTCOME, &[&id, name, &attempt, outcome]).await?;
             }
+            change.commit().await?;
+            Ok(true)
+        })
+        .await
+    }
+
+    /// Silence counts from now on, of all runners: whoever ran the jobs before may have been gone for longer than they may be.
+    pub async fn hear_all_runners(&self, leader: i64) -> Result<(), CatalogError> {
+        within(async {
+            let mut client = self.client().await?;
+            let change = client.transaction().await?;
+            must_lead(&change, leader).await?;
+            change.execute(of::HEAR_ALL_RUNNERS, &[]).await?;
             Ok(change.commit().await?)
         })
         .await

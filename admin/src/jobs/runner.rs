@@ -46,6 +46,8 @@ const LOOK_FOR_CANCEL: Duration = Duration::from_millis(250);
 const SIGN_OF_LIFE: Duration = Duration::from_secs(3);
 /// Until a step that could not reach PostgreSQL is tried again: doubled up to the second.
 const RETRY: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+/// How often work is begun in the middle of which PostgreSQL goes, or has no room: it may be the reason.
+const MOST_LOST: u32 = 5;
 /// How long one step is tried again that keeps clients waiting, or that somebody is in the way of, while there is a way back.
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -86,6 +88,7 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
     // Names and marks of what is made hold the catalog's name.
     plane.refresh().await?;
     lifecycle::sweep_uploads(plane).await;
+    plane.catalog.hear_all_runners(number).await?;
     let [slots, movers, migrators] = [AT_ONCE, MOVERS, MIGRATORS].map(|n| Arc::new(Semaphore::new(n)));
     let lead = Arc::new(Lead { plane: Arc::clone(plane), number, slots, movers, migrators, busy: Mutex::default() });
     let mut told = BTreeSet::new();
@@ -152,22 +155,32 @@ struct Tries {
     /// When it first failed.
     first: Option<Instant>,
     pause: Duration,
+    /// How often PostgreSQL was lost in its middle.
+    lost: u32,
 }
 
 impl Tries {
     fn new() -> Self {
-        Self { first: None, pause: RETRY.0 }
+        Self { first: None, pause: RETRY.0, lost: 0 }
     }
 
-    fn again(&mut self) -> Duration {
+    fn again(&mut self, error: &StepError) -> Duration {
+        self.lost += u32::from(matches!(error, StepError::Lost(_)));
         self.first.get_or_insert_with(Instant::now);
         let pause = self.pause;
         self.pause = (pause * 2).min(RETRY.1);
         pause
     }
 
-    fn is_enough(&self) -> bool {
-        self.first.is_some_and(|first| first.elapsed() >= PATIENCE)
+    /// Whether the job turns back for this.
+    fn are_enough(&self, job: &JobRow, error: &StepError) -> bool {
+        let is_enough = self.first.is_some_and(|first| first.elapsed() >= PATIENCE);
+        match error {
+            StepError::Refused(_) => true,
+            StepError::InUse(_) => is_enough,
+            StepError::Lost(_) => self.lost + 1 >= MOST_LOST || (job.work.keeps_clients(job.step) && is_enough),
+            StepError::Away(_) => job.work.keeps_clients(job.step) && is_enough,
+        }
     }
 }
 
@@ -191,7 +204,7 @@ async fn walk(lead: &Lead, id: i64) {
                 slot = place_of(slots, &job).await;
             }
         }
-        let done = lead.plane.fuse.watch(&was, advance(lead, &mut site, &mut job, tries.is_enough())).await;
+        let done = lead.plane.fuse.watch(&was, advance(lead, &mut site, &mut job, &tries)).await;
         match done {
             Ok(true) => {
                 tries = Tries::new();
@@ -203,7 +216,7 @@ async fn walk(lead: &Lead, id: i64) {
                 tracing::warn!(job = id, tenant = %job.name, %error, "a job waits; tried again");
                 let _ = lead.plane.catalog.progress(id, &format!("waits: {error}")).await;
                 (site, slot) = (self::site(lead), None);
-                tokio::time::sleep(tries.again()).await;
+                tokio::time::sleep(tries.again(&error)).await;
                 // The journal may have what we did not hear of.
                 fresh = lead.plane.catalog.job(id).await;
             }
@@ -232,14 +245,14 @@ fn step_of(job: &JobRow) -> Option<Step> {
 }
 
 /// One step, and its line in the journal; false if the journal is not where we thought. An error is one that may pass.
-async fn advance(lead: &Lead, site: &mut Site, job: &mut JobRow, is_enough: bool) -> Result<bool, StepError> {
+async fn advance(lead: &Lead, site: &mut Site, job: &mut JobRow, tries: &Tries) -> Result<bool, StepError> {
     let mut next = job.clone();
     let told = match job.state {
         JobState::Queued => {
             next.state = shift(job.state, JobEvent::Start);
             "started".to_owned()
         }
-        JobState::Running => forward(lead, site, job, &mut next, is_enough).await?,
+        JobState::Running => forward(lead, site, job, &mut next, tries).await?,
         JobState::Undoing => back(lead, site, job, &mut next).await?,
         JobState::Succeeded | JobState::Failed | JobState::Cancelled => return Ok(true),
     };
@@ -275,7 +288,7 @@ async fn forward(
     site: &mut Site,
     job: &JobRow,
     next: &mut JobRow,
-    is_enough: bool,
+    tries: &Tries,
 ) -> Result<String, StepError> {
     let plan = job.work.plan();
     if !may_be_committed(step_of(job), &job.result)
@@ -309,21 +322,24 @@ async fn forward(
             }
             Ok(format!("{} done", step.word()))
         }
+        // What is committed, or may be, is not told as failed: whatever came after it is tried again.
+        Err(error) if may_be_committed(Some(step), &next.result) || !tries.are_enough(job, &error) => Err(error),
         // Past the point of no return there is only trying again.
-        Err(error) if !gives_up(job, &error, is_enough) => Err(error),
-        Err(error) => match turn(job, next, error.to_string()) {
+        Err(error) => match turn(job, next, why(&error)) {
             Some(told) => Ok(format!("{} gave up: {told}", step.word())),
             None => Err(error),
         },
     }
 }
 
-/// Whether the job turns back for this.
-fn gives_up(job: &JobRow, error: &StepError, is_enough: bool) -> bool {
+/// What is told of a step that gave up.
+fn why(error: &StepError) -> String {
     match error {
-        StepError::Refused(_) => true,
-        StepError::InUse(_) => is_enough,
-        StepError::Away(_) => job.work.keeps_clients(job.step) && is_enough,
+        StepError::Lost(words) => format!(
+            "{words}: PostgreSQL went, or had no room, in the middle of the work, {MOST_LOST} times: its log says more; the \
+             work may be the reason"
+        ),
+        other => other.to_string(),
     }
 }
 

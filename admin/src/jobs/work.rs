@@ -398,7 +398,7 @@ impl Work {
             Self::Rotate { .. } | Self::Retire { .. } => &[],
             // What was committed stays: the files before the one that failed, and what a command did.
             Self::Migrate { .. } => &[(S::EndMigration, S::Migrate), (S::DropPlans, S::Migrate)],
-            Self::Exec { .. } => &[(S::CloseLogin, S::OpenLogin), (S::DropPlans, S::AwaitCommand)],
+            Self::Exec { .. } => &[(S::CloseLogin, S::OpenLogin), (S::DropPlans, S::OpenLogin)],
             Self::Separate { .. } => {
                 &[(S::HandBack, S::HandOver), (S::Release, S::Hold), (S::DropNewRole, S::MakeRole)]
             }

@@ -112,7 +112,7 @@ fn statements(facts: &Facts, database: &str, owner: &str) -> Result<Vec<String>,
     let mut statements = Vec::new();
     for one in &facts.settings {
         statements.push(match now(&one.role) {
-            Some(role) => sql::set_role_default(&role, database, &one.name, &one.value),
+            Some(role) => sql::set_role_default(&role, Some(database), &one.name, &one.value),
             None => sql::set_database_default(database, &one.name, Some(&one.value)),
         });
     }

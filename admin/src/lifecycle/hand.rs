@@ -10,7 +10,7 @@ use std::time::Duration;
 use rand::{Rng, distr::Alphanumeric};
 use tenantry_config::{Control, RoleSecret};
 use tenantry_wire::scram;
-use tokio_postgres::{Client, error::SqlState};
+use tokio_postgres::{Client, error::SqlState, types::ToSql};
 use zeroize::Zeroizing;
 
 use super::{Site, StepError, database, half_made};
@@ -69,6 +69,26 @@ pub async fn make(site: &mut Site, entry: &Entry, databases: &[&str]) -> Result<
     Ok(hand)
 }
 
+/// What the owner's own sessions begin with (ALTER ROLE SET, and that of the tenant's database) holds for this role's, too.
+pub async fn set_as_owner(site: &mut Site, entry: &Entry, role: &str) -> Result<(), StepError> {
+    let parameters: [&(dyn ToSql + Sync); 2] = [&entry.owner_role, &entry.database];
+    let rows = site.control(&entry.server).await?.query(sql::SETTINGS_OF_ROLE, &parameters).await?;
+    for row in rows {
+        let (setting, value): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        let statement = sql::set_role_default(role, None, &setting, &value);
+        match site.control(&entry.server).await?.batch_execute(&statement).await {
+            Ok(()) => {}
+            // A superuser's, and we are none; or one that PostgreSQL does not know any more, which is no error at a login either.
+            Err(error) if error.as_db_error().is_some() && !error.is_closed() => {
+                let why = control::words(&error);
+                tracing::warn!(tenant = %entry.name, %setting, why, "a setting of the owner's role is not in force for this job");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 /// After its work, whatever came of it.
 pub async fn put_down<T>(site: &mut Site, entry: &Entry, done: Result<T, StepError>) -> Result<T, StepError> {
     match (done, drop_of(site, entry).await) {
@@ -77,7 +97,8 @@ pub async fn put_down<T>(site: &mut Site, entry: &Entry, done: Result<T, StepErr
         (Err(why), Ok(())) => Err(why),
         (Err(why), Err(left)) => {
             tracing::warn!(%left, "a role that a job made is left for now");
-            Err(StepError::Away(why.to_string()))
+            // The next try, or the way back, drops it.
+            Err(if matches!(why, StepError::Lost(_)) { why } else { StepError::Away(why.to_string()) })
         }
     }
 }
@@ -93,6 +114,8 @@ pub async fn drop_role(site: &mut Site, entry: &Entry, role: &str) -> Result<(),
     if site.control(&entry.server).await?.query_opt(sql::ROLE, &[&role]).await?.is_none() {
         return Ok(());
     }
+    // First, so that none of its sessions that ends now is followed by another.
+    site.execute(&entry.server, &sql::no_login(role)).await?;
     end_sessions(site, entry, role).await?;
     let mut rights = Vec::new();
     for row in site.control(&entry.server).await?.query(sql::HELD_BY, &[&role]).await? {

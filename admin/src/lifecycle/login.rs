@@ -33,7 +33,7 @@ fn role_of(site: &Site, entry: &Entry) -> String {
     format!("{}-exec", half_made(&database::catalog_id(site), entry.number))
 }
 
-pub async fn open(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
+pub async fn open(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
     let Work::Exec { rollout } = job.work else { return Ok(()) };
     let Some((plan, Some(verifier))) = site.plane.catalog.rollout_login(rollout).await? else {
         return Err(StepError::Refused("the rollout was stopped".to_owned()));
@@ -45,14 +45,11 @@ pub async fn open(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), St
     let client = site.control(&entry.server).await?;
     let until: String = client.query_one(sql::SOON, &[&format!("{valid} seconds")]).await?.try_get(0)?;
     let mut statements = of::create_login(&role, &verifier.0, &until, &entry.owner_role, since_16);
-    for more in [
-        sql::grant_only_connect(&entry.database, &role),
-        of::limit_login(&role, plan.lock_timeout_ms, plan.statement_timeout_ms),
-    ] {
-        statements.push_str("; ");
-        statements.push_str(&more);
-    }
+    statements.push_str("; ");
+    statements.push_str(&sql::grant_only_connect(&entry.database, &role));
     site.execute(&entry.server, &statements).await?;
+    hand::set_as_owner(site, entry, &role).await?;
+    site.execute(&entry.server, &of::limit_login(&role, plan.lock_timeout_ms, plan.statement_timeout_ms)).await?;
     let row = RoleRow { session_mode: true, ..RoleRow::new(role.clone(), Some(verifier), false) };
     site.change(entry.number, |e| {
         e.roles.retain(|known| known.name != role);
@@ -61,18 +58,18 @@ pub async fn open(site: &mut Site, job: &JobRow, entry: &Entry) -> Result<(), St
     })
     .await?;
     traffic::heard(site, entry, HEARD).await?;
+    // From here on a command may change tables, whatever becomes of it.
+    result["stale"] = json!(true);
+    site.note(job, result).await?;
     site.plane.fuse.burn();
     site.plane.catalog.set_login(rollout, entry.number, Some(&role)).await.map_err(Into::into)
 }
 
-pub async fn await_command(site: &Site, job: &JobRow, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
+pub async fn await_command(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
     let Work::Exec { rollout } = job.work else { return Ok(()) };
     let Some((plan, _)) = site.plane.catalog.rollout_login(rollout).await? else {
         return Err(StepError::Refused("the rollout is gone".to_owned()));
     };
-    // Whatever becomes of it, it may change tables from here on.
-    result["stale"] = json!(true);
-    site.note(job, result).await?;
     let deadline = Instant::now() + Duration::from_millis(plan.timeout_ms).saturating_add(GRACE);
     loop {
         let (outcome, silent) = site.plane.catalog.outcome(rollout, entry.number).await?;

@@ -45,7 +45,10 @@ pub async fn run(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Valu
     let found = site.plane.catalog.rollout_files(rollout).await?;
     let (plan, files) = found.ok_or_else(|| StepError::Refused("the rollout is gone".to_owned()))?;
     let hand = hand::make(site, entry, &[&entry.database]).await?;
-    let done = with_hand(site, job, entry, &hand, (&plan, &files), result).await;
+    let done = match hand::set_as_owner(site, entry, &hand.role).await {
+        Ok(()) => with_hand(site, job, entry, &hand, (&plan, &files), result).await,
+        Err(error) => Err(error),
+    };
     hand::put_down(site, entry, done).await
 }
 
@@ -69,7 +72,7 @@ async fn with_hand(
         run.site.note(job, result).await?;
         run.client.batch_execute(sql::VERSION_TABLE).await?;
     }
-    let done = run.apply(&todo, &applied, result).await;
+    let done = run.apply(&todo, &applied, result).await.map_err(StepError::in_the_middle);
     let table = run.table().await;
     if let Ok(table) = table {
         let rows: Vec<_> = table.into_iter().filter_map(|(version, (row, at))| Some((version, row, at?))).collect();

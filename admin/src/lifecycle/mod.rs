@@ -42,12 +42,25 @@ pub enum StepError {
     /// It may work later.
     #[error("{0}")]
     Away(String),
+    /// PostgreSQL went, or had no room, in the middle of work that may be the reason: tried again, but a few times only.
+    #[error("{0}")]
+    Lost(String),
     /// Somebody is in its way, and may go: tried again, but not for ever.
     #[error("{0}")]
     InUse(String),
     /// It will not: the job turns back.
     #[error("{0}")]
     Refused(String),
+}
+
+impl StepError {
+    /// Of work that was begun: what is away may be away because of it.
+    fn in_the_middle(self) -> Self {
+        match self {
+            Self::Away(why) => Self::Lost(why),
+            other => other,
+        }
+    }
 }
 
 impl From<tokio_postgres::Error> for StepError {
@@ -270,8 +283,8 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::Migrate => migrate::run(site, job, &entry, result).await,
         Step::EndMigration => hand::drop_of(site, &entry).await,
         Step::DropPlans => migrate::drop_plans(site, &entry, result).await,
-        Step::OpenLogin => login::open(site, job, &entry).await,
-        Step::AwaitCommand => login::await_command(site, job, &entry, result).await,
+        Step::OpenLogin => login::open(site, job, &entry, result).await,
+        Step::AwaitCommand => login::await_command(site, job, &entry).await,
         Step::CloseLogin => login::close(site, &entry).await,
     }
 }

@@ -105,6 +105,9 @@ fn check_file(file: &Migration) -> Result<(), String> {
     }
     let takes_over = found.iter().find_map(|statement| controls_transaction(statement));
     match takes_over {
+        Some(word) if !file.transactional => Err(format!(
+            "{name}: {word} is in it, and in a file without a transaction each statement is its own: leave it out"
+        )),
         Some(word) => Err(format!(
             "{name}: {word} is in it, and a file is one transaction of Tenantry's: leave it out, or begin the file with \
              `-- tenantry: no-transaction` (then each statement is its own)"

@@ -212,6 +212,17 @@ pub fn create_hand(hand: &str, verifier: &str, until: &str, owner: &str, since_1
     )
 }
 
+/// Settings with which a role's sessions begin in a database, the more special ones last; but for whom they are.
+pub const SETTINGS_OF_ROLE: &str = "SELECT pg_catalog.split_part(c, '=', 1), pg_catalog.substr(c, pg_catalog.strpos(c, '=') + 1) \
+     FROM pg_catalog.pg_db_role_setting s JOIN pg_catalog.pg_roles r ON r.oid = s.setrole \
+     CROSS JOIN LATERAL pg_catalog.unnest(s.setconfig) WITH ORDINALITY AS u(c, place) \
+     WHERE r.rolname = $1 AND s.setdatabase IN (0, (SELECT d.oid FROM pg_catalog.pg_database d WHERE d.datname = $2)) \
+       AND pg_catalog.split_part(c, '=', 1) NOT IN ('role', 'session_authorization') ORDER BY s.setdatabase, place";
+/// Whoever is in stays in; nobody else comes.
+pub fn no_login(role: &str) -> String {
+    format!("ALTER ROLE {} NOLOGIN", id(role))
+}
+
 pub fn grant_only_connect(database: &str, role: &str) -> String {
     format!("GRANT CONNECT ON DATABASE {} TO {}", id(database), id(role))
 }
@@ -400,14 +411,10 @@ pub fn set_database_default(database: &str, setting: &str, value: Option<&str>) 
     }
 }
 
-pub fn set_role_default(role: &str, database: &str, setting: &str, value: &str) -> String {
-    format!(
-        "ALTER ROLE {} IN DATABASE {} SET {} = {}",
-        id(role),
-        id(database),
-        setting_name(setting),
-        setting_value(setting, value)
-    )
+/// In one database, or in all.
+pub fn set_role_default(role: &str, database: Option<&str>, setting: &str, value: &str) -> String {
+    let place = database.map_or_else(String::new, |database| format!(" IN DATABASE {}", id(database)));
+    format!("ALTER ROLE {}{place} SET {} = {}", id(role), setting_name(setting), setting_value(setting, value))
 }
 
 /// A setting of an extension or of one's own has a dot in its name, which is none of the name's.
@@ -497,7 +504,7 @@ mod tests {
         assert_eq!(set(""), "ALTER DATABASE \"d\" SET \"search_path\" = ''");
         assert_eq!(set("\"\""), "ALTER DATABASE \"d\" SET \"search_path\" = ''");
         assert_eq!(
-            set_role_default("r", "d", "app.x", "1, 2"),
+            set_role_default("r", Some("d"), "app.x", "1, 2"),
             "ALTER ROLE \"r\" IN DATABASE \"d\" SET \"app\".\"x\" = '1, 2'"
         );
     }

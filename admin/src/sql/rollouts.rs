@@ -54,7 +54,13 @@ pub const REWIND_ITEMS: &str = "UPDATE tenantry.rollout_tenants SET state = 'wai
 pub const RESUME_ROLLOUT: &str = "UPDATE tenantry.rollouts SET state = 'running', error = NULL, verifier = $2, seen_at = now(), \
      updated_at = now() WHERE id = $1";
 
+/// Its logins prove themselves with another password than this runner's; one that is over is nobody's.
+pub const IS_ANOTHERS: &str =
+    "SELECT FROM tenantry.rollouts WHERE id = $1 AND kind = 'exec' AND verifier <> $2 FOR UPDATE";
 pub const SIGN_OF_RUNNER: &str = "UPDATE tenantry.rollouts SET seen_at = now() WHERE id = $1 AND kind = 'exec'";
+/// While nobody was there to be told, nobody was silent.
+pub const HEAR_ALL_RUNNERS: &str =
+    "UPDATE tenantry.rollouts SET seen_at = now() WHERE kind = 'exec' AND state = 'running'";
 /// How a command ended: only of the turn that is under way.
 pub const SET_OUTCOME: &str = "UPDATE tenantry.rollout_tenants SET outcome = $4 WHERE rollout = $1 AND name = $2 \
      AND state = 'running' AND attempts = $3 AND outcome IS NULL";

@@ -12,6 +12,7 @@ mod verify;
 use std::{collections::BTreeSet, path::PathBuf};
 
 use serde_json::{Value, json};
+use tokio_postgres::{Client, error::SqlState};
 
 use self::load::Load;
 use super::{
@@ -22,7 +23,7 @@ use crate::{
     catalog::{model::Entry, store::JobRow},
     import::{
         file::File,
-        plan::{self, OF_DJANGO},
+        plan::{self, OF_DJANGO, SourceTable},
         problems::Problems,
         spool,
     },
@@ -71,10 +72,16 @@ pub async fn fill(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Val
     // With its sessions, so that what became of the transaction does not change any more.
     hand::drop_of(site, entry).await?;
     if let Some(number) = result[COMMITTING].as_str().map(str::to_owned) {
-        if is_committed(site, entry, &number).await? {
-            return Ok(());
+        match is_committed(site, entry, &number).await {
+            Ok(true) => return Ok(()),
+            Ok(false) => forget_note(result),
+            // It is told as failed, in these words.
+            Err(StepError::Refused(why)) => {
+                forget_note(result);
+                return Err(StepError::Refused(why));
+            }
+            Err(error) => return Err(error),
         }
-        forget_note(result);
         site.note(job, result).await?;
     }
     as_hand(site, job, entry, result, true).await
@@ -92,15 +99,26 @@ fn forget_note(result: &mut Value) {
 }
 
 async fn is_committed(site: &mut Site, entry: &Entry, number: &str) -> Result<bool, StepError> {
-    let row = site.control(&entry.server).await?.query_one(sql::BECAME, &[&number]).await?;
+    let row = match site.control(&entry.server).await?.query_one(sql::BECAME, &[&number]).await {
+        Ok(row) => row,
+        // Of a transaction that is yet to come: it is another server, or an older state of this one.
+        Err(error) if error.code() == Some(&SqlState::INVALID_PARAMETER_VALUE) => return Err(is_unknown(number)),
+        Err(error) => return Err(error.into()),
+    };
     match row.try_get::<_, Option<String>>(0)?.as_deref() {
         Some("committed") => Ok(true),
         Some("aborted") => Ok(false),
         Some(_) => Err(StepError::Away("the import's transaction is not over yet".to_owned())),
-        None => Err(StepError::Away(format!(
-            "PostgreSQL does not know any more what became of transaction {number}: look at the tenant's tables"
-        ))),
+        None => Err(is_unknown(number)),
     }
+}
+
+/// There is nobody else to ask.
+fn is_unknown(number: &str) -> StepError {
+    StepError::Refused(format!(
+        "PostgreSQL does not know any more whether transaction {number} was committed: the rows are all there, or none is; \
+         look at the tenant's tables before the file is imported again"
+    ))
 }
 
 async fn as_hand(
@@ -111,7 +129,10 @@ async fn as_hand(
     keep: bool,
 ) -> Result<(), StepError> {
     let hand = hand::make(site, entry, &[&entry.database]).await?;
-    let done = run(site, job, entry, &hand, result, keep).await;
+    let done = match hand::set_as_owner(site, entry, &hand.role).await {
+        Ok(()) => run(site, job, entry, &hand, result, keep).await,
+        Err(error) => Err(error),
+    };
     hand::put_down(site, entry, done).await
 }
 
@@ -131,9 +152,23 @@ async fn run(
         let tables = file.tables(&mut problems)?;
         Ok::<_, String>((file, tables, problems))
     });
-    let (file, source, mut problems) = opened.await?.map_err(StepError::Refused)?;
+    let (file, source, problems) = opened.await?.map_err(StepError::Refused)?;
     let client = hand.connect(site, &entry.database).await?;
     site.plane.fuse.burn();
+    let done = load(site, job, client, file, (source, problems, replace), result, keep).await;
+    done.map_err(StepError::in_the_middle)
+}
+
+/// In one transaction, which is committed if it is to be kept.
+async fn load(
+    site: &Site,
+    job: &JobRow,
+    client: Client,
+    file: File,
+    (source, mut problems, replace): (Vec<SourceTable>, Problems, &[String]),
+    result: &mut Value,
+    keep: bool,
+) -> Result<(), StepError> {
     client.batch_execute(sql::BEGIN).await?;
     target::suits(&client).await?;
     let target = target::read(&client).await?;
