@@ -9,3 +9,4 @@ pub mod signs;
 pub mod sql;
 pub mod statements;
 pub mod upkeep;
+pub mod words;

@@ -3,7 +3,7 @@
 //! What always holds: a statement ends where PostgreSQL ends it, whatever is quoted (unless `standard_conforming_strings` is
 //! off), so that the statements that are found are those that run, in their order. Pure.
 
-use super::signs::is_blank;
+use super::words::is_blank;
 
 /// PostgreSQL's names have no more bytes; a longer one would be cut, and is not read.
 const MAX_NAME: usize = 63;

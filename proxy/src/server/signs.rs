@@ -6,14 +6,12 @@
 
 use std::sync::LazyLock;
 
-use aho_corasick::{
-    Anchored,
-    automaton::{Automaton, StateID},
-    dfa::DFA,
-};
 use tenantry_wire::{extended::Parse, frame::HEADER};
 
-use super::named::Named;
+use super::{
+    named::Named,
+    words::{self, Words, is_blank},
+};
 
 /// Most settings with a dot that one text or session may name; with more, the session stays pinned.
 pub const MAX_CUSTOM: usize = 64;
@@ -214,11 +212,7 @@ const PATTERNS: [(&str, Tells); 48] = [
     ("create function", Tells::KeepsQuery),
 ];
 
-static AUTOMATON: LazyLock<Option<DFA>> =
-    // A prefilter is of no use to who steps byte by byte, and makes the start a special state.
-    LazyLock::new(|| {
-        DFA::builder().ascii_case_insensitive(true).prefilter(false).build(PATTERNS.map(|(text, _)| text)).ok()
-    });
+static WORDS: LazyLock<Option<Words>> = LazyLock::new(|| Words::new(&PATTERNS.map(|(text, _)| text)));
 
 /// A name longer than this is not read; the session stays pinned instead.
 const MAX_WORD: usize = 64;
@@ -226,8 +220,7 @@ const MAX_WORD: usize = 64;
 /// Where the scan is in the text.
 #[derive(Debug, Default)]
 pub struct Scan {
-    state: Option<StateID>,
-    blank: bool,
+    place: words::At,
     /// Comments around the one we are in.
     depth: u32,
     at: At,
@@ -291,62 +284,33 @@ impl Scan {
 
     /// Takes the next piece of the text.
     pub fn feed(&mut self, text: &[u8], signs: &mut Signs) {
-        let Some(dfa) = AUTOMATON.as_ref() else {
+        let Some(words) = WORDS.as_ref() else {
             signs.suspect = true;
             signs.opaque = true;
             return;
         };
-        let start = dfa.start_state(Anchored::No);
-        let mut state = match (self.state, start) {
-            (Some(state), _) | (None, Ok(state)) => state,
-            (None, Err(_)) => return,
-        };
         let mut rest = text;
-        while let Some((&raw, behind)) = rest.split_first() {
+        while let Some((&byte, behind)) = rest.split_first() {
             rest = behind;
-            let byte = folded(raw);
-            if byte != b' ' || !self.blank {
-                state = dfa.next_state(Anchored::No, state, byte);
-                if dfa.is_special(state) && dfa.is_match(state) {
-                    for n in 0..dfa.match_len(state) {
-                        self.found(dfa.match_pattern(state, n).as_usize(), signs);
-                    }
-                } else if self.argument.is_some() {
-                    self.collect(raw, signs);
+            if let Some(next) = words.step(self.place, byte) {
+                self.place = next;
+                let ending = words.ending(next);
+                ending.iter().for_each(|word| self.found(*word, signs));
+                if ending.is_empty() && self.argument.is_some() {
+                    self.collect(byte, signs);
                 }
             }
-            self.blank = byte == b' ';
-            if self.at != At::Body || raw == b';' {
-                self.step(raw, signs);
+            if self.at != At::Body || byte == b';' {
+                self.step(byte, signs);
             }
             if self.executed.is_some() {
-                self.collect_executed(raw, signs);
+                self.collect_executed(byte, signs);
             }
+            // Most of most texts: past the words that matter.
             if self.at == At::Body && self.argument.is_none() && self.executed.is_none() {
-                (state, rest) = self.skim(dfa, state, rest);
+                (self.place, rest) = words.skim(self.place, rest, b';');
             }
         }
-        self.state = Some(state);
-    }
-
-    /// Most of most texts: past the words that matter, up to a byte that ends a pattern or a statement. It is left for `feed`.
-    fn skim<'a>(&mut self, dfa: &DFA, mut state: StateID, text: &'a [u8]) -> (StateID, &'a [u8]) {
-        let mut was_blank = self.blank;
-        let mut rest = text;
-        while let Some((&raw, behind)) = rest.split_first() {
-            let byte = folded(raw);
-            let blank = byte == b' ';
-            if !(blank && was_blank) {
-                let next = dfa.next_state(Anchored::No, state, byte);
-                if raw == b';' || dfa.is_special(next) {
-                    break;
-                }
-                state = next;
-            }
-            (was_blank, rest) = (blank, behind);
-        }
-        self.blank = was_blank;
-        (state, rest)
     }
 
     /// The text is over.
@@ -539,26 +503,6 @@ impl Scan {
 }
 
 /// PostgreSQL's white space.
-pub(super) const fn is_blank(byte: u8) -> bool {
-    byte.is_ascii_whitespace() || byte == 0x0B
-}
-
-/// What the patterns are compared with: every blank is one.
-#[inline]
-fn folded(byte: u8) -> u8 {
-    const FOLDED: [u8; 256] = {
-        let (mut table, mut n) = ([0; 256], 0u8);
-        loop {
-            table[n as usize] = if is_blank(n) { b' ' } else { n };
-            if n == u8::MAX {
-                break table;
-            }
-            n += 1;
-        }
-    };
-    FOLDED.get(usize::from(byte)).copied().unwrap_or(byte)
-}
-
 fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
     if is("select") || is("update") || is("delete") {
         return Verb::Other;
