@@ -14,7 +14,7 @@ use tenantry_testkit::{
     control::{control_role, tenant_of},
     control_builder, control_proxy, eventually,
     postgres::bin_dir,
-    supervisor::scratch,
+    supervisor::Scratch,
 };
 
 /// What is in a table, whatever the order of its rows.
@@ -153,8 +153,8 @@ async fn what_a_tenant_wrote_never_runs_as_the_control_role() {
 }
 
 /// A directory of client programs that do what the file `mode` says to do, and the real ones behind them.
-fn programs() -> PathBuf {
-    let dir = scratch("programs");
+fn programs() -> Scratch {
+    let dir = Scratch::new("programs");
     for name in ["pg_dump", "pg_restore"] {
         let real = bin_dir().join(name);
         let script = format!(
@@ -282,20 +282,20 @@ async fn an_index_that_takes_longer_than_a_stall_is_waited_for() {
 }
 
 /// A file system of its own, gone with the test; `None` for whoever may not mount.
-struct Small(PathBuf);
+struct Small(Scratch);
 
 impl Small {
     fn mount(size: &str) -> Option<Self> {
-        let dir = scratch("store");
+        let dir = Scratch::new("store");
         let mut mount = Command::new("mount");
-        let mount = mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tenantry-test"]).arg(&dir);
+        let mount = mount.args(["-t", "tmpfs", "-o", &format!("size={size}"), "tenantry-test"]).arg(&*dir);
         mount.output().is_ok_and(|done| done.status.success()).then_some(Self(dir))
     }
 }
 
 impl Drop for Small {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).output();
+        let _ = Command::new("umount").arg("-l").arg(&*self.0).output();
     }
 }
 
@@ -316,7 +316,7 @@ async fn a_store_that_is_full_archives_nothing_and_the_tenant_serves_again() {
 
 #[tokio::test]
 async fn a_store_that_does_not_work_is_found_before_anybody_waits() {
-    let dir = scratch("file");
+    let dir = Scratch::new("file");
     fs::write(dir.join("file"), "").expect("a file");
     let store = dir.join("file/archives").display().to_string();
     let (proxy, api) = proxy_with(&[("admin.archives", toml::Value::from(store))]).await;

@@ -4,6 +4,7 @@
 use std::{
     collections::BTreeSet,
     fs,
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Command, Output},
 };
@@ -12,18 +13,45 @@ use rusqlite::Connection;
 use serde_json::{Value, json};
 use tenantry_testkit::{
     Api, Proxy, ProxyBuilder, Reply, Tenant, cluster, control::control_role, control_builder, control_proxy,
-    eventually, proxy::binary, supervisor::scratch,
+    eventually, proxy::binary, supervisor::Scratch,
 };
 
 const SQLITE: (&str, &str) = ("Content-Type", "application/vnd.sqlite3");
 /// No job has so many effects; a job that never lives to see its end is a fault of the test.
 const MOST_EFFECTS: u32 = 100;
 
+/// A file in a directory of its own, which is gone with it.
+struct Own {
+    path: PathBuf,
+    _dir: Scratch,
+}
+
+impl Own {
+    fn new(name: &str) -> Self {
+        let dir = Scratch::new("sqlite");
+        Self { path: dir.join(name), _dir: dir }
+    }
+}
+
+impl Deref for Own {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl AsRef<Path> for Own {
+    fn as_ref(&self) -> &Path {
+        &self.path
+    }
+}
+
 /// A file made of these statements.
-fn file(sql: &str) -> PathBuf {
-    let path = scratch("sqlite").join("db.sqlite3");
-    Connection::open(&path).and_then(|file| file.execute_batch(sql)).expect(sql);
-    path
+fn file(sql: &str) -> Own {
+    let own = Own::new("db.sqlite3");
+    Connection::open(&own).and_then(|file| file.execute_batch(sql)).expect(sql);
+    own
 }
 
 async fn proxy_with(key: &str, value: impl Into<toml::Value>) -> (Proxy, Api) {
@@ -325,7 +353,7 @@ async fn files_that_are_too_large_or_no_sqlite_files_or_damaged_are_refused_and_
         "{}",
         refused.body
     );
-    let path = scratch("sqlite").join("other");
+    let path = Own::new("other");
     for body in [&b""[..], b"SQLite", b"PK\x03\x04 something else that is longer", b"SQLite format 2\0........"] {
         fs::write(&path, body).expect("a file");
         let refused = upload(&api, "small", "", &path).await;
@@ -358,7 +386,7 @@ async fn files_that_are_too_large_or_no_sqlite_files_or_damaged_are_refused_and_
 async fn the_command_takes_what_is_in_the_write_ahead_log_of_a_file_in_use() {
     let (proxy, api) = control_proxy().await;
     let tenant = tenant(&proxy, &api, "wal", &ORDERS).await;
-    let path = scratch("sqlite").join("it's 100% used?.sqlite3");
+    let path = Own::new("it's 100% used?.sqlite3");
     let file = Connection::open(&path).expect("a file");
     file.query_row("PRAGMA journal_mode = WAL", [], |_| Ok(())).expect("a log");
     file.execute_batch(

@@ -7,6 +7,7 @@ use std::{
     fs::{self, File},
     io::{BufRead as _, BufReader, Write as _},
     net::TcpListener,
+    ops::Deref,
     os::unix::{
         fs::{MetadataExt as _, chown},
         process::CommandExt as _,
@@ -173,7 +174,7 @@ impl User {
     }
 }
 
-/// A new directory below the temporary one, short enough for Unix sockets.
+/// A new directory below the temporary one, short enough for Unix sockets. Whoever makes it removes it.
 pub fn scratch(kind: &str) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -181,6 +182,31 @@ pub fn scratch(kind: &str) -> PathBuf {
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).expect("create a scratch directory");
     dir
+}
+
+/// A directory as `scratch` makes it, gone with this.
+#[derive(Debug)]
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    #[must_use]
+    pub fn new(kind: &str) -> Self {
+        Self(scratch(kind))
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// The user that runs the tests.
