@@ -304,7 +304,7 @@ pub async fn drop_roles(site: &mut Site, entry: &Entry, result: &mut Value) -> R
 }
 
 /// False if it is still needed elsewhere, or is not ours.
-async fn drop_role(site: &mut Site, entry: &Entry, name: &str) -> Result<bool, StepError> {
+pub async fn drop_role(site: &mut Site, entry: &Entry, name: &str) -> Result<bool, StepError> {
     let catalog = catalog_id(site);
     let Some(found) = site.control(&entry.server).await?.query_opt(sql::ROLE, &[&name]).await? else {
         return Ok(true);

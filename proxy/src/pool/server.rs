@@ -205,7 +205,9 @@ impl Server {
             role: role.to_owned(),
             server: self.me(),
             settings: ArcSwap::from_pointee(settings),
-            keyring: Mutex::new(before.map_or_else(|| Keyring::new(credentials), |before| before.keyring.lock().copy())),
+            keyring: Mutex::new(
+                before.map_or_else(|| Keyring::new(credentials), |before| before.keyring.lock().copy()),
+            ),
             welcome: Mutex::new(None),
             login_error: Mutex::new(None),
             statements: before.map_or_else(Arc::default, |before| Arc::clone(&before.statements)),
