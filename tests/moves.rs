@@ -505,3 +505,29 @@ async fn a_cancel_at_any_time_before_the_route_changes_leaves_everything_as_it_w
     }
     open.run("COMMIT").await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_online_move_from_postgresql_15_to_16_loses_nothing_and_says_that_its_rollback_would() {
+    let (main, other) = (Cluster::start_as("15", LOGICAL).leaked(), Cluster::start_as("16", LOGICAL).leaked());
+    let house = House::of(main, other, &["online_moves=1"]).await;
+    let tenant = house.create("shop").await;
+    let mut first = house.proxy.connect(&tenant).login().await;
+    Bank::tables(&mut first, 5_000).await;
+    let looked = house.api.post("/v1/tenants/shop/move?dry_run=true", json!({ "server": "other" })).await;
+    let findings = looked.body["job"]["result"]["findings"].to_string();
+    assert!(findings.contains("before PostgreSQL 16 only a superuser may subscribe"), "{findings}");
+    let bank = Bank::open(&house, &tenant, 16).await;
+    let moved = house.job("/v1/tenants/shop/move", json!({ "server": "other", "verify": "full" })).await;
+    bank.more().await;
+    let (told, longest) = bank.close().await;
+    balanced(&mut first, &told, 5_000).await;
+    println!("{} transfers, the longest took {longest:?}", told.values().sum::<u32>());
+    assert_eq!(first.value("SELECT current_setting('server_version_num')::int / 10000").await, "16", "{moved}");
+    assert_eq!(house.view("shop").await["moved"]["follows"], false);
+    assert_eq!(house.refusal(main, &tenant).await.as_deref(), Some("55000"), "sealed");
+    let refused = house.api.post("/v1/tenants/shop/move/rollback", json!({})).await;
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    assert_eq!((house.left_over(main).await, house.left_over(other).await), (String::new(), String::new()));
+    assert_eq!(house.databases(main, "shop").await, "0");
+}

@@ -312,6 +312,15 @@ impl Catalog {
         .await
     }
 
+    /// Whether another tenant, which was moved, has a copy on a server that needs a role there.
+    pub async fn copy_needs_role(&self, of: i64, server: &str, role: &str) -> Result<bool, CatalogError> {
+        within(async {
+            let row = self.client().await?.query_one(sql::COPIES_WITH_ROLE, &[&of, &server, &role]).await?;
+            Ok(row.try_get::<_, i64>(0)? > 0)
+        })
+        .await
+    }
+
     /// The job that a tenant is busy with.
     pub async fn busy_with(&self, tenant: i64) -> Result<Option<i64>, CatalogError> {
         within(async {

@@ -634,10 +634,10 @@ impl Step {
         )
     }
 
-    /// Waits for clients, and needs nothing for that.
+    /// Waits for clients, or for what PostgreSQL does by itself, and needs nothing for that.
     #[must_use]
     pub fn only_waits(self) -> bool {
-        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions | Self::AwaitCommand)
+        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions | Self::AwaitCommand | Self::AwaitCopy)
     }
 }
 

@@ -320,6 +320,9 @@ pub async fn drop_role(site: &mut Site, entry: &Entry, name: &str) -> Result<boo
         }
         return Ok(false);
     }
+    if site.plane.catalog.copy_needs_role(entry.number, &entry.server, name).await? {
+        return Ok(false);
+    }
     let owned: i64 = site.control(&entry.server).await?.query_one(sql::OWNED, &[&name]).await?.try_get(0)?;
     if owned > 0 {
         return Ok(false);

@@ -54,9 +54,12 @@ pub const WRITE_NAMES: &str = "INSERT INTO tenantry.names (space, name, tenant) 
 /// One more for the tenant (its own alias may become it); no row: another one has it.
 pub const RESERVE_NAME: &str = "INSERT INTO tenantry.names AS n (space, name, tenant, reserved) VALUES ($1, $2, $3, true) \
      ON CONFLICT (space, name) DO UPDATE SET reserved = true WHERE n.tenant = excluded.tenant RETURNING n.name";
-/// Living tenants of a server, or with a copy there that is kept, another one excepted, that have a role.
-pub const OTHERS_WITH_ROLE: &str = "SELECT number FROM tenantry.tenants WHERE number <> $1 AND state <> 'dropped' \
-     AND (server = $2 OR kept->>'server' = $2) AND (owner_role = $3 OR roles @> jsonb_build_array(jsonb_build_object('name', $3::text))) ORDER BY number";
+/// Living tenants of a server, another one excepted, that have a role.
+pub const OTHERS_WITH_ROLE: &str = "SELECT number FROM tenantry.tenants WHERE number <> $1 AND server = $2 AND state <> 'dropped' \
+     AND (owner_role = $3 OR roles @> jsonb_build_array(jsonb_build_object('name', $3::text))) ORDER BY number";
+/// The same of those with a copy there that is kept.
+pub const COPIES_WITH_ROLE: &str = "SELECT count(*) FROM tenantry.tenants WHERE number <> $1 AND kept->>'server' = $2 \
+     AND state <> 'dropped' AND (owner_role = $3 OR roles @> jsonb_build_array(jsonb_build_object('name', $3::text)))";
 
 pub const TOKENS: &str =
     "SELECT id, label, access, hash, expires_at, created_at FROM tenantry.tokens ORDER BY created_at";

@@ -43,7 +43,7 @@ pub async fn make(site: &mut Site, job: &JobRow, pair: &Pair, result: &mut Value
     site.execute(&new.server, &sql::create_database_like(&temporary, &new.owner_role, &facts.locale)).await?;
     site.execute(&new.server, &sql::revoke_public(&temporary)).await?;
     // Its owner is the tenant.
-    site.execute(&new.server, &sql::only_control(&temporary, &[new.owner_role.clone()])).await?;
+    site.execute(&new.server, &sql::only_control(&temporary, std::slice::from_ref(&new.owner_role))).await?;
     facts::apply(site, &facts, new, &temporary).await?;
     let made = database::look(site, &new.server, &temporary).await?;
     result["copy_oid"] = json!(made.map(|database| database.oid));

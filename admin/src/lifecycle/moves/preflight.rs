@@ -91,6 +91,16 @@ async fn before_way_back(site: &mut Site, entry: &Entry, follows: bool, result: 
         Some(found) if found.oid == kept.oid => {}
         _ => return Err(StepError::Refused(format!("the copy at {} is gone", kept.server))),
     }
+    let known = site.plane.known();
+    let neighbours = known.tenants.iter().filter(|other| other.number != entry.number && other.server == kept.server);
+    for row in neighbours.flat_map(|other| &other.roles) {
+        if entry.roles.iter().any(|own| own.name == row.name && own.verifier != row.verifier) {
+            return Err(StepError::Refused(format!(
+                "the role {} has another password at {} by now, where another tenant has it, too: rotate it at both first",
+                row.name, kept.server
+            )));
+        }
+    }
     preflight::may_change(site, entry, result).await?;
     preflight::note_grants(site, entry, result).await?;
     archive::may_grant(site, entry).await?;
