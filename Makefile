@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django django-migrate import live contract bench-import leaks sequences suites bench bench-budgets simulate soak fuzz
+.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django django-migrate import live contract bench-import bench-move leaks sequences suites bench bench-budgets simulate soak fuzz
 MAKEFLAGS += --no-print-directory
 
 LOGS := target/test-logs
@@ -114,6 +114,9 @@ bench: ## "what it costs": CPU per transaction and memory per idle client beside
 
 bench-budgets: ## "no tenant can take another's connections": a noisy neighbour, 500 databases on 50 connections, weights, kills
 	bench/budgets $(BENCH)
+
+bench-move: ## "a move is a pause": clients' pauses at the cut-over of online moves and rollbacks, and of dumps by size
+	bench/move $(BENCH)
 
 bench-import: ## "how fast a file is imported": rows a second and CPU beside pgloader, in turns
 	bench/import $(BENCH)

@@ -28,7 +28,7 @@ SELECT :'password' = '' AS no_password \gset
 -- LOGIN       it is a login of its own, and no client ever gets it
 -- CREATEDB    create, rename and restore databases; the scratch database that proves an archive
 -- CREATEROLE  a role for each tenant, and its new password on rotate
--- No SUPERUSER, REPLICATION or BYPASSRLS: they are not given, and not needed.
+-- No SUPERUSER, REPLICATION or BYPASSRLS: they are not given, and not needed (but for moves between servers, see below).
 SELECT 'CREATE ROLE tenantry_control' WHERE NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'tenantry_control') \gexec
 -- So that the server keeps a SCRAM verifier, whatever its default is.
 SET password_encryption = 'scram-sha-256';
@@ -37,6 +37,15 @@ ALTER ROLE tenantry_control LOGIN CREATEDB CREATEROLE PASSWORD :'password';
 -- Before a database is renamed, archived or dropped, sessions around Tenantry are ended, whoever's they are. It cannot end
 -- a superuser's.
 GRANT pg_signal_backend TO tenantry_control;
+
+-- For `tenantry tenant move` by replication, and only with -v online_moves=1, at both servers: REPLICATION, so that the other
+-- server can be sent what is written, and the right to let a role subscribe (PostgreSQL 16). REPLICATION reads every
+-- database of the server, where pg_hba.conf lets it in for `replication`: leave such lines out for this role.
+\if :{?online_moves}
+  ALTER ROLE tenantry_control REPLICATION;
+  SELECT 'GRANT pg_create_subscription TO tenantry_control WITH ADMIN OPTION'
+    FROM pg_roles WHERE rolname = 'pg_create_subscription' \gexec
+\endif
 
 -- A superuser may make a database for anybody; others only for a role that they are in.
 SELECT 'GRANT tenantry_control TO CURRENT_USER' FROM pg_roles WHERE rolname = current_user AND NOT rolsuper \gexec

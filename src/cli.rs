@@ -1,5 +1,6 @@
 //! The command line, as clap sees it. Flags only; what they mean is in each command's own file.
 
+pub mod moves;
 mod rollouts;
 
 use std::{path::PathBuf, time::Duration};
@@ -241,6 +242,14 @@ pub enum Tenant {
         #[command(flatten)]
         api: Api,
     },
+    /// To another server, with its roles and their passwords. The old copy is kept until `confirm-move` or `rollback-move`.
+    ///
+    /// `job cancel` at any time before the route changes leaves everything as it was.
+    Move(moves::Move),
+    /// Back to the server where it was before it was moved.
+    RollbackMove(moves::RollbackMove),
+    /// Drop the copy that a move left at the old server: there is no way back then.
+    ConfirmMove(moves::ConfirmMove),
     /// Hold new transactions.
     Pause {
         name: String,

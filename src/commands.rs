@@ -14,7 +14,7 @@ use crate::{
     cli::{self, Cli, EnvFormat},
     client::{Client, Options},
     failure::Failure,
-    import, output, serve,
+    import, moves, output, serve,
 };
 
 /// Until a request whose answer did not come is made once more.
@@ -111,6 +111,9 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
         T::Import { name, file, dry_run, replace, no_wait, api } => {
             import::run(&api, &name, &file, import::How { dry_run, replace, no_wait }).await
         }
+        T::Move(wish) => moves::there(wish).await,
+        T::RollbackMove(wish) => moves::back(wish).await,
+        T::ConfirmMove(wish) => moves::stay(wish).await,
         T::Pause { name, api } => at_once(&api, &name, "pause").await,
         T::Resume { name, api } => at_once(&api, &name, "resume").await,
         T::Suspend { name, api } => at_once(&api, &name, "suspend").await,
@@ -267,7 +270,7 @@ pub fn completion(shell: clap_complete::Shell) -> Result<(), Failure> {
     output::line(String::from_utf8_lossy(&script).trim_end())
 }
 
-async fn verb(
+pub async fn verb(
     api: &cli::Api,
     name: &str,
     verb: &str,

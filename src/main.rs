@@ -10,6 +10,7 @@ mod failure;
 mod import;
 mod log;
 mod migrate;
+mod moves;
 mod output;
 mod rollout;
 mod serve;

@@ -318,15 +318,18 @@ impl Directory {
             .registry
             .of(|at| at.is_of(&place.tenant, place.number))
             .iter()
-            .map(|shared| ClientSnapshot {
-                id: shared.id,
-                process: shared.key.process,
-                role: shared.pool.role.clone(),
-                server: shared.pool.server.name().as_ref().clone(),
-                pool: shared.pool.id,
-                state: shared.state(),
-                in_state: shared.in_state_for(now),
-                pins: shared.pins(),
+            .map(|shared| {
+                let pool = shared.pool().latest();
+                ClientSnapshot {
+                    id: shared.id,
+                    process: shared.key.process,
+                    role: pool.role.clone(),
+                    server: pool.server.name().as_ref().clone(),
+                    pool: pool.id,
+                    state: shared.state(),
+                    in_state: shared.in_state_for(now),
+                    pins: shared.pins(),
+                }
             })
             .collect();
         clients.sort_unstable_by_key(|client| client.id);

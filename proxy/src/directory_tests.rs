@@ -313,3 +313,36 @@ async fn a_reload_that_fails_shows_no_new_certificate() {
     directory.reload(settings).unwrap();
     assert!(!Arc::ptr_eq(&before, &shown()));
 }
+
+#[tokio::test]
+async fn a_tenant_that_moves_to_another_server_takes_sessions_statements_counters_and_login_along() {
+    let mut settings = settings(scram_role("a"));
+    let server = settings.servers["main"].clone();
+    settings.servers.insert("other".to_owned(), tenantry_config::Server { port: 2, ..server });
+    shop(&mut settings).standing.number = Some(1);
+    let directory = start(&settings).await;
+    let seat = log_in(&directory, "a");
+    seat.pool.stats.error("53300");
+    for (name, port) in [("other", 2), ("main", 1), ("other", 2)] {
+        let before = seat.pool.latest();
+        shop(&mut settings).server = name.to_owned();
+        directory.reload(settings.clone()).unwrap();
+        let now = seat.pool.latest();
+        assert!(before.has_moved() && !now.has_moved());
+        assert!(Arc::ptr_eq(&now, &log_in(&directory, "a").pool), "who comes now gets the same pool");
+        assert_eq!((now.server.endpoint().port, key_of(&now)), (port, key_of(&seat.pool)));
+        assert!(Arc::ptr_eq(&now.statements, &seat.pool.statements) && Arc::ptr_eq(&now.stats, &seat.pool.stats));
+        assert_ne!(now.plans(), before.plans(), "statements are looked at once more");
+        // Whoever has not heard of it is let in nowhere.
+        assert_eq!(before.server.gate(before.id), Gate::Shut);
+        assert_eq!(now.server.gate(now.id), Gate::Open);
+    }
+    // Without a number it is another tenant of the same name.
+    let mut file = settings.clone();
+    shop(&mut file).standing.number = None;
+    directory.reload(file.clone()).unwrap();
+    let (_, of_file) = directory.enter("shop", &entry(&directory)).unwrap();
+    shop(&mut file).server = "main".to_owned();
+    directory.reload(file).unwrap();
+    assert!(!of_file.pool.has_moved());
+}

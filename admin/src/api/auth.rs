@@ -61,6 +61,10 @@ pub const OPERATIONS: &[(&str, &str, Access)] = &[
     ("POST", "/v1/tenants/{tenant}/restore", Access::Operator),
     ("POST", "/v1/tenants/{tenant}/rotate", Access::Operator),
     ("POST", "/v1/tenants/{tenant}/separate", Access::Operator),
+    ("POST", "/v1/tenants/{tenant}/move", Access::Operator),
+    ("POST", "/v1/tenants/{tenant}/move/rollback", Access::Operator),
+    // The old copy is gone then.
+    ("POST", "/v1/tenants/{tenant}/move/confirm", Access::Admin),
     ("POST", "/v1/tenants/{tenant}/import", Access::Operator),
     ("GET", "/v1/jobs", Access::Viewer),
     ("GET", "/v1/jobs/{job}", Access::Viewer),

@@ -35,6 +35,8 @@ use crate::{
 
 /// Between two looks at a job that runs in another process; the end of one of ours is told.
 const LOOK: Duration = Duration::from_millis(250);
+/// What may be done to a tenant while the copy of a move is kept: it goes on following, or has nothing to follow.
+const BESIDE_A_COPY: [&str; 5] = ["rollback_move", "confirm_move", "drain", "rotate", "import"];
 /// Between two looks at a tenant's connections.
 const LOOK_CLOSELY: Duration = Duration::from_millis(25);
 
@@ -244,6 +246,15 @@ impl Begin<'_> {
             return Err(gone());
         }
         same_version(self.once.conditions, entry)?;
+        if let Some(kept) = &entry.kept
+            && !BESIDE_A_COPY.contains(&self.action)
+        {
+            return Err(Problem::wrong_state(format!(
+                "it was moved, and the copy at {} is kept for the way back, which this would break: confirm the move first \
+                 (`tenantry tenant confirm-move`), or roll it back",
+                kept.server
+            )));
+        }
         if self.states.contains(&entry.state) {
             return Ok(());
         }

@@ -132,7 +132,7 @@ pub fn spec(
 
 /// What is promised must fit what the server may hold, besides the others' floors. What was promised before, and is not
 /// raised, stands: it must be possible to lower a floor that has come not to fit, and to change something else.
-fn floors(
+pub fn floors(
     spec: &Spec,
     server: &str,
     file: &Settings,
@@ -254,6 +254,7 @@ mod tests {
             spec: Spec { floor, ..Spec::default() },
             roles: Vec::new(),
             plans: 0,
+            kept: None,
             created_at: time::OffsetDateTime::UNIX_EPOCH,
             updated_at: time::OffsetDateTime::UNIX_EPOCH,
         }

@@ -11,6 +11,7 @@ mod check;
 mod import;
 mod jobs;
 mod lists;
+mod moves;
 mod page;
 pub mod problem;
 pub mod rollouts;
@@ -87,6 +88,9 @@ fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
         .routes(routes!(tenants::restore))
         .routes(routes!(tenants::rotate))
         .routes(routes!(tenants::separate))
+        .routes(routes!(moves::move_tenant))
+        .routes(routes!(moves::rollback))
+        .routes(routes!(moves::confirm))
         .routes(routes!(import::import))
         .routes(routes!(jobs::list))
         .routes(routes!(jobs::show))

@@ -476,7 +476,7 @@ fn plan(known: &Known, wish: NewRolloutWish) -> Answer<(NewRollout, Skipped)> {
         Some(Err(_)) => return Err(Problem::invalid("wave: must be a number, as 10, or a percentage, as 25%")),
     };
     let waves = waves::arrange(found.len(), canary, wave);
-    let skipped = found.iter().filter_map(|entry| Some((entry.name.clone(), kind.suits(entry.state).err()?))).collect();
+    let skipped = found.iter().filter_map(|entry| Some((entry.name.clone(), kind.suits(entry).err()?))).collect();
     let tenants = found.iter().zip(waves).map(|(entry, wave)| (entry.number, entry.name.clone(), wave)).collect();
     let statement_timeout_ms = match kind {
         Kind::Migrate => wish.statement_timeout_ms.or(Some(DEFAULT_STATEMENT_TIMEOUT)),

@@ -364,7 +364,7 @@ async fn separation(plane: &ControlPlane, entry: &Entry, wish: &Separate) -> Ans
 }
 
 /// How long a job may hold clients, in milliseconds: none of them shall give up before it does.
-fn hold(wait_ms: Option<u64>, file: &Settings) -> Answer<u64> {
+pub(super) fn hold(wait_ms: Option<u64>, file: &Settings) -> Answer<u64> {
     let patience = file.pool.query_wait_timeout;
     let most = patience.saturating_sub(AFTER_THE_WAIT.min(patience / 2));
     let wait = wait_ms.map_or(DEFAULT_HOLD.min(most), Duration::from_millis);

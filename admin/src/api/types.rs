@@ -9,10 +9,10 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     catalog::{
-        model::{Access, Entry, Isolation, Mode, Spec},
+        model::{Access, Entry, Isolation, Kept, Method, Mode, Spec},
         store::JobRow,
     },
-    jobs::work::{JobState, Step, Work},
+    jobs::work::{Compared, JobState, Step, Work},
 };
 
 /// A tenant.
@@ -43,10 +43,30 @@ pub struct TenantView {
     pub address: Address,
     /// What goes on now, in this process.
     pub live: Option<Live>,
+    /// It was moved, and the copy at the old server awaits `move/confirm` or `move/rollback`.
+    pub moved: Option<Moved>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub created_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
     pub updated_at: Option<OffsetDateTime>,
+}
+
+/// The copy that a move left behind.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct Moved {
+    /// Where it is.
+    pub from: String,
+    pub method: Method,
+    /// What is written now is applied there, too, so that a rollback loses nothing.
+    pub follows: bool,
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+}
+
+impl From<&Kept> for Moved {
+    fn from(kept: &Kept) -> Self {
+        Self { from: kept.server.clone(), method: kept.method, follows: kept.follows, since: kept.since }
+    }
 }
 
 /// A tenant that was adopted.
@@ -377,6 +397,61 @@ impl Separate {
     }
 }
 
+/// To another server.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct MoveTenant {
+    /// A server of the settings, with a control login.
+    #[schema(max_length = 63)]
+    pub server: String,
+    /// `online` needs wal_level = logical at the old server and PostgreSQL 16 at the new one; `dump` keeps clients waiting for as
+    /// long as it takes.
+    #[serde(default = "MoveTenant::method")]
+    #[schema(default = "online")]
+    pub method: Method,
+    /// How long transactions under way may take to finish at the end; past it nothing is moved. Clients are held meanwhile, so
+    /// it must be less than `pool.query_wait_timeout`; null: 30 s, or as long as that allows.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 600_000)]
+    pub wait_ms: Option<u64>,
+    /// Past it, statements that run are cancelled; what stays open all the same keeps the tenant where it is.
+    #[serde(default)]
+    pub cancel: bool,
+    /// How much is compared while clients wait; null: `fast` of an online move, `full` of a dump. `fast`: tables of together 16
+    /// MiB, the smallest, in full; the next of 128 MiB by their rows; all others by the position in the log that both have reached.
+    #[serde(default)]
+    pub verify: Option<Compared>,
+    /// Streams of pg_dump and pg_restore; null: 4.
+    #[serde(default)]
+    #[schema(minimum = 1, maximum = 16)]
+    pub streams: Option<u32>,
+}
+
+impl MoveTenant {
+    fn method() -> Method {
+        Method::Online
+    }
+}
+
+/// Back to where it was.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackMove {
+    /// As of a move.
+    #[serde(default)]
+    #[schema(minimum = 0, maximum = 600_000)]
+    pub wait_ms: Option<u64>,
+    /// As of a move.
+    #[serde(default)]
+    pub cancel: bool,
+    /// As of a move; null: `fast`.
+    #[serde(default)]
+    pub verify: Option<Compared>,
+    /// What was written since the move stays behind, at the place that is left.
+    #[serde(default)]
+    pub force: bool,
+}
+
 /// Nothing to say.
 #[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -411,7 +486,7 @@ pub struct Begun {
 #[derive(Debug, Serialize, ToSchema)]
 pub struct JobView {
     pub id: i64,
-    /// create, rename, drain, archive, restore, delete, rotate, separate, retire, import, migrate or exec.
+    /// create, rename, drain, archive, restore, delete, rotate, separate, retire, import, move, rollback_move, confirm_move, migrate or exec.
     pub kind: String,
     /// The tenant's name when it was begun.
     pub tenant: String,
@@ -642,6 +717,7 @@ impl TenantView {
             spec: entry.spec.clone(),
             address,
             live,
+            moved: entry.kept.as_ref().map(Moved::from),
             created_at: Some(entry.created_at),
             updated_at: Some(entry.updated_at),
         }
@@ -677,6 +753,7 @@ impl TenantView {
             },
             address,
             live,
+            moved: None,
             created_at: None,
             updated_at: None,
         }

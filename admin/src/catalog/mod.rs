@@ -268,6 +268,7 @@ pub(crate) fn entry(row: &Row) -> Result<Entry, CatalogError> {
         created_at: row.try_get(11)?,
         updated_at: row.try_get(12)?,
         plans: row.try_get(13)?,
+        kept: row.try_get::<_, Option<Json<_>>>(14)?.map(|kept| kept.0),
     })
 }
 

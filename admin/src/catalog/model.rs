@@ -55,10 +55,52 @@ pub struct Entry {
     /// How often its tables were changed around its clients: each process drops the plans of its connections then.
     #[serde(default)]
     pub plans: i64,
+    /// It was moved, and the copy at the old server is kept.
+    #[serde(default)]
+    pub kept: Option<Kept>,
     #[serde(with = "time::serde::rfc3339")]
     pub created_at: OffsetDateTime,
     #[serde(with = "time::serde::rfc3339")]
     pub updated_at: OffsetDateTime,
+}
+
+/// How a tenant's database gets to another server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Method {
+    /// By logical replication, while the application runs.
+    Online,
+    /// By pg_dump and pg_restore, while clients wait.
+    Dump,
+}
+
+impl Method {
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Online => "online",
+            Self::Dump => "dump",
+        }
+    }
+}
+
+/// The copy of a tenant's database that a move left at another server, closed to everybody, until it is confirmed or
+/// rolled back. Both have the same name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    pub server: String,
+    pub database: String,
+    /// PostgreSQL's number of it: another one of that name is none of ours.
+    pub oid: u32,
+    pub method: Method,
+    /// What is written where the tenant is now is applied there, too.
+    pub follows: bool,
+    /// Who might connect to it before it was closed (PUBLIC is `-`), and whether they may grant that on.
+    pub acl: Vec<(String, bool)>,
+    /// What its tables looked like when it was closed.
+    pub fingerprint: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
 }
 
 /// A role that may log in to a tenant.

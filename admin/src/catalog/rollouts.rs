@@ -16,7 +16,7 @@ use super::{
     Catalog, CatalogError,
     audit::{self, Deed},
     entry,
-    model::Verifier,
+    model::{Entry, Verifier},
     store::{Asker, insert_job},
     within,
 };
@@ -53,12 +53,18 @@ impl Kind {
     }
 
     /// Whether it can be done to a tenant in this state. A command comes in like the tenant's clients do.
-    pub fn suits(self, state: TenantState) -> Result<(), String> {
+    pub fn suits(self, of: &Entry) -> Result<(), String> {
         use TenantState as S;
-        match (self, state) {
+        if of.kept.is_some() {
+            return Err(
+                "it was moved, and changed tables would break the way back: confirm the move first, or roll it back"
+                    .to_owned(),
+            );
+        }
+        match (self, of.state) {
             (_, S::Active | S::Suspended) | (Self::Migrate, S::Paused | S::Drained) => Ok(()),
             (Self::Exec, S::Paused) => Err("it is paused: a command would wait; resume it first".to_owned()),
-            _ => Err(format!("it is {state}")),
+            (_, state) => Err(format!("it is {state}")),
         }
     }
 }
@@ -351,7 +357,7 @@ impl Catalog {
                 return Ok(Begun::No);
             }
             let found = change.query_opt(sql::TENANT, &[&tenant]).await?.as_ref().map(entry).transpose()?;
-            let suits = found.as_ref().map_or_else(|| Err("it is gone".to_owned()), |of| rollout.kind.suits(of.state));
+            let suits = found.as_ref().map_or_else(|| Err("it is gone".to_owned()), |of| rollout.kind.suits(of));
             if change.query_opt(sql::OPEN_JOB_OF, &[&tenant]).await?.is_some() {
                 return Ok(Begun::Busy);
             }

@@ -312,6 +312,15 @@ impl Catalog {
         .await
     }
 
+    /// Whether another tenant, which was moved, has a copy on a server that needs a role there.
+    pub async fn copy_needs_role(&self, of: i64, server: &str, role: &str) -> Result<bool, CatalogError> {
+        within(async {
+            let row = self.client().await?.query_one(sql::COPIES_WITH_ROLE, &[&of, &server, &role]).await?;
+            Ok(row.try_get::<_, i64>(0)? > 0)
+        })
+        .await
+    }
+
     /// The job that a tenant is busy with.
     pub async fn busy_with(&self, tenant: i64) -> Result<Option<i64>, CatalogError> {
         within(async {
@@ -352,7 +361,7 @@ impl Catalog {
                 let cancelled: bool = change.query_one(sql::IS_CANCELLED, &[&next.id]).await?.try_get(0)?;
                 return Ok(if unless_cancelled && cancelled { Journalled::Cancelled } else { Journalled::Stale });
             }
-            if next.state.is_over() && matches!(next.work, Work::Rename { .. }) {
+            if next.state.is_over() && matches!(next.work, Work::Rename { .. } | Work::Move { .. }) {
                 write_names(&change, next.tenant, true).await?;
             }
             change.execute(sql::INSERT_EVENT, &[&next.id, &told]).await?;
@@ -510,9 +519,22 @@ async fn bump(change: &Transaction<'_>, with_tenants: bool) -> Result<Known, Cat
 }
 
 async fn update(change: &Transaction<'_>, after: &mut Entry) -> Result<(), CatalogError> {
-    let Entry { number, name, state, held, server, database, owner_role, aliases, spec, roles, plans, .. } = &*after;
-    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 11] =
-        [number, name, &state.as_str(), held, server, database, owner_role, aliases, &Json(spec), &Json(roles), plans];
+    let Entry { number, name, state, held, server, database, owner_role, aliases, spec, roles, plans, kept, .. } =
+        &*after;
+    let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 12] = [
+        number,
+        name,
+        &state.as_str(),
+        held,
+        server,
+        database,
+        owner_role,
+        aliases,
+        &Json(spec),
+        &Json(roles),
+        plans,
+        &kept.as_ref().map(Json),
+    ];
     change.execute(sql::UPDATE_TENANT, &parameters).await?;
     write_names(change, *number, false).await?;
     after.version += 1;
@@ -540,13 +562,18 @@ async fn write_names(change: &Transaction<'_>, tenant: i64, also_reserved: bool)
 }
 
 /// Nobody else gets the names that a job is to give the tenant.
-async fn reserve_names(change: &Transaction<'_>, tenant: i64, work: &Work) -> Result<(), CatalogError> {
-    let Work::Rename { to, rename_database, .. } = work else { return Ok(()) };
-    let server: String = change.query_one(sql::SERVER_OF, &[&tenant]).await?.try_get(0)?;
-    let database = rename_database.then(|| format!("@{server}"));
-    for space in [String::new()].into_iter().chain(database) {
-        if change.query_opt(sql::RESERVE_NAME, &[&space, to, &tenant]).await?.is_none() {
-            return Err(CatalogError::Taken(to.clone()));
+async fn reserve_names(change: &Transaction<'_>, of: &Entry, work: &Work) -> Result<(), CatalogError> {
+    let wanted: Vec<(String, &String)> = match work {
+        Work::Rename { to, rename_database, .. } => {
+            let database = rename_database.then(|| format!("@{}", of.server));
+            [String::new()].into_iter().chain(database).map(|space| (space, to)).collect()
+        }
+        Work::Move { to, dry_run: false, .. } => vec![(format!("@{to}"), &of.database)],
+        _ => Vec::new(),
+    };
+    for (space, name) in wanted {
+        if change.query_opt(sql::RESERVE_NAME, &[&space, name, &of.number]).await?.is_none() {
+            return Err(CatalogError::Taken(name.clone()));
         }
     }
     Ok(())
@@ -562,7 +589,7 @@ pub(super) async fn insert_job(
     let Asker { actor, peer, request } = asker;
     let row = change.query_one(sql::INSERT_JOB, &[&of.number, &of.name, &Json(work), actor, peer, request]).await?;
     let id: i64 = row.try_get(0)?;
-    reserve_names(change, of.number, work).await?;
+    reserve_names(change, of, work).await?;
     if let Some((key, hash)) = key {
         change.execute(sql::FORGET_IDEMPOTENT, &[]).await?;
         change.execute(sql::INSERT_IDEMPOTENT, &[&asker.actor, &key, &hash, &id]).await?;

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::catalog::model::{RoleRow, Verifier};
+use crate::catalog::model::{Method, RoleRow, Verifier};
 
 /// Where a job is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, utoipa::ToSchema)]
@@ -153,6 +153,41 @@ pub enum Work {
         /// Tables, besides Django's own, whose rows give way to those of the file.
         replace: Vec<String>,
     },
+    /// The tenant's database and its roles, at another server.
+    Move {
+        from: String,
+        to: String,
+        method: Method,
+        /// Milliseconds for transactions to finish, while clients are held.
+        wait: u64,
+        /// Past it, what runs is cancelled.
+        cancel: bool,
+        verify: Compared,
+        /// Streams of pg_dump and pg_restore.
+        streams: u32,
+        /// Only what stands in the way is told.
+        dry_run: bool,
+    },
+    /// To where the tenant was before it was moved.
+    MoveBack {
+        wait: u64,
+        cancel: bool,
+        verify: Compared,
+        /// What was written since is there, too; else it stays behind, at the place that is left.
+        follows: bool,
+    },
+    /// The copy that a move left behind is dropped.
+    ConfirmMove,
+}
+
+/// How much of two copies is compared while clients are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Compared {
+    /// Rows and checksum of every table.
+    Full,
+    /// The smallest tables in full, larger ones by their rows, the largest by the position in the log that both have reached.
+    Fast,
 }
 
 /// An idempotent unit of a job, by its word in the journal.
@@ -261,6 +296,48 @@ pub enum Step {
     NameBack,
     /// Everything is the shared role's again.
     HandBack,
+    /// The tenant's roles with their verifiers, at the other server.
+    CarryRoles,
+    /// A database there, which nobody gets into.
+    MakeCopy,
+    /// Its tables, and all that is no row.
+    CopySchema,
+    /// Publication, slot and subscription: rows are copied, and what is written is applied.
+    Replicate,
+    /// Every table is copied.
+    AwaitCopy,
+    /// The same in the other direction, for the way back: what is written at the new place is applied at the old one.
+    FollowBack,
+    /// The copy is less than a moment behind.
+    CatchUp,
+    /// Nobody but Tenantry gets into the database that clients are about to leave, and nobody is in it.
+    FenceForMove,
+    /// What was written there last is at the other place.
+    AwaitApplied,
+    /// pg_dump and pg_restore, in parallel streams.
+    CopyData,
+    /// Sequences are set, and both copies compared.
+    Verify,
+    /// A copy that follows nobody lets nobody in at all.
+    Seal,
+    /// The tenant is at the other server.
+    SwitchServer,
+    /// Its roles may connect there.
+    OpenCopy,
+    /// ANALYZE of what was copied.
+    AnalyzeCopy,
+    /// Subscription, slot and publication are gone.
+    EndReplication,
+    /// The same, of the other direction.
+    EndFollowing,
+    /// What was made at the other server is dropped.
+    DropCopy,
+    /// Roles that this job made there are dropped.
+    DropCarriedRoles,
+    /// The copy that was left behind is dropped, with the roles that nobody needs there.
+    DropKept,
+    /// The tenant is at one place only.
+    ForgetKept,
 }
 
 impl Step {
@@ -288,6 +365,9 @@ impl Work {
             Self::Migrate { .. } => "migrate",
             Self::Exec { .. } => "exec",
             Self::Import { .. } => "import",
+            Self::Move { .. } => "move",
+            Self::MoveBack { .. } => "rollback_move",
+            Self::ConfirmMove => "confirm_move",
         }
     }
 
@@ -358,6 +438,75 @@ impl Work {
             Self::Exec { .. } => vec![S::Check, S::OpenLogin, S::AwaitCommand, S::CloseLogin, S::DropPlans],
             Self::Import { dry_run: false, .. } => vec![S::Check, S::Fill, S::Analyze, S::ForgetFile],
             Self::Import { dry_run: true, .. } => vec![S::Check, S::Rehearse, S::ForgetFile],
+            Self::Move { .. } | Self::MoveBack { .. } | Self::ConfirmMove => self.plan_of_move(),
+        }
+    }
+
+    fn plan_of_move(&self) -> Vec<Step> {
+        use Step as S;
+        match self {
+            Self::Move { dry_run: true, .. } => vec![S::Check],
+            Self::Move { method: Method::Online, .. } => vec![
+                S::Check,
+                S::CarryRoles,
+                S::MakeCopy,
+                S::CopySchema,
+                S::Replicate,
+                S::AwaitCopy,
+                S::FollowBack,
+                S::CatchUp,
+                S::Hold,
+                S::AwaitQuiet,
+                S::FenceForMove,
+                S::AwaitApplied,
+                S::Verify,
+                S::Seal,
+                S::SwitchServer,
+                S::OpenCopy,
+                S::Release,
+                S::EndReplication,
+            ],
+            Self::Move { .. } => vec![
+                S::Check,
+                S::CarryRoles,
+                S::MakeCopy,
+                S::Hold,
+                S::AwaitQuiet,
+                S::FenceForMove,
+                S::CopyData,
+                S::Verify,
+                S::Seal,
+                S::SwitchServer,
+                S::OpenCopy,
+                S::Release,
+                S::AnalyzeCopy,
+            ],
+            Self::MoveBack { follows: true, .. } => vec![
+                S::Check,
+                S::CatchUp,
+                S::Hold,
+                S::AwaitQuiet,
+                S::FenceForMove,
+                S::AwaitApplied,
+                S::Verify,
+                S::SwitchServer,
+                S::OpenCopy,
+                S::Release,
+                S::EndFollowing,
+                S::DropKept,
+                S::ForgetKept,
+            ],
+            Self::MoveBack { .. } => vec![
+                S::Check,
+                S::Hold,
+                S::AwaitQuiet,
+                S::FenceForMove,
+                S::Seal,
+                S::SwitchServer,
+                S::OpenCopy,
+                S::Release,
+            ],
+            _ => vec![S::Check, S::EndFollowing, S::DropKept, S::ForgetKept],
         }
     }
 
@@ -375,6 +524,9 @@ impl Work {
             Self::Retire { .. } => Some(Step::RemoveRole),
             Self::Migrate { .. } => Some(Step::DropPlans),
             Self::Exec { .. } => Some(Step::CloseLogin),
+            Self::Move { dry_run: true, .. } => None,
+            Self::Move { .. } | Self::MoveBack { .. } => Some(Step::SwitchServer),
+            Self::ConfirmMove => Some(Step::EndFollowing),
         }
     }
 
@@ -399,6 +551,16 @@ impl Work {
             // What was committed stays: the files before the one that failed, and what a command did.
             Self::Migrate { .. } => &[(S::EndMigration, S::Migrate), (S::DropPlans, S::Migrate)],
             Self::Exec { .. } => &[(S::CloseLogin, S::OpenLogin), (S::DropPlans, S::OpenLogin)],
+            Self::Move { .. } => &[
+                (S::LiftFence, S::FenceForMove),
+                (S::Release, S::Hold),
+                (S::EndFollowing, S::FollowBack),
+                (S::EndReplication, S::Replicate),
+                (S::DropCopy, S::MakeCopy),
+                (S::DropCarriedRoles, S::CarryRoles),
+            ],
+            Self::MoveBack { .. } => &[(S::LiftFence, S::FenceForMove), (S::Release, S::Hold)],
+            Self::ConfirmMove => &[],
             Self::Separate { .. } => {
                 &[(S::HandBack, S::HandOver), (S::Release, S::Hold), (S::DropNewRole, S::MakeRole)]
             }
@@ -425,7 +587,9 @@ impl Work {
     /// Whole databases go through it.
     #[must_use]
     pub fn moves_data(&self) -> bool {
-        self.plan().iter().any(|step| matches!(step, Step::Dump | Step::Load | Step::Fill | Step::Rehearse))
+        self.plan().iter().any(|step| {
+            matches!(step, Step::Dump | Step::Load | Step::Fill | Step::Rehearse | Step::AwaitCopy | Step::CopyData)
+        })
     }
 
     /// While this step of `plan` runs or is tried again, clients wait or are refused: not for ever.
@@ -461,278 +625,22 @@ impl Step {
                 | Self::AwaitCommand
                 | Self::Fill
                 | Self::Rehearse
+                | Self::CopySchema
+                | Self::AwaitCopy
+                | Self::CatchUp
+                | Self::AwaitApplied
+                | Self::CopyData
+                | Self::Verify
         )
     }
 
-    /// Waits for clients, and needs nothing for that.
+    /// Waits for clients, or for what PostgreSQL does by itself, and needs nothing for that.
     #[must_use]
     pub fn only_waits(self) -> bool {
-        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions | Self::AwaitCommand)
+        matches!(self, Self::AwaitQuiet | Self::AwaitTransactions | Self::AwaitCommand | Self::AwaitCopy)
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_whole_table() {
-        let events = [JobEvent::Start, JobEvent::Finish, JobEvent::Turn, JobEvent::Fail, JobEvent::Cancel];
-        let mut table = String::new();
-        for state in JobState::ALL {
-            let row: Vec<_> = events.iter().map(|e| state.next(*e).map_or("-", JobState::as_str)).collect();
-            table.push_str(&format!("{}: {}\n", state.as_str(), row.join(" ")));
-            assert_eq!(state.is_over(), row.iter().all(|next| *next == "-"));
-        }
-        assert_eq!(
-            table,
-            "queued: running - undoing - -\nrunning: - succeeded undoing - -\nundoing: - - - failed cancelled\n\
-             succeeded: - - - - -\nfailed: - - - - -\ncancelled: - - - - -\n"
-        );
-    }
-
-    fn import(dry_run: bool) -> Work {
-        Work::Import { file: "f".into(), sha256: String::new(), bytes: 0, dry_run, replace: Vec::new() }
-    }
-
-    fn every_work() -> Vec<Work> {
-        let role = RoleRow::new("new".into(), None, true);
-        let archive = Stored { id: 1, path: String::new(), sha256: String::new() };
-        let rename = |rename_database| Work::Rename { from: "a".into(), to: "b".into(), rename_database, wait: 0 };
-        vec![
-            Work::Create { role: role.clone(), archive: None },
-            Work::Create { role: role.clone(), archive: Some(archive.clone()) },
-            rename(true),
-            rename(false),
-            Work::Drain { deadline: 0 },
-            Work::Archive { deadline: 0 },
-            Work::Restore { archive },
-            Work::Delete { deadline: 0 },
-            Work::Rotate { role: "a".into(), verifier: Verifier(String::new()), bridge: None, grace: 0 },
-            Work::Separate { role, old: "all".into(), wait: 0 },
-            Work::Retire { roles: vec!["all".into()] },
-            Work::Migrate { rollout: 1 },
-            Work::Exec { rollout: 1 },
-            import(false),
-            import(true),
-        ]
-    }
-
-    /// As much of the world as the steps change.
-    #[derive(Debug, Clone, PartialEq, Eq)]
-    struct World {
-        state: &'static str,
-        held: bool,
-        name: &'static str,
-        /// Name of the tenant's database, and whether sessions are let in.
-        database: Option<(&'static str, bool)>,
-        /// Whether others than Tenantry may connect.
-        is_public: bool,
-        half_made: bool,
-        new_role: bool,
-        file: bool,
-        is_registered: bool,
-        owner: &'static str,
-        owner_in_postgres: &'static str,
-        may_log_in: bool,
-        old_rights: bool,
-        verifier: (u8, u8),
-        /// A role that works on the tables, and plans of clients that know them as they were.
-        worker: bool,
-        has_stale_plans: bool,
-        has_upload: bool,
-        is_filled: bool,
-    }
-
-    impl World {
-        fn before(work: &Work, state: &'static str) -> Self {
-            let is_there = !matches!(work, Work::Create { .. }) && state != "archived";
-            Self {
-                state,
-                held: false,
-                name: "a",
-                database: is_there.then_some(("a", true)),
-                is_public: true,
-                half_made: false,
-                new_role: false,
-                file: false,
-                is_registered: false,
-                owner: "all",
-                owner_in_postgres: "all",
-                may_log_in: true,
-                old_rights: true,
-                verifier: (0, 0),
-                worker: false,
-                has_stale_plans: false,
-                has_upload: matches!(work, Work::Import { .. }),
-                is_filled: false,
-            }
-        }
-
-        /// What `lifecycle` does; an error is one that never passes.
-        fn perform(&mut self, step: Step, work: &Work, before: &Self) -> Result<(), &'static str> {
-            use Step as S;
-            match step {
-                S::Check | S::FindPrograms | S::AwaitQuiet | S::AwaitTransactions => {}
-                S::SetDefaults | S::AddExtensions | S::CloseToPublic | S::Load => {
-                    if !self.half_made && self.database.is_none() {
-                        return Err("no database to work on");
-                    }
-                }
-                S::MakeRole => self.new_role = true,
-                S::MakeDatabase => self.half_made = true,
-                S::Publish => {
-                    if std::mem::take(&mut self.half_made) {
-                        self.database = Some(("a", true));
-                    }
-                }
-                S::Open => self.state = "active",
-                S::Hold => self.held = true,
-                S::Release => self.held = false,
-                S::Fence => self.database = self.database.map(|(name, _)| (name, false)),
-                S::Unfence => {
-                    // Asked for by the name that the catalog has.
-                    if self.database.is_some_and(|(name, _)| name == self.name) {
-                        self.database = Some((self.name, true));
-                    }
-                }
-                S::RenameDatabase => self.database = self.database.map(|(_, open)| ("b", open)),
-                S::NameBack => self.database = self.database.map(|(_, open)| ("a", open)),
-                S::Reroute => self.name = "b",
-                S::StopTransactions => {
-                    if !matches!(self.state, "drained" | "archived") {
-                        self.state = "draining";
-                    }
-                }
-                S::Drained => {
-                    if self.state != "archived" {
-                        self.state = "drained";
-                    }
-                }
-                S::Reopen => {
-                    if matches!(self.state, "draining" | "drained") {
-                        self.state = before.state;
-                    }
-                }
-                S::FenceForDump => self.is_public = false,
-                S::LiftFence => self.is_public = true,
-                S::Dump => self.file = true,
-                S::ForgetDump => self.file = false,
-                S::Prove => self.half_made = false,
-                S::MarkArchived => (self.is_registered, self.state) = (true, "archived"),
-                S::Tombstone => self.state = "dropped",
-                S::DropDatabase => self.database = None,
-                S::DropRoles => self.may_log_in = false,
-                S::OfferVerifier => self.verifier.0 = 1,
-                S::SetVerifier => self.verifier.1 = 1,
-                S::DropHalfMade => {
-                    self.half_made = false;
-                    if matches!(work, Work::Create { .. } | Work::Restore { .. }) && self.state != "active" {
-                        self.database = None;
-                    }
-                }
-                S::DropNewRole => self.new_role = false,
-                S::Forget => self.state = "dropped",
-                S::HandOver => self.owner_in_postgres = "new",
-                S::HandBack => self.owner_in_postgres = "all",
-                S::TakeRole => self.owner = "new",
-                S::RemoveRole => self.may_log_in = false,
-                S::Reclaim => self.old_rights = false,
-                S::Migrate | S::AwaitCommand => self.has_stale_plans = true,
-                S::DropPlans => self.has_stale_plans = false,
-                S::OpenLogin => self.worker = true,
-                S::CloseLogin | S::EndMigration => self.worker = false,
-                S::Fill => self.is_filled = true,
-                S::Rehearse | S::Analyze => {
-                    if !self.has_upload {
-                        return Err("no file to read");
-                    }
-                }
-                S::ForgetFile => self.has_upload = false,
-            }
-            Ok(())
-        }
-    }
-
-    /// A crash at every step, before or after its effect; then a cancel, or not; then the rest of the way.
-    #[test]
-    fn wherever_a_job_turns_it_ends_done_or_undone() {
-        let mut ends = 0;
-        for work in every_work() {
-            let states: &[&str] = match work {
-                Work::Create { .. } => &["creating"],
-                Work::Restore { .. } => &["archived"],
-                Work::Drain { .. } => &["active", "paused", "suspended"],
-                Work::Archive { .. } => &["active", "paused", "suspended", "drained"],
-                Work::Delete { .. } => &["active", "paused", "drained", "archived"],
-                _ => &["active", "paused"],
-            };
-            for state in states {
-                let before = World::before(&work, state);
-                let plan = work.plan();
-                let mut done = before.clone();
-                plan.iter().for_each(|step| done.perform(*step, &work, &before).unwrap());
-                for (at, is_done) in (0..plan.len()).flat_map(|at| [(at, false), (at, true)]) {
-                    let mut world = before.clone();
-                    plan[..at].iter().for_each(|step| world.perform(*step, &work, &before).unwrap());
-                    if is_done {
-                        world.perform(plan[at], &work, &before).unwrap();
-                    }
-                    // A cancel turns it back where it can; else it goes on. What was committed is never turned.
-                    let noted = serde_json::json!({ COMMITTING: is_done.then_some("1") });
-                    match work.way_back(at).filter(|_| !may_be_committed(Some(plan[at]), &noted)) {
-                        Some(way) => {
-                            way.iter().for_each(|step| world.perform(*step, &work, &before).unwrap());
-                            let mut undone = before.clone();
-                            if matches!(work, Work::Create { .. }) {
-                                undone.state = "dropped";
-                            }
-                            undone.has_upload = false;
-                            assert_eq!(world, undone, "{work:?} from {state}, turned at {:?} ({is_done})", plan[at]);
-                        }
-                        None => {
-                            plan[at..].iter().for_each(|step| world.perform(*step, &work, &before).unwrap());
-                            assert_eq!(world, done, "{work:?} from {state}, at {:?} ({is_done})", plan[at]);
-                        }
-                    }
-                    ends += 1;
-                }
-            }
-        }
-        assert!(ends > 200, "{ends}");
-    }
-
-    #[test]
-    fn clients_are_let_in_before_anything_that_may_take_long() {
-        for work in every_work() {
-            for at in 0..work.plan().len() {
-                let way = work.way_back(at).unwrap_or_default();
-                let place = |wanted: &[Step]| way.iter().position(|step| wanted.contains(step));
-                let clients = place(&[Step::Release, Step::Reopen]);
-                let slow = place(&[Step::DropHalfMade, Step::ForgetDump, Step::DropNewRole]);
-                assert!(clients.is_none() || slow.is_none() || clients < slow, "{work:?} at {at}: {way:?}");
-            }
-        }
-    }
-
-    #[test]
-    fn there_is_always_a_way_back_before_anything_was_done_and_none_after_the_last_step_that_was_published() {
-        for work in every_work() {
-            assert!(work.way_back(0).is_some(), "{work:?}");
-            let last = work.way_back(work.plan().len() - 1);
-            let is_harmless = matches!(work, Work::Drain { .. } | Work::Import { dry_run: true, .. });
-            assert_eq!(last.is_some(), is_harmless, "{work:?}");
-        }
-    }
-
-    #[test]
-    fn only_what_may_have_been_done_is_undone() {
-        let archive = Work::Archive { deadline: 0 };
-        let at = |step| archive.plan().iter().position(|s| *s == step).unwrap();
-        assert_eq!(archive.way_back(at(Step::FindPrograms)), Some(vec![Step::ForgetDump]));
-        assert_eq!(archive.way_back(at(Step::Drained)), Some(vec![Step::Reopen, Step::ForgetDump]));
-        let from_dump = vec![Step::LiftFence, Step::Reopen, Step::ForgetDump];
-        assert_eq!(archive.way_back(at(Step::Dump)), Some(from_dump));
-        assert_eq!(archive.way_back(at(Step::MarkArchived)), None);
-    }
-}
+#[path = "work_tests.rs"]
+mod tests;

@@ -19,7 +19,7 @@ use super::{
     facts::{self, Facts, Right},
     half_made,
     hand::{self, Hand},
-    program::{self, Patience, Program},
+    program::{self, Patience, Program, quoted_conninfo},
     progress::{Progress, mib},
     shift,
     store::Place,
@@ -377,11 +377,6 @@ async fn copy_in(
         progress.tell(site, || format!("restore: {} of {} MiB", mib(fed), mib(size))).await;
     }
     if hex(&digest.finalize()) == archive.sha256 { Ok(()) } else { Err(archive.damaged()) }
-}
-
-/// A name with `=` or spaces would be taken for a connection string.
-fn quoted_conninfo(database: &str) -> String {
-    format!("dbname='{}'", database.replace('\\', "\\\\").replace('\'', "\\'"))
 }
 
 fn text(result: &Value, key: &str) -> String {

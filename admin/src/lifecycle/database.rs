@@ -304,7 +304,7 @@ pub async fn drop_roles(site: &mut Site, entry: &Entry, result: &mut Value) -> R
 }
 
 /// False if it is still needed elsewhere, or is not ours.
-async fn drop_role(site: &mut Site, entry: &Entry, name: &str) -> Result<bool, StepError> {
+pub async fn drop_role(site: &mut Site, entry: &Entry, name: &str) -> Result<bool, StepError> {
     let catalog = catalog_id(site);
     let Some(found) = site.control(&entry.server).await?.query_opt(sql::ROLE, &[&name]).await? else {
         return Ok(true);
@@ -318,6 +318,9 @@ async fn drop_role(site: &mut Site, entry: &Entry, name: &str) -> Result<bool, S
         if comment == mark(&catalog, entry.number) {
             bequeath(site, entry, name, *heir).await?;
         }
+        return Ok(false);
+    }
+    if site.plane.catalog.copy_needs_role(entry.number, &entry.server, name).await? {
         return Ok(false);
     }
     let owned: i64 = site.control(&entry.server).await?.query_one(sql::OWNED, &[&name]).await?.try_get(0)?;

@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Its password opens sessions for so long; they may last longer.
-const OPEN_FOR: &str = "10 minutes";
+pub const OPEN_FOR: &str = "10 minutes";
 const PASSWORD_CHARACTERS: usize = 32;
 /// The password is random and lives for minutes: more would protect nothing.
 const ITERATIONS: u32 = 4096;
@@ -47,14 +47,7 @@ fn name(catalog: &str, number: i64) -> String {
 /// Made for work in these databases.
 pub async fn make(site: &mut Site, entry: &Entry, databases: &[&str]) -> Result<Hand, StepError> {
     drop_of(site, entry).await?;
-    let role = name(&database::catalog_id(site), entry.number);
-    let password: String = rand::rng().sample_iter(Alphanumeric).take(PASSWORD_CHARACTERS).map(char::from).collect();
-    let hand = Hand {
-        role,
-        owner: entry.owner_role.clone(),
-        server: entry.server.clone(),
-        password: Zeroizing::new(password),
-    };
+    let hand = Hand::new(name(&database::catalog_id(site), entry.number), entry);
     let verifier = hand.verifier().await?;
     let client = site.control(&entry.server).await?;
     let version = client.query_one("SHOW server_version_num", &[]).await?;
@@ -144,11 +137,19 @@ async fn end_sessions(site: &mut Site, entry: &Entry, role: &str) -> Result<(), 
 }
 
 impl Hand {
+    /// With a new password; the role is yet to be made.
+    pub fn new(role: String, entry: &Entry) -> Self {
+        let password: String =
+            rand::rng().sample_iter(Alphanumeric).take(PASSWORD_CHARACTERS).map(char::from).collect();
+        let (owner, server) = (entry.owner_role.clone(), entry.server.clone());
+        Self { role, owner, server, password: Zeroizing::new(password) }
+    }
+
     pub fn password(&self) -> &str {
         &self.password
     }
 
-    async fn verifier(&self) -> Result<String, StepError> {
+    pub async fn verifier(&self) -> Result<String, StepError> {
         let (password, salt): (_, [u8; 16]) = (self.password.clone(), rand::random());
         let made = move || scram::Verifier::from_password(password.as_bytes(), &salt, ITERATIONS).to_pg_string();
         tokio::task::spawn_blocking(made).await.map_err(|_| StepError::Away("no verifier could be made".to_owned()))

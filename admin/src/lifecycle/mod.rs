@@ -8,6 +8,7 @@ mod hand;
 mod import;
 mod login;
 mod migrate;
+mod moves;
 mod preflight;
 mod program;
 mod progress;
@@ -286,6 +287,27 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::OpenLogin => login::open(site, job, &entry, result).await,
         Step::AwaitCommand => login::await_command(site, job, &entry).await,
         Step::CloseLogin => login::close(site, &entry).await,
+        Step::CarryRoles
+        | Step::MakeCopy
+        | Step::CopySchema
+        | Step::Replicate
+        | Step::AwaitCopy
+        | Step::FollowBack
+        | Step::CatchUp
+        | Step::FenceForMove
+        | Step::AwaitApplied
+        | Step::CopyData
+        | Step::Verify
+        | Step::Seal
+        | Step::SwitchServer
+        | Step::OpenCopy
+        | Step::AnalyzeCopy
+        | Step::EndReplication
+        | Step::EndFollowing
+        | Step::DropCopy
+        | Step::DropCarriedRoles
+        | Step::DropKept
+        | Step::ForgetKept => moves::perform(site, job, &entry, step, result).await,
     }
 }
 

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tenantry_config::TenantState;
 
-use super::{Site, StepError, archive, database, import};
+use super::{Site, StepError, archive, database, import, moves};
 use crate::{
     catalog::{model::Entry, store::JobRow},
     jobs::work::Work,
@@ -31,12 +31,13 @@ pub async fn check(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Va
             archive::may_grant(site, entry).await?;
             import::check(site, file, sha256).await
         }
+        Work::Move { .. } | Work::MoveBack { .. } | Work::ConfirmMove => moves::check(site, job, entry, result).await,
         Work::Rename { .. } | Work::Drain { .. } | Work::Create { .. } | Work::Restore { .. } => Ok(()),
     }
 }
 
 /// Renaming, fencing and dropping are the owner's, and ours if we are a member.
-async fn may_change(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
+pub async fn may_change(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
     let name = &entry.database;
     let Some(row) = site.control(&entry.server).await?.query_opt(sql::CONTROL_MAY, &[name]).await? else {
         return Err(StepError::Refused(format!("there is no database {name} on the server")));
@@ -92,7 +93,7 @@ async fn role_is_there(site: &mut Site, entry: &Entry, role: &str) -> Result<(),
 }
 
 /// Who may connect, before a fence takes it from them.
-async fn note_grants(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
+pub async fn note_grants(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
     let mut grants = Vec::new();
     for row in site.control(&entry.server).await?.query(sql::CONNECT_ACL, &[&entry.database]).await? {
         let (grantee, may_grant, is_owners): (String, bool, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);

@@ -8,7 +8,7 @@ use std::{path::PathBuf, process::Stdio, time::Duration};
 
 use tenantry_config::{Server, ServerTlsMode};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     process::{Child, ChildStdin, ChildStdout, Command},
     task::JoinHandle,
     time::{Instant, timeout},
@@ -180,6 +180,35 @@ fn told(words: &str) -> String {
         _ => line,
     };
     line.chars().filter(|c| !c.is_control()).take(TOLD).collect()
+}
+
+/// A name with `=` or spaces would be taken for a connection string.
+pub fn quoted_conninfo(database: &str) -> String {
+    sql::moves::conninfo(&[("dbname", database)])
+}
+
+/// Of one read.
+const CHUNK: usize = 64 << 10;
+
+/// What one of them writes is what the other reads, to its end; in bounded memory.
+pub async fn feed(site: &mut Site, from: &mut Program, to: &mut Program, patience: &Patience) -> Result<(), StepError> {
+    let (Some(mut output), Some(mut input)) = (from.output.take(), to.input.take()) else { return Ok(()) };
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        let read = patience.wait(site, output.read(&mut buffer)).await.ok_or_else(|| patience.over(from.name))?;
+        let read = read.map_err(|error| StepError::Refused(format!("{} cannot be read: {error}", from.name)))?;
+        let some = buffer.get(..read).unwrap_or_default();
+        if some.is_empty() {
+            return Ok(());
+        }
+        let written = patience.wait(site, input.write_all(some)).await.ok_or_else(|| patience.over(to.name))?;
+        if written.is_err() {
+            // It has failed, and its last words tell why; the other one would wait for its reader.
+            let mut rest = output;
+            while matches!(rest.read(&mut buffer).await, Ok(1..)) {}
+            return Ok(());
+        }
+    }
 }
 
 /// How long a program, or the store, may stand still.

@@ -50,9 +50,18 @@ async fn until(
 }
 
 pub async fn await_quiet(site: &Site, job: &JobRow, entry: &Entry) -> Result<(), StepError> {
-    let (Work::Rename { wait, .. } | Work::Separate { wait, .. }) = &job.work else { return Ok(()) };
-    let limit = Duration::from_millis(*wait);
-    let seen = until(site, entry, limit, Everywhere::is_quiet).await?;
+    let (wait, cancel) = match &job.work {
+        Work::Rename { wait, .. } | Work::Separate { wait, .. } => (*wait, false),
+        Work::Move { wait, cancel, .. } | Work::MoveBack { wait, cancel, .. } => (*wait, *cancel),
+        _ => return Ok(()),
+    };
+    let limit = Duration::from_millis(wait);
+    let mut seen = until(site, entry, limit, Everywhere::is_quiet).await?;
+    if !seen.is_quiet() && cancel {
+        site.order(entry.number, Some(Order::Cancel)).await?;
+        seen = until(site, entry, AFTER_CANCEL, Everywhere::is_quiet).await?;
+        site.order(entry.number, None).await?;
+    }
     if seen.is_quiet() {
         return Ok(());
     }

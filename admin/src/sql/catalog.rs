@@ -1,7 +1,8 @@
 //! What is asked of the catalog. Parameters only; nothing is put together here.
 
 /// The versions of the schema, in order; the first is version 1.
-pub const VERSIONS: [&str; 2] = [include_str!("schema.sql"), include_str!("schema_rollouts.sql")];
+pub const VERSIONS: [&str; 3] =
+    [include_str!("schema.sql"), include_str!("schema_rollouts.sql"), include_str!("schema_moves.sql")];
 
 /// Held while the schema is made or changed, and by whoever runs the jobs: the first number is ours, the second says what for.
 pub const LOCK_SCHEMA: &str = "SELECT pg_catalog.pg_advisory_xact_lock(1952803425, 1)";
@@ -28,17 +29,17 @@ pub const LEADER_NOW: &str = "SELECT leader FROM tenantry.meta";
 pub const LEADER: &str = "SELECT leader FROM tenantry.meta FOR SHARE";
 /// Those that are there, by name.
 pub const TENANTS: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
-     created_at, updated_at, plans FROM tenantry.tenants WHERE state <> 'dropped' ORDER BY name";
+     created_at, updated_at, plans, kept FROM tenantry.tenants WHERE state <> 'dropped' ORDER BY name";
 pub const TENANT: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
-     created_at, updated_at, plans FROM tenantry.tenants WHERE number = $1 FOR UPDATE";
+     created_at, updated_at, plans, kept FROM tenantry.tenants WHERE number = $1 FOR UPDATE";
 /// As it is, without a lock.
 pub const TENANT_NOW: &str = "SELECT number, name, state, held, server, database, owner_role, aliases, version, spec, roles, \
-     created_at, updated_at, plans FROM tenantry.tenants WHERE number = $1";
+     created_at, updated_at, plans, kept FROM tenantry.tenants WHERE number = $1";
 pub const INSERT_TENANT: &str = "INSERT INTO tenantry.tenants (name, state, server, database, owner_role, spec, roles) \
      VALUES ($1, $2, $3, $4, $5, $6, $7) RETURNING number, name, state, held, server, database, owner_role, aliases, \
-     version, spec, roles, created_at, updated_at, plans";
+     version, spec, roles, created_at, updated_at, plans, kept";
 pub const UPDATE_TENANT: &str = "UPDATE tenantry.tenants SET name = $2, state = $3, held = $4, server = $5, database = $6, \
-     owner_role = $7, aliases = $8, spec = $9, roles = $10, plans = $11, version = version + 1, updated_at = now() WHERE number = $1";
+     owner_role = $7, aliases = $8, spec = $9, roles = $10, plans = $11, kept = $12, version = version + 1, updated_at = now() WHERE number = $1";
 
 /// Its names are free again; those that a job reserved only if $2.
 pub const FORGET_NAMES: &str = "DELETE FROM tenantry.names WHERE tenant = $1 AND ($2 OR NOT reserved)";
@@ -46,15 +47,19 @@ pub const FORGET_NAMES: &str = "DELETE FROM tenantry.names WHERE tenant = $1 AND
 pub const WRITE_NAMES: &str = "INSERT INTO tenantry.names (space, name, tenant) SELECT w.space, w.name, w.number FROM ( \
        SELECT number, '' AS space, name FROM tenantry.tenants WHERE number = $1 AND state <> 'dropped' \
        UNION SELECT number, '', unnest(aliases) FROM tenantry.tenants WHERE number = $1 AND state <> 'dropped' \
-       UNION SELECT number, '@' || server, database FROM tenantry.tenants WHERE number = $1 AND state <> 'dropped') AS w \
+       UNION SELECT number, '@' || server, database FROM tenantry.tenants WHERE number = $1 AND state <> 'dropped' \
+       UNION SELECT number, '@' || (kept->>'server'), kept->>'database' FROM tenantry.tenants \
+         WHERE number = $1 AND state <> 'dropped' AND kept IS NOT NULL) AS w \
      WHERE NOT EXISTS (SELECT FROM tenantry.names n WHERE n.space = w.space AND n.name = w.name AND n.tenant = w.number)";
 /// One more for the tenant (its own alias may become it); no row: another one has it.
 pub const RESERVE_NAME: &str = "INSERT INTO tenantry.names AS n (space, name, tenant, reserved) VALUES ($1, $2, $3, true) \
      ON CONFLICT (space, name) DO UPDATE SET reserved = true WHERE n.tenant = excluded.tenant RETURNING n.name";
-pub const SERVER_OF: &str = "SELECT server FROM tenantry.tenants WHERE number = $1";
 /// Living tenants of a server, another one excepted, that have a role.
 pub const OTHERS_WITH_ROLE: &str = "SELECT number FROM tenantry.tenants WHERE number <> $1 AND server = $2 AND state <> 'dropped' \
      AND (owner_role = $3 OR roles @> jsonb_build_array(jsonb_build_object('name', $3::text))) ORDER BY number";
+/// The same of those with a copy there that is kept.
+pub const COPIES_WITH_ROLE: &str = "SELECT count(*) FROM tenantry.tenants WHERE number <> $1 AND kept->>'server' = $2 \
+     AND state <> 'dropped' AND (owner_role = $3 OR roles @> jsonb_build_array(jsonb_build_object('name', $3::text)))";
 
 pub const TOKENS: &str =
     "SELECT id, label, access, hash, expires_at, created_at FROM tenantry.tokens ORDER BY created_at";

@@ -5,6 +5,7 @@
 
 pub mod catalog;
 pub mod import;
+pub mod moves;
 pub mod rollouts;
 pub mod sqlite;
 

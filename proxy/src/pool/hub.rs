@@ -273,7 +273,7 @@ impl Hub {
             Arc::new(Mailbox { mail: Mutex::default(), news: AtomicBool::new(false), client: Arc::clone(client) });
         let mut state = self.state.lock();
         let id = state.subscribers.join();
-        state.members.insert(id, (Arc::clone(&mailbox), Arc::clone(&client.pool)));
+        state.members.insert(id, (Arc::clone(&mailbox), client.pool()));
         Subscription { hub: Arc::clone(self), id, mailbox }
     }
 
@@ -386,7 +386,8 @@ impl Hub {
                     return Some(left);
                 }
                 match state.members.values().next() {
-                    Some((_, pool)) => Arc::clone(pool),
+                    // Its tenant may have moved to another server since.
+                    Some((_, pool)) => pool.latest(),
                     None => {
                         state.link = Link::Off;
                         state.encoding = None;

@@ -17,7 +17,7 @@ pub mod subscribers;
 pub mod waiters;
 
 use std::sync::{
-    Arc,
+    Arc, OnceLock,
     atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
 };
 
@@ -56,8 +56,10 @@ pub struct Pool {
     welcome: Mutex<Option<Parameters>>,
     /// Why the last login failed for good, in PostgreSQL's words where it had any.
     login_error: Mutex<Option<LoginError>>,
-    pub statements: StatementTable,
-    pub stats: Stats,
+    /// Shared with the pool that it succeeded: a statement that a client named there means the same here.
+    pub statements: Arc<StatementTable>,
+    /// Shared likewise: what is counted of a tenant's role only ever grows.
+    pub stats: Arc<Stats>,
     pinned: AtomicU32,
     /// How often something made plans stale; a connection whose count differs has its statements dropped at its next use.
     plans: AtomicU32,
@@ -75,6 +77,8 @@ pub struct Pool {
     tried: Mutex<Vec<(Settings, Settings)>>,
     /// Settings that sessions began with, each once: equal ones are then the same one, and quick to compare.
     common: Mutex<Vec<Settings>>,
+    /// The pool at the server that the tenant moved to: whoever holds this one asks there from then on.
+    successor: OnceLock<Arc<Pool>>,
 }
 
 /// Whose a pool is, and where its connections lead. Changes when the tenant is renamed.
@@ -161,6 +165,27 @@ impl Pool {
     /// PostgreSQL refused the password; true if there is another one to try.
     pub(crate) fn password_refused(&self, turn: u32) -> bool {
         self.keyring.lock().refused(turn)
+    }
+
+    /// The tenant has moved to another server, where `next` is this role's pool. The first word counts.
+    pub(crate) fn succeed(&self, next: &Arc<Self>) {
+        let _ = self.successor.set(Arc::clone(next));
+    }
+
+    /// Whether it has a successor: nobody is to ask here any more.
+    #[must_use]
+    pub fn has_moved(&self) -> bool {
+        self.successor.get().is_some()
+    }
+
+    /// The pool that counts now: this one, or the last of those that came after it.
+    #[must_use]
+    pub fn latest(self: &Arc<Self>) -> Arc<Self> {
+        let mut pool = self;
+        while let Some(next) = pool.successor.get() {
+            pool = next;
+        }
+        Arc::clone(pool)
     }
 
     /// A client proved these: what is new is used from now on, and wakes a pool that had given up.

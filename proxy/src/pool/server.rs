@@ -38,7 +38,6 @@ use crate::{
         conn::ServerConn,
         connect::{self, ConnectError, Endpoint, NoLogin},
         credentials::{Credentials, Keyring},
-        statements::StatementTable,
         upkeep,
     },
 };
@@ -181,7 +180,8 @@ impl Server {
         self.endpoint.load_full()
     }
 
-    /// A pool for one (tenant, role); it lives as long as somebody holds it.
+    /// A pool for one (tenant, role); it lives as long as somebody holds it. `before`: the same role's at the server that the
+    /// tenant has left, whose statements, counters and login go on here.
     #[must_use]
     #[expect(clippy::too_many_arguments, reason = "each is another part of what a pool begins with")]
     pub fn add_pool(
@@ -193,6 +193,7 @@ impl Server {
         role: &str,
         settings: PoolSettings,
         credentials: Credentials,
+        before: Option<&Pool>,
     ) -> Arc<Pool> {
         let may_prewarm = !matches!(credentials, Credentials::ScramKeys { .. });
         let mut inner = self.inner.lock();
@@ -204,20 +205,24 @@ impl Server {
             role: role.to_owned(),
             server: self.me(),
             settings: ArcSwap::from_pointee(settings),
-            keyring: Mutex::new(Keyring::new(credentials)),
+            keyring: Mutex::new(
+                before.map_or_else(|| Keyring::new(credentials), |before| before.keyring.lock().copy()),
+            ),
             welcome: Mutex::new(None),
             login_error: Mutex::new(None),
-            statements: StatementTable::default(),
-            stats: Stats::default(),
+            statements: before.map_or_else(Arc::default, |before| Arc::clone(&before.statements)),
+            stats: before.map_or_else(Arc::default, |before| Arc::clone(&before.stats)),
             functions: KnownFunctions::new(Arc::clone(&hub.makers)),
-            plans: std::sync::atomic::AtomicU32::new(0),
-            reads_sequences: std::sync::atomic::AtomicBool::new(false),
+            // Another server may tell other columns: each statement is looked at once more.
+            plans: std::sync::atomic::AtomicU32::new(before.map_or(0, |before| before.plans().wrapping_add(1))),
+            reads_sequences: std::sync::atomic::AtomicBool::new(before.is_some_and(Pool::reads_sequences)),
             pinned: std::sync::atomic::AtomicU32::new(0),
             hub,
             listening: std::sync::atomic::AtomicU32::new(0),
             reconnected: std::sync::atomic::AtomicU64::new(0),
             tried: Mutex::new(Vec::new()),
             common: Mutex::new(Vec::new()),
+            successor: std::sync::OnceLock::new(),
         });
         inner.pools.insert(id, Arc::downgrade(&pool));
         pool
@@ -230,7 +235,7 @@ impl Server {
     }
 
     /// Every pool of a tenant, also those that only old sessions hold.
-    fn pools_of(&self, is_meant: impl Fn(&Place) -> bool) -> Vec<Arc<Pool>> {
+    pub(crate) fn pools_of(&self, is_meant: impl Fn(&Place) -> bool) -> Vec<Arc<Pool>> {
         // The last holder of a pool takes the lock when it lets go: nothing is let go under it.
         let all: Vec<Arc<Pool>> = self.inner.lock().pools.values().filter_map(Weak::upgrade).collect();
         all.into_iter().filter(|pool| is_meant(&pool.place())).collect()

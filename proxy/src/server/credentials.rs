@@ -89,6 +89,12 @@ impl Keyring {
         Self { current, other: None, turn: 0, swapped: false }
     }
 
+    /// The same secrets, for a pool at another server.
+    #[must_use]
+    pub fn copy(&self) -> Self {
+        Self { current: self.current.clone(), other: self.other.clone(), turn: 0, swapped: false }
+    }
+
     /// What to log in with now, and whose turn that is.
     #[must_use]
     pub fn current(&self) -> (Credentials, u32) {

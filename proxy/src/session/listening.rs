@@ -109,6 +109,13 @@ impl Listening {
         }
     }
 
+    /// Counted at this pool from now on.
+    pub(super) fn move_to(&mut self, pool: &Arc<Pool>) {
+        pool.listening.fetch_add(1, Relaxed);
+        self.pool.listening.fetch_sub(1, Relaxed);
+        self.pool = Arc::clone(pool);
+    }
+
     /// Nothing of the client's may be sent.
     pub(super) fn is_moving(&self) -> bool {
         matches!(self.stage, Stage::Leaving | Stage::Moving { .. } | Stage::Returning { .. })

@@ -15,6 +15,7 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwap;
 use atomic_waker::AtomicWaker;
 use parking_lot::Mutex;
 use tenantry_config::TenantId;
@@ -77,7 +78,8 @@ pub struct Watch {
 pub struct Shared {
     pub id: u64,
     pub key: CancelKey,
-    pub pool: Arc<Pool>,
+    /// Another one once its tenant has moved to another server.
+    pool: ArcSwap<Pool>,
     state: AtomicU8,
     since: AtomicU64,
     transaction_since: AtomicU64,
@@ -89,6 +91,16 @@ pub struct Shared {
 }
 
 impl Shared {
+    /// Where the session gets its server connections.
+    #[must_use]
+    pub fn pool(&self) -> Arc<Pool> {
+        self.pool.load_full()
+    }
+
+    pub(crate) fn move_to(&self, pool: &Arc<Pool>) {
+        self.pool.store(Arc::clone(pool));
+    }
+
     /// The session entered this state.
     pub fn enter(&self, state: SessionState, now: Millis) {
         // Whoever sees the new state must see its beginning, too.
@@ -199,7 +211,7 @@ impl Registry {
         let shared = Arc::new(Shared {
             id: self.next.fetch_add(1, Relaxed) + 1,
             key: CancelKey { process, secret },
-            pool,
+            pool: ArcSwap::new(pool),
             state: AtomicU8::new(SessionState::Idle as u8),
             since: AtomicU64::new(now.0),
             transaction_since: AtomicU64::new(0),
@@ -247,7 +259,7 @@ impl Registry {
 
     /// The sessions of one tenant.
     pub(crate) fn of(&self, is_meant: impl Fn(&Place) -> bool) -> Vec<Arc<Shared>> {
-        self.sessions.lock().values().filter(|shared| is_meant(&shared.pool.place())).cloned().collect()
+        self.sessions.lock().values().filter(|shared| is_meant(&shared.pool().place())).cloned().collect()
     }
 
     /// Asks the sessions of one tenant to end; how many of them are in a transaction.
@@ -277,7 +289,8 @@ impl Registry {
     pub fn states(&self) -> HashMap<(TenantId, String), [u64; SessionState::ALL.len()]> {
         let mut counts: HashMap<_, [u64; SessionState::ALL.len()]> = HashMap::new();
         for shared in self.sessions.lock().values() {
-            let row = counts.entry((shared.pool.tenant(), shared.pool.role.clone())).or_default();
+            let pool = shared.pool();
+            let row = counts.entry((pool.tenant(), pool.role.clone())).or_default();
             if let Some(n) = row.get_mut(shared.state() as usize) {
                 *n += 1;
             }

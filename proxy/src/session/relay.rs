@@ -376,6 +376,8 @@ impl Session {
         stats.wait_micros.fetch_add(micros, std::sync::atomic::Ordering::Relaxed);
         match outcome {
             Ok(lease) => self.attach(lease, now)?,
+            // Its request is still there, and asks again: at the server that the tenant has moved to.
+            Err(_) if self.pool.has_moved() => self.enter(SessionEvent::Refuse),
             Err(refusal) => {
                 self.enter(SessionEvent::Refuse);
                 if matches!(refusal, Refusal::Timeout(_)) {
@@ -399,6 +401,9 @@ impl Session {
         if self.waiting.is_some() {
             return Ok(false);
         }
+        if self.pool.has_moved() {
+            self.move_on();
+        }
         let now = Millis::now();
         match self.pool.server.checkout(&self.pool, &self.handoff, now) {
             Asked::Lease(lease) => {
@@ -410,12 +415,26 @@ impl Session {
                 self.enter_at(SessionEvent::Queue, now);
                 Ok(false)
             }
+            // In this very moment.
+            Asked::Refused(_) if self.pool.has_moved() => self.ensure_lease(),
             Asked::Refused(refusal) => {
                 let error = errors::refused(refusal, &self.pool);
                 self.refuse(&error);
                 Ok(false)
             }
         }
+    }
+
+    /// The tenant has moved to another server, and the session follows: it has no connection here, and its statements are the
+    /// same there. What the client was told of the server at its login stays as it was told.
+    fn move_on(&mut self) {
+        self.pool.stats.add(&mut self.tally);
+        let next = self.pool.latest();
+        if let Some(listening) = &mut self.listening {
+            listening.move_to(&next);
+        }
+        self.registered.shared.move_to(&next);
+        self.pool = next;
     }
 
     /// Takes a connection into use: its settings are made ours in the same write as the client's first bytes.

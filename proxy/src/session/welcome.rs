@@ -154,15 +154,24 @@ fn beyond(asked: &Settings, baseline: &[(String, String)]) -> Settings {
 /// A connection for the login itself. The wait ends a little before the login's own deadline, however late it began, so
 /// that the client is told why and not merely cut off.
 async fn borrow(pool: &Arc<Pool>, deadline: Instant) -> Result<Lease, Refused> {
-    let handoff = Arc::new(Handoff::default());
-    let begun = Millis::now();
-    match pool.server.checkout(pool, &handoff, begun) {
-        Asked::Lease(lease) => Ok(lease),
-        Asked::Refused(refusal) => Err(errors::refused(refusal, pool).into()),
-        Asked::Waiting(mut waiting) => {
-            let outcome = tokio::time::timeout(patience(deadline), std::future::poll_fn(|cx| waiting.poll(cx))).await;
-            let outcome = outcome.unwrap_or_else(|_| Err(Refusal::Timeout(waiting.explain())));
-            outcome.map_err(|refusal| errors::refused(refusal, pool).into())
+    loop {
+        // Its tenant may move to another server while the login waits.
+        let pool = &pool.latest();
+        let handoff = Arc::new(Handoff::default());
+        let refusal = match pool.server.checkout(pool, &handoff, Millis::now()) {
+            Asked::Lease(lease) => return Ok(lease),
+            Asked::Refused(refusal) => refusal,
+            Asked::Waiting(mut waiting) => {
+                let wait = std::future::poll_fn(|cx| waiting.poll(cx));
+                match tokio::time::timeout(patience(deadline), wait).await {
+                    Ok(Ok(lease)) => return Ok(lease),
+                    Ok(Err(refusal)) => refusal,
+                    Err(_) => Refusal::Timeout(waiting.explain()),
+                }
+            }
+        };
+        if !pool.has_moved() || matches!(refusal, Refusal::Timeout(_)) {
+            return Err(errors::refused(refusal, pool).into());
         }
     }
 }

@@ -196,6 +196,8 @@ impl Tenant {
             // Renamed, its pools live on; at another database without a number, it is another's.
             Arc::ptr_eq(&o.server, &server) && (o.database == database || settings.standing.number.is_some())
         });
+        // Moved to another server, with a number, it is the same tenant: its sessions follow.
+        let moved = old.filter(|o| settings.standing.number.is_some() && !Arc::ptr_eq(&o.server, &server));
         let tenant = Self {
             id,
             settings,
@@ -204,9 +206,12 @@ impl Tenant {
             roles,
             pools: Mutex::new(Pools { by_role: same_place.and(left).unwrap_or_default(), retired: false }),
             clients: old.map_or_else(Arc::default, |o| Arc::clone(&o.clients)),
-            hub: same_place.map_or_else(Arc::default, |o| Arc::clone(&o.hub)),
+            hub: same_place.or(moved).map_or_else(Arc::default, |o| Arc::clone(&o.hub)),
         };
         tenant.refit(old);
+        if let Some(old) = moved {
+            tenant.follow(old);
+        }
         Arc::new(tenant)
     }
 
@@ -252,6 +257,33 @@ impl Tenant {
         if self.gate() != Gate::Open || old.gate() != Gate::Open {
             self.server.set_gate(|at| at.is_of(&self.id, place.number), self.gate());
         }
+    }
+
+    /// The tenant was at another server: its pools there get successors here, and let nobody in any more. Who waits there, or
+    /// asks there next, is sent on; who is in the middle of a transaction ends it there.
+    fn follow(&self, old: &Self) {
+        let number = self.settings.standing.number;
+        let is_meant = |at: &Place| at.is_of(&old.id, number);
+        let mut pools = self.pools.lock();
+        // Also those that only old sessions hold; the one that counts first, for its secrets.
+        let current: Vec<_> = old.pools.lock().by_role.values().cloned().collect();
+        for before in current.into_iter().chain(old.server.pools_of(is_meant)).filter(|pool| !pool.has_moved()) {
+            let Some(role) = self.roles.get(&before.role) else { continue };
+            let next = match pools.by_role.get(&before.role) {
+                Some(next) => Arc::clone(next),
+                None => {
+                    let next = self.add_pool(role, Some(&before));
+                    next.change_credentials(|known| role.credentials_after(known));
+                    pools.by_role.insert(before.role.clone(), Arc::clone(&next));
+                    next
+                }
+            };
+            before.succeed(&next);
+        }
+        drop(pools);
+        old.server.set_gate(is_meant, Gate::Shut);
+        // What was kept for it there is the others' now.
+        old.server.set_budget(&old.id, Budget { floor: 0, ..Budget::of(&self.settings) });
     }
 
     /// Gives up its server connections: idle ones now, lent ones as they come to rest. The next query opens them again.
@@ -326,18 +358,22 @@ impl Tenant {
         if let Some(pool) = pools.get(&role.settings.name) {
             return Arc::clone(pool);
         }
-        let settings = self.pool_settings(role);
-        let pool = self.server.add_pool(
+        let pool = self.add_pool(role, None);
+        pools.insert(role.settings.name.clone(), Arc::clone(&pool));
+        pool
+    }
+
+    fn add_pool(&self, role: &RoleEntry, before: Option<&Pool>) -> Arc<Pool> {
+        self.server.add_pool(
             self.place(),
             self.gate(),
             Budget::of(&self.settings),
             Arc::clone(&self.hub),
             &role.settings.name,
-            settings,
+            self.pool_settings(role),
             role.credentials(),
-        );
-        pools.insert(role.settings.name.clone(), Arc::clone(&pool));
-        pool
+            before,
+        )
     }
 
     #[must_use]

@@ -21,10 +21,19 @@ const PASSWORD: &str = "secret-of-the-control-role";
 
 /// What the documentation says the control role needs, and nothing more: the file that it tells to run.
 pub async fn control_role(cluster: &Cluster) {
+    control_role_with(cluster, &[]).await;
+}
+
+/// The same with variables of the file, `NAME=VALUE`.
+pub async fn control_role_with(cluster: &Cluster, variables: &[&str]) {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/control-role.sql");
     let psql = [cluster.program("psql"), PathBuf::from("/usr/bin/psql")].into_iter().find(|path| path.exists());
     let mut command = tokio::process::Command::new(psql.expect("psql"));
-    command.args(["-X", "-q", "-v", &format!("password={PASSWORD}"), "-f"]).arg(file);
+    command.args(["-X", "-q", "-v", &format!("password={PASSWORD}")]);
+    for variable in variables {
+        command.args(["-v", variable]);
+    }
+    command.arg("-f").arg(file);
     command.arg(format!("host=127.0.0.1 port={} user=postgres dbname=postgres", cluster.port()));
     let done = command.output().await.expect("psql");
     assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));

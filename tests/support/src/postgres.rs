@@ -112,8 +112,12 @@ fn get_postgres(argument: &str) -> PathBuf {
 
 /// Binaries and template data directory; asked for once and noted next to the test executables, since every test is a process.
 fn places() -> (PathBuf, PathBuf) {
+    places_of(&version())
+}
+
+fn places_of(version: &str) -> (PathBuf, PathBuf) {
     let test = std::env::current_exe().expect("the test's path");
-    let note = test.with_file_name(format!(".testkit-{}-{TEMPLATE}", version()));
+    let note = test.with_file_name(format!(".testkit-{version}-{TEMPLATE}"));
     let noted = fs::read_to_string(&note).unwrap_or_default();
     if let Some((bin, template)) = noted.trim().split_once('\n')
         && Path::new(bin).join("postgres").exists()
@@ -121,16 +125,16 @@ fn places() -> (PathBuf, PathBuf) {
     {
         return (bin.into(), template.into());
     }
-    let bin = get_postgres(&version());
-    let template = template(&bin);
+    let bin = get_postgres(version);
+    let template = template(&bin, version);
     let _ = fs::write(&note, format!("{}\n{}\n", bin.display(), template.display()));
     (bin, template)
 }
 
 /// The data directory to copy, made if this is the first time.
-fn template(bin: &Path) -> PathBuf {
+fn template(bin: &Path, version: &str) -> PathBuf {
     let cache = get_postgres("--cache-dir");
-    let place = cache.join(format!("template-{}-{TEMPLATE}", version()));
+    let place = cache.join(format!("template-{version}-{TEMPLATE}"));
     let lock = File::create(cache.join(".template.lock")).expect("the template's lock");
     lock.lock().expect("lock");
     if !place.exists() {
@@ -138,13 +142,13 @@ fn template(bin: &Path) -> PathBuf {
         let _ = fs::remove_dir_all(&new);
         fs::create_dir(&new).expect("the template's directory");
         User::own(User::unprivileged(), &new);
-        build_template(bin, &new);
+        build_template(bin, &new, version);
         fs::rename(&new, &place).expect("publish the template");
     }
     place
 }
 
-fn build_template(bin: &Path, new: &Path) {
+fn build_template(bin: &Path, new: &Path, version: &str) {
     let data = new.join("data");
     let initdb = format!(
         "{bin}/initdb -D {data} -U postgres -A trust -E UTF8 --no-locale --no-sync --wal-segsize=1 -c fsync=off 2>&1 \
@@ -153,7 +157,7 @@ fn build_template(bin: &Path, new: &Path) {
         data = data.display(),
     );
     // `-c` came with PostgreSQL 16.
-    let initdb = if version() == "15" { initdb.replace(" -c fsync=off", "") } else { initdb };
+    let initdb = if version == "15" { initdb.replace(" -c fsync=off", "") } else { initdb };
     tls::write_certificates(new);
     let moved = format!(
         "cd {new} && chmod 600 server.key && cp ca.crt server.crt server.key data/ && rm server.crt server.key",
@@ -190,7 +194,12 @@ impl Cluster {
 
     /// With further lines in postgresql.conf.
     pub fn start_with(settings: &str) -> Self {
-        let (bin, template) = places();
+        Self::start_as(&version(), settings)
+    }
+
+    /// Of another version than the others.
+    pub fn start_as(version: &str, settings: &str) -> Self {
+        let (bin, template) = places_of(version);
         let user = User::unprivileged();
         for _ in 0..10 {
             let dir = scratch("pg");

@@ -1,0 +1,142 @@
+//! A tenant goes to another server, and may come back: the steps of `move`, `rollback_move` and `confirm_move`.
+//!
+//! Both copies have the same name, each at its server. What always holds: the copy that clients are not routed to lets none
+//! of the tenant's roles in, before the route changes as after it; the one that they leave is closed in PostgreSQL before
+//! the other is opened; a copy is told from a stranger's database by PostgreSQL's number for it; a slot is dropped before
+//! anything that may have to wait for another server.
+
+mod copy;
+mod cutover;
+mod kept;
+mod preflight;
+mod replicate;
+mod roles;
+
+use serde_json::Value;
+
+use super::{Site, StepError, database, half_made};
+use crate::{
+    catalog::{
+        model::{Entry, Method},
+        store::JobRow,
+    },
+    jobs::work::{Step, Work},
+};
+
+pub use preflight::check;
+
+/// The tenant at the server that a move leaves, and at the one where it goes; whichever of them it is at.
+struct Pair {
+    old: Entry,
+    new: Entry,
+}
+
+impl Pair {
+    fn of(job: &JobRow, entry: &Entry, result: &Value) -> Result<Self, StepError> {
+        let noted = |key: &str| {
+            let server = result[key].as_str().map(str::to_owned);
+            server.ok_or_else(|| StepError::Refused("the job does not know where the other copy is".to_owned()))
+        };
+        let (old, new) = match &job.work {
+            Work::Move { from, to, .. } => (from.clone(), to.clone()),
+            _ => (noted("old")?, noted("new")?),
+        };
+        Ok(Self { old: at(entry, &old), new: at(entry, &new) })
+    }
+
+    /// Where clients are led, and the other.
+    fn here_and_there(&self, entry: &Entry) -> (&Entry, &Entry) {
+        if entry.server == self.new.server { (&self.new, &self.old) } else { (&self.old, &self.new) }
+    }
+
+    fn forward(&self, site: &Site) -> Direction {
+        Direction::new(site, &self.old, &self.new, "")
+    }
+
+    fn back(&self, site: &Site) -> Direction {
+        Direction::new(site, &self.new, &self.old, "_back")
+    }
+
+    /// The direction in which what clients write is carried.
+    fn away(&self, site: &Site, entry: &Entry) -> Direction {
+        if entry.server == self.new.server { self.back(site) } else { self.forward(site) }
+    }
+}
+
+fn at(entry: &Entry, server: &str) -> Entry {
+    Entry { server: server.to_owned(), ..entry.clone() }
+}
+
+/// What is written at one place is applied at the other.
+struct Direction {
+    from: Entry,
+    to: Entry,
+    /// Of publication, subscription and slot.
+    name: String,
+    /// The role that `to` logs in as at `from`, and the one that applies at `to`.
+    sender: String,
+    applier: String,
+}
+
+impl Direction {
+    fn new(site: &Site, from: &Entry, to: &Entry, suffix: &str) -> Self {
+        let base = half_made(&database::catalog_id(site), from.number);
+        Self {
+            from: from.clone(),
+            to: to.clone(),
+            // A slot's name has no `-`.
+            name: format!("{}{suffix}", base.replace('-', "_")),
+            sender: format!("{base}-send"),
+            applier: format!("{base}-apply"),
+        }
+    }
+}
+
+/// Does one step of a move.
+pub async fn perform(
+    site: &mut Site,
+    job: &JobRow,
+    entry: &Entry,
+    step: Step,
+    result: &mut Value,
+) -> Result<(), StepError> {
+    let pair = Pair::of(job, entry, result)?;
+    match step {
+        Step::CarryRoles => roles::carry(site, &pair).await,
+        Step::MakeCopy => copy::make(site, job, &pair, result).await,
+        Step::CopySchema => copy::schema(site, job, &pair, result).await,
+        Step::Replicate => replicate::begin(site, &pair.forward(site), true).await,
+        Step::AwaitCopy => replicate::await_copy(site, job, &pair.forward(site)).await,
+        Step::FollowBack if result["follows"] == true => replicate::begin(site, &pair.back(site), false).await,
+        Step::FollowBack => Ok(()),
+        Step::CatchUp => cutover::catch_up(site, job, entry, &pair, result).await,
+        Step::FenceForMove => cutover::fence(site, entry, &pair).await,
+        Step::AwaitApplied => cutover::await_applied(site, &pair.away(site, entry)).await,
+        Step::CopyData => copy::data(site, job, &pair, result).await,
+        Step::Verify => cutover::verify(site, job, entry, &pair, result).await,
+        Step::Seal => cutover::seal(site, job, entry, &pair, result).await,
+        Step::SwitchServer => cutover::switch(site, job, entry, &pair, result).await,
+        Step::OpenCopy => cutover::open(site, job, entry, &pair, result).await,
+        Step::AnalyzeCopy => copy::analyze(site, &pair.new).await,
+        Step::EndReplication => replicate::end(site, &pair.forward(site)).await,
+        Step::EndFollowing => replicate::end(site, &pair.back(site)).await,
+        Step::DropCopy => copy::drop(site, job, &pair, result).await,
+        Step::DropCarriedRoles => roles::drop_carried(site, &pair).await,
+        Step::DropKept => kept::drop(site, entry, result).await,
+        Step::ForgetKept => {
+            site.change(entry.number, |e| {
+                e.kept = None;
+                Ok(())
+            })
+            .await
+        }
+        other => Err(StepError::Refused(format!("{} is no step of a move", other.word()))),
+    }
+}
+
+fn method_of(job: &JobRow) -> Method {
+    match &job.work {
+        Work::Move { method, .. } => *method,
+        _ => Method::Dump,
+    }
+}

@@ -1,0 +1,533 @@
+//! A tenant moves to another server while its application runs, comes back, or stays: what its clients see, what is at which
+//! place, and that there are never two places that can be written.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU32, Ordering::Relaxed},
+    },
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use tenantry_testkit::{
+    Api, Client, Cluster, Connect, Endpoint, Proxy, ProxyBuilder, Tenant,
+    control::{control_builder, control_role_with, with_server},
+    eventually, say,
+};
+use tokio::task::JoinSet;
+
+/// So that a server can be replicated from and to.
+const LOGICAL: &str =
+    "wal_level = logical\nmax_wal_senders = 10\nmax_replication_slots = 10\nwal_retrieve_retry_interval = 100ms";
+
+/// A copy begins when PostgreSQL has started its workers, on a machine that is busy.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Two servers, `main` and `other`, and Tenantry in front of them.
+struct House {
+    main: &'static Cluster,
+    other: &'static Cluster,
+    proxy: Proxy,
+    api: Api,
+}
+
+impl House {
+    async fn new() -> Self {
+        Self::of(Cluster::start_with(LOGICAL).leaked(), Cluster::start_with(LOGICAL).leaked(), &["online_moves=1"])
+            .await
+    }
+
+    async fn of(main: &'static Cluster, other: &'static Cluster, variables: &[&str]) -> Self {
+        for server in [main, other] {
+            control_role_with(server, variables).await;
+        }
+        let builder = control_builder(ProxyBuilder::new(main)).set("admin.archive_stall_timeout", "60s");
+        let proxy = with_server(builder, "other", other.address()).set("servers.other.cap", 30).start().await;
+        let api = Api::new(&proxy, "admin").await;
+        Self { main, other, proxy, api }
+    }
+
+    async fn create(&self, name: &str) -> Tenant {
+        let made = self.api.post("/v1/tenants", json!({ "name": name, "server": "main" })).await;
+        assert_eq!(made.status, 201, "{}", made.body);
+        tenantry_testkit::control::tenant_of(&made.body)
+    }
+
+    /// Begins a move; its job.
+    async fn begin(&self, path: &str, body: Value) -> i64 {
+        let begun = self.api.send("POST", path, Some(&body), &[("Prefer", "respond-async")]).await;
+        assert_eq!(begun.status, 202, "{path}: {}", begun.body);
+        begun.body["job"]["id"].as_i64().expect("a number")
+    }
+
+    /// Once this step is under way.
+    async fn at(&self, job: i64, step: &str) {
+        let start = Instant::now();
+        loop {
+            let job = self.api.get(&format!("/v1/jobs/{job}")).await.body;
+            let at = usize::try_from(job["step"].as_u64().unwrap_or(0)).unwrap_or(0);
+            if job["state"] == "running" && job["steps"][at] == step {
+                return;
+            }
+            let is_over = matches!(job["state"].as_str(), Some("succeeded" | "failed" | "cancelled"));
+            assert!(!is_over && start.elapsed() < PATIENCE, "{step} does not come: {job}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// How a job ended.
+    async fn end_of(&self, job: i64) -> Value {
+        loop {
+            self.api.try_send("GET", &format!("/v1/jobs/{job}/events"), None, &[]).await;
+            let Some(reply) = self.api.try_send("GET", &format!("/v1/jobs/{job}"), None, &[]).await else { continue };
+            if matches!(reply.body["state"].as_str(), Some("succeeded" | "failed" | "cancelled")) {
+                return reply.body;
+            }
+        }
+    }
+
+    /// Does it, to a good end.
+    async fn job(&self, path: &str, body: Value) -> Value {
+        let job = self.begin(path, body).await;
+        let ended = self.end_of(job).await;
+        assert_eq!(ended["state"], "succeeded", "{path}: {ended}");
+        ended
+    }
+
+    async fn view(&self, name: &str) -> Value {
+        self.api.get(&format!("/v1/tenants/{name}")).await.body
+    }
+
+    fn direct(&self, server: &'static Cluster, tenant: &Tenant) -> Connect {
+        let _ = self;
+        Connect::new(Endpoint::Tcp(server.address()), tenant, &tenant.name)
+    }
+
+    /// What a tenant's own role is told that logs in around Tenantry; nothing if it gets in.
+    async fn refusal(&self, server: &'static Cluster, tenant: &Tenant) -> Option<String> {
+        match self.direct(server, tenant).try_login().await {
+            Ok(_) => None,
+            Err(answer) => Some(answer.faults().first().map(|fault| fault.code.clone()).unwrap_or_default()),
+        }
+    }
+
+    /// What replication left behind at a server: slots, subscriptions, roles of ours.
+    async fn left_over(&self, server: &'static Cluster) -> String {
+        let sql = "SELECT coalesce(string_agg(name, ' ' ORDER BY name), '') FROM ( \
+                     SELECT 'slot:' || slot_name AS name FROM pg_replication_slots \
+                     UNION ALL SELECT 'subscription:' || subname FROM pg_subscription \
+                     UNION ALL SELECT 'role:' || rolname FROM pg_roles WHERE rolname LIKE 'tenantry-%' \
+                     UNION ALL SELECT 'database:' || datname FROM pg_database WHERE datname LIKE 'tenantry-%') AS it";
+        server.sql(sql).await.unwrap_or_default()
+    }
+
+    async fn databases(&self, server: &'static Cluster, name: &str) -> String {
+        server.sql(&format!("SELECT count(*) FROM pg_database WHERE datname = '{name}'")).await.unwrap_or_default()
+    }
+}
+
+/// Transfers between accounts by many clients, each of whom writes down what was acknowledged.
+struct Bank {
+    stop: Arc<AtomicBool>,
+    clients: JoinSet<(u32, Duration)>,
+    done: Arc<AtomicU32>,
+}
+
+const ACCOUNTS: u32 = 200;
+const OPENING: u32 = 1_000;
+
+impl Bank {
+    async fn tables(client: &mut Client, rows: u32) {
+        client.run("CREATE TABLE accounts (id int PRIMARY KEY, balance int NOT NULL)").await;
+        client.run(&format!("INSERT INTO accounts SELECT g, {OPENING} FROM generate_series(1, {ACCOUNTS}) g")).await;
+        client.run("CREATE TABLE transfers (id bigserial PRIMARY KEY, client int NOT NULL, n int NOT NULL)").await;
+        client.run("CREATE TABLE big (id int PRIMARY KEY, text text NOT NULL)").await;
+        client
+            .run(&format!("INSERT INTO big SELECT g, repeat(md5(g::text), 4) FROM generate_series(1, {rows}) g"))
+            .await;
+        client.run("CREATE MATERIALIZED VIEW totals AS SELECT count(*) AS n FROM big").await;
+    }
+
+    async fn open(house: &House, tenant: &Tenant, clients: u32) -> Self {
+        let mut bank = Self { stop: Arc::default(), clients: JoinSet::new(), done: Arc::default() };
+        for id in 0..clients {
+            let client = house.proxy.connect(tenant).login().await;
+            let (stop, done) = (Arc::clone(&bank.stop), Arc::clone(&bank.done));
+            bank.clients.spawn(transfer(client, id, stop, done));
+        }
+        bank.more().await;
+        bank
+    }
+
+    /// Waits until the clients have come further.
+    async fn more(&self) {
+        let before = self.done.load(Relaxed);
+        eventually("the clients get on", async || (self.done.load(Relaxed) > before + 50).then_some(())).await;
+    }
+
+    /// What each client was told is committed, and the longest that one had to wait.
+    async fn close(self) -> (BTreeMap<u32, u32>, Duration) {
+        self.stop.store(true, Relaxed);
+        let told = self.clients.join_all().await;
+        let longest = told.iter().map(|(_, pause)| *pause).max().unwrap_or_default();
+        (told.iter().enumerate().map(|(_, (n, _))| *n).zip(0..).map(|(n, id)| (id, n)).collect(), longest)
+    }
+}
+
+/// Every error is a panic: there must be none.
+async fn transfer(mut client: Client, id: u32, stop: Arc<AtomicBool>, done: Arc<AtomicU32>) -> (u32, Duration) {
+    let (mut n, mut longest) = (0, Duration::ZERO);
+    while !stop.load(Relaxed) {
+        let (one, two) = (1 + rand::random::<u32>() % ACCOUNTS, 1 + rand::random::<u32>() % ACCOUNTS);
+        let (low, high) = (one.min(two), one.max(two));
+        let (begun, sum) = (Instant::now(), if one < two { 7 } else { -7 });
+        n += 1;
+        client.run("BEGIN").await;
+        client.run(&format!("UPDATE accounts SET balance = balance - {sum} WHERE id = {low}")).await;
+        client.run(&format!("UPDATE accounts SET balance = balance + {sum} WHERE id = {high}")).await;
+        client.run(&format!("INSERT INTO transfers (client, n) VALUES ({id}, {n})")).await;
+        client.run("COMMIT").await;
+        longest = longest.max(begun.elapsed());
+        done.fetch_add(1, Relaxed);
+    }
+    (n, longest)
+}
+
+/// Money is conserved, and what was acknowledged is there once.
+async fn balanced(client: &mut Client, told: &BTreeMap<u32, u32>, rows: u32) {
+    let sum = (ACCOUNTS * OPENING).to_string();
+    assert_eq!(client.value("SELECT sum(balance) FROM accounts").await, sum, "money is conserved");
+    let acknowledged: u32 = told.values().sum();
+    let counted = client.value("SELECT count(*) || ' ' || count(DISTINCT (client, n)) FROM transfers").await;
+    assert_eq!(counted, format!("{acknowledged} {acknowledged}"), "each acknowledged transfer once, and no other");
+    assert_eq!(client.value("SELECT count(*) FROM big").await, rows.to_string());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_online_move_under_load_and_its_rollback_lose_nothing_and_answer_nobody_with_an_error() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut first = house.proxy.connect(&tenant).login().await;
+    Bank::tables(&mut first, 20_000).await;
+    let bank = Bank::open(&house, &tenant, 32).await;
+
+    let moved = house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    let view = house.view("shop").await;
+    assert_eq!(
+        (&view["server"], &view["moved"]["from"], &view["moved"]["follows"]),
+        (&json!("other"), &json!("main"), &json!(true)),
+        "{moved}"
+    );
+    bank.more().await;
+    assert_eq!(first.value("SELECT current_setting('port')").await, house.other.port().to_string());
+    assert_eq!(house.refusal(house.main, &tenant).await.as_deref(), Some("42501"), "the old copy is closed");
+    assert_eq!(first.value("SELECT n FROM totals").await, "20000");
+
+    let back = house.job("/v1/tenants/shop/move/rollback", json!({})).await;
+    bank.more().await;
+    assert_eq!(first.value("SELECT current_setting('port')").await, house.main.port().to_string(), "{back}");
+    let (told, longest) = bank.close().await;
+    balanced(&mut first, &told, 20_000).await;
+    println!("{} transfers, the longest took {longest:?}", told.values().sum::<u32>());
+    assert_eq!(house.view("shop").await["moved"], Value::Null);
+    assert_eq!((house.left_over(house.main).await, house.left_over(house.other).await), (String::new(), String::new()));
+    assert_eq!(house.databases(house.other, "shop").await, "0");
+    assert_eq!(house.other.sql("SELECT count(*) FROM pg_roles WHERE rolname = 'shop'").await.as_deref(), Some("0"));
+}
+
+/// A named statement, prepared before the move, is what it was after it; so is a session's setting.
+#[tokio::test]
+async fn prepared_statements_and_settings_of_a_session_go_along() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int PRIMARY KEY, x text)").await;
+    client.run("INSERT INTO t VALUES (1, 'one')").await;
+    client.run("SET application_name = 'mine'").await;
+    let prepare =
+        [say::parse("named", "SELECT x, current_setting('application_name') FROM t WHERE n = $1"), say::sync()];
+    client.ask(&prepare.concat()).await.ok();
+    let run = [say::bind("", "named", &[Some("1")]), say::execute("", 0), say::sync()].concat();
+    let asked = async |client: &mut Client| {
+        client.send(&run).await;
+        client.until_ready().await.ok().rows()
+    };
+    let before = asked(&mut client).await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.other.port().to_string());
+    assert_eq!(asked(&mut client).await, before);
+    // A session that was idle all the time, and one that logs in now, with the password that they have.
+    assert_eq!(house.proxy.connect(&tenant).login().await.value("SELECT x FROM t").await, "one");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_move_keeps_clients_waiting_and_loses_nothing_and_confirm_drops_the_old_copy() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut first = house.proxy.connect(&tenant).login().await;
+    Bank::tables(&mut first, 5_000).await;
+    // What replication could not carry.
+    first.run("CREATE UNLOGGED TABLE scratch AS SELECT 1 AS n").await;
+    first.run("SELECT lo_from_bytea(4711, 'hello')").await;
+    let bank = Bank::open(&house, &tenant, 8).await;
+    let moved = house.job("/v1/tenants/shop/move", json!({ "server": "other", "method": "dump", "streams": 2 })).await;
+    bank.more().await;
+    let (told, _) = bank.close().await;
+    balanced(&mut first, &told, 5_000).await;
+    assert_eq!(first.value("SELECT convert_from(lo_get(4711), 'UTF8') || (SELECT n FROM scratch)").await, "hello1");
+    assert_eq!(first.value("SELECT current_setting('port')").await, house.other.port().to_string(), "{moved}");
+    assert_eq!(house.refusal(house.main, &tenant).await.as_deref(), Some("55000"), "sealed");
+    let view = house.view("shop").await;
+    assert_eq!((&view["moved"]["method"], &view["moved"]["follows"]), (&json!("dump"), &json!(false)));
+
+    // What would break the copy is refused, and so is a rollback that would lose what was written since.
+    for (path, body) in [
+        ("/v1/tenants/shop/rename", json!({ "to": "store" })),
+        ("/v1/tenants/shop/archive", json!({})),
+        ("/v1/tenants/shop/move", json!({ "server": "main" })),
+        ("/v1/tenants/shop/move/rollback", json!({})),
+    ] {
+        let refused = house.api.post(path, body).await;
+        assert_eq!(
+            (refused.status, &refused.body["type"]),
+            (409, &json!("urn:tenantry:problem:wrong-state")),
+            "{path}"
+        );
+    }
+    let delete = json!({ "confirm": "shop", "without_archive": true });
+    let refused = house.api.send("DELETE", "/v1/tenants/shop", Some(&delete), &[("If-Match", "*")]).await;
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    let other = house.api.post("/v1/tenants/shop/adopt", json!({ "server": "main" })).await;
+    assert_eq!(other.status, 409, "the copy's name is taken at its server: {}", other.body);
+
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    assert_eq!(house.view("shop").await["moved"], Value::Null);
+    assert_eq!(house.databases(house.main, "shop").await, "0");
+    assert_eq!(house.main.sql("SELECT count(*) FROM pg_roles WHERE rolname = 'shop'").await.as_deref(), Some("0"));
+    assert_eq!((house.left_over(house.main).await, house.left_over(house.other).await), (String::new(), String::new()));
+    assert!(!house.proxy.dir().join("moves").join("1").exists());
+    assert_eq!(house.api.post("/v1/tenants/shop/move/confirm", json!({})).await.status, 409, "nothing to confirm");
+    balanced(&mut first, &told, 5_000).await;
+}
+
+#[tokio::test]
+async fn a_forced_rollback_of_a_dump_keeps_what_it_leaves_and_can_be_taken_back_itself() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int)").await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other", "method": "dump" })).await;
+    client.run("INSERT INTO t VALUES (1)").await;
+    house.job("/v1/tenants/shop/move/rollback", json!({ "force": true })).await;
+    assert_eq!(client.value("SELECT count(*) FROM t").await, "0", "as it was when it was moved");
+    assert_eq!(house.view("shop").await["moved"]["from"], "other", "what was left is kept");
+    assert_eq!(house.refusal(house.other, &tenant).await.as_deref(), Some("55000"));
+    house.job("/v1/tenants/shop/move/rollback", json!({ "force": true })).await;
+    assert_eq!(client.value("SELECT count(*) FROM t").await, "1");
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    assert_eq!(house.databases(house.main, "shop").await, "0");
+}
+
+#[tokio::test]
+async fn what_cannot_be_moved_online_is_named_by_a_dry_run_and_refused_before_anything_is_made() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE bare (n int)").await;
+    client.run("CREATE TABLE fine (n int PRIMARY KEY)").await;
+    client.run("CREATE TABLE indexed (n int NOT NULL UNIQUE)").await;
+    client.run("ALTER TABLE indexed REPLICA IDENTITY USING INDEX indexed_n_key").await;
+    client.run("CREATE UNLOGGED TABLE scratch (n int PRIMARY KEY)").await;
+    client.run("SELECT lo_create(4711)").await;
+    client.run("CREATE SEQUENCE numbers").await;
+    house.other.sql("CREATE ROLE stranger").await;
+    house.main.sql("CREATE ROLE reader").await;
+    client.run("GRANT SELECT ON fine TO reader").await;
+    let path = "/v1/tenants/shop/move?dry_run=true";
+    let looked = house.api.post(path, json!({ "server": "other" })).await;
+    assert_eq!(looked.status, 200, "{}", looked.body);
+    let result = &looked.body["job"]["result"];
+    let steps = result["steps"].as_array().expect("steps");
+    assert!(steps.contains(&json!("replicate")) && steps.contains(&json!("switch_server")), "{result}");
+    let findings = result["findings"].as_array().expect("findings");
+    let of = |word: &str| {
+        let found = findings.iter().find(|finding| finding["what"].as_str().is_some_and(|what| what.contains(word)));
+        found.unwrap_or_else(|| panic!("nothing of {word} in {result}"))
+    };
+    assert_eq!(of("replica identity")["names"], json!(["public.bare"]));
+    assert!(of("replica identity")["advice"].as_str().is_some_and(|advice| advice.contains("ALTER TABLE")));
+    assert_eq!(of("unlogged")["names"], json!(["public.scratch"]));
+    assert_eq!(of("large objects")["refuses"], true);
+    assert_eq!(of("sequences")["refuses"], false);
+    assert!(of("reader")["what"].as_str().is_some_and(|what| what.contains("not at other")));
+
+    let refused = house.api.post("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    assert_eq!((refused.status, &refused.body["type"]), (409, &json!("urn:tenantry:problem:job-failed")));
+    let why = refused.body["detail"].as_str().unwrap_or_default();
+    assert!(["public.bare", "unlogged", "large objects", "reader"].iter().all(|word| why.contains(word)), "{why}");
+    assert_eq!((house.left_over(house.main).await, house.left_over(house.other).await), (String::new(), String::new()));
+    assert_eq!(house.databases(house.other, "shop").await, "0");
+    client.run("UPDATE bare SET n = 1").await;
+    for (body, word) in [
+        (json!({ "server": "main" }), "there already"),
+        (json!({ "server": "nowhere" }), "server"),
+        (json!({ "server": "other", "streams": 0 }), "streams"),
+        (json!({ "server": "other", "wait_ms": 600_000 }), "wait_ms"),
+    ] {
+        let invalid = house.api.post("/v1/tenants/shop/move", body).await;
+        assert_eq!(invalid.status, 422, "{}", invalid.body);
+        assert!(invalid.body["detail"].as_str().is_some_and(|why| why.contains(word)), "{}", invalid.body);
+    }
+}
+
+#[tokio::test]
+async fn servers_that_cannot_replicate_are_named_with_what_they_lack_and_a_dump_works() {
+    let (main, other) = (Cluster::start().leaked(), Cluster::start().leaked());
+    let house = House::of(main, other, &[]).await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t AS SELECT 7 AS n").await;
+    let refused = house.api.post("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    let why = refused.body["detail"].as_str().unwrap_or_default();
+    let words = ["wal_level is minimal", "pg_create_subscription", "use method dump"];
+    assert!(words.iter().all(|word| why.contains(word)), "{why}");
+    house.job("/v1/tenants/shop/move", json!({ "server": "other", "method": "dump" })).await;
+    assert_eq!(client.value("SELECT n || ' ' || current_setting('port') FROM t").await, format!("7 {}", other.port()));
+}
+
+#[tokio::test]
+async fn a_role_of_the_same_name_that_somebody_else_made_stands_in_the_way_and_is_left_alone() {
+    let house = House::new().await;
+    house.create("shop").await;
+    house.other.sql("CREATE ROLE shop LOGIN PASSWORD 'another'").await;
+    let refused = house.api.post("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    assert!(
+        refused.body["detail"].as_str().is_some_and(|why| why.contains("there is a role shop already")),
+        "{}",
+        refused.body
+    );
+    let is_there = "SELECT count(*) FROM pg_roles WHERE rolname = 'shop' AND rolcanlogin";
+    assert_eq!(house.other.sql(is_there).await.as_deref(), Some("1"));
+}
+
+#[tokio::test]
+async fn a_transaction_that_does_not_end_keeps_the_tenant_where_it_is_unless_it_may_be_cancelled() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int PRIMARY KEY)").await;
+    let mut slow = house.proxy.connect(&tenant).login().await;
+    slow.send(&say::query("SELECT pg_sleep(3600)")).await;
+    let body = json!({ "server": "other", "method": "dump", "wait_ms": 100 });
+    let job = house.begin("/v1/tenants/shop/move", body).await;
+    let ended = house.end_of(job).await;
+    assert_eq!(ended["state"], "failed", "{ended}");
+    assert!(ended["error"].as_str().is_some_and(|why| why.contains("still in use")), "{ended}");
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.main.port().to_string());
+    assert_eq!(house.databases(house.other, "shop").await, "0");
+    house
+        .job("/v1/tenants/shop/move", json!({ "server": "other", "method": "dump", "wait_ms": 100, "cancel": true }))
+        .await;
+    assert_eq!(slow.until_ready().await.error("57014").code, "57014");
+    assert_eq!(slow.value("SELECT current_setting('port')").await, house.other.port().to_string());
+}
+
+#[tokio::test]
+async fn tables_that_change_during_a_move_or_after_it_turn_it_back() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int PRIMARY KEY)").await;
+    // It waits for this transaction, at the end.
+    let mut open = house.proxy.connect(&tenant).login().await;
+    open.run("BEGIN").await;
+    open.run("SELECT 1").await;
+    let job = house.begin("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    house.at(job, "await_quiet").await;
+    open.run("ALTER TABLE t ADD x int").await;
+    open.run("COMMIT").await;
+    let ended = house.end_of(job).await;
+    assert_eq!(ended["state"], "failed", "{ended}");
+    assert!(ended["error"].as_str().is_some_and(|why| why.contains("changed meanwhile")), "{ended}");
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.main.port().to_string());
+    assert_eq!((house.left_over(house.main).await, house.left_over(house.other).await), (String::new(), String::new()));
+    assert_eq!(house.databases(house.other, "shop").await, "0");
+
+    house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    client.run("CREATE TABLE late (n int PRIMARY KEY)").await;
+    let job = house.begin("/v1/tenants/shop/move/rollback", json!({})).await;
+    let ended = house.end_of(job).await;
+    assert_eq!(ended["state"], "failed", "{ended}");
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.other.port().to_string());
+    client.run("DROP TABLE late").await;
+    client.run("INSERT INTO t VALUES (1)").await;
+    house.job("/v1/tenants/shop/move/rollback", json!({})).await;
+    assert_eq!(
+        client.value("SELECT count(*) || ' ' || current_setting('port') FROM t").await,
+        format!("1 {}", house.main.port())
+    );
+}
+
+#[tokio::test]
+async fn a_cancel_at_any_time_before_the_route_changes_leaves_everything_as_it_was() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t AS SELECT g AS n FROM generate_series(1, 100) g").await;
+    client.run("ALTER TABLE t ADD PRIMARY KEY (n)").await;
+    let grants = "SELECT datacl::text FROM pg_database WHERE datname = 'shop'";
+    let before = house.main.sql(grants).await;
+    let mut open = house.proxy.connect(&tenant).login().await;
+    open.run("BEGIN").await;
+    open.run("SELECT 1").await;
+    for method in ["online", "dump"] {
+        let job = house.begin("/v1/tenants/shop/move", json!({ "server": "other", "method": method })).await;
+        house.at(job, "await_quiet").await;
+        assert_eq!(house.refusal(house.other, &tenant).await.as_deref(), Some("42501"), "the copy is closed");
+        assert_eq!(house.api.post(&format!("/v1/jobs/{job}/cancel"), json!({})).await.status, 202);
+        assert_eq!(house.end_of(job).await["state"], "cancelled", "{method}");
+        assert_eq!(
+            client.value("SELECT count(*) || ' ' || current_setting('port') FROM t").await,
+            format!("100 {}", house.main.port())
+        );
+        assert_eq!(house.main.sql(grants).await, before, "{method}");
+        assert_eq!(
+            (house.left_over(house.main).await, house.left_over(house.other).await),
+            (String::new(), String::new())
+        );
+        assert_eq!(house.databases(house.other, "shop").await, "0", "{method}");
+        assert_eq!(house.other.sql("SELECT count(*) FROM pg_roles WHERE rolname = 'shop'").await.as_deref(), Some("0"));
+        let view = house.view("shop").await;
+        assert_eq!((&view["server"], &view["moved"], &view["held"]), (&json!("main"), &Value::Null, &json!(false)));
+    }
+    open.run("COMMIT").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_online_move_from_postgresql_15_to_16_loses_nothing_and_says_that_its_rollback_would() {
+    let (main, other) = (Cluster::start_as("15", LOGICAL).leaked(), Cluster::start_as("16", LOGICAL).leaked());
+    let house = House::of(main, other, &["online_moves=1"]).await;
+    let tenant = house.create("shop").await;
+    let mut first = house.proxy.connect(&tenant).login().await;
+    Bank::tables(&mut first, 5_000).await;
+    let looked = house.api.post("/v1/tenants/shop/move?dry_run=true", json!({ "server": "other" })).await;
+    let findings = looked.body["job"]["result"]["findings"].to_string();
+    assert!(findings.contains("before PostgreSQL 16 only a superuser may subscribe"), "{findings}");
+    let bank = Bank::open(&house, &tenant, 16).await;
+    let moved = house.job("/v1/tenants/shop/move", json!({ "server": "other", "verify": "full" })).await;
+    bank.more().await;
+    let (told, longest) = bank.close().await;
+    balanced(&mut first, &told, 5_000).await;
+    println!("{} transfers, the longest took {longest:?}", told.values().sum::<u32>());
+    assert_eq!(first.value("SELECT current_setting('server_version_num')::int / 10000").await, "16", "{moved}");
+    assert_eq!(house.view("shop").await["moved"]["follows"], false);
+    assert_eq!(house.refusal(main, &tenant).await.as_deref(), Some("55000"), "sealed");
+    let refused = house.api.post("/v1/tenants/shop/move/rollback", json!({})).await;
+    assert_eq!(refused.status, 409, "{}", refused.body);
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    assert_eq!((house.left_over(main).await, house.left_over(other).await), (String::new(), String::new()));
+    assert_eq!(house.databases(main, "shop").await, "0");
+}
