@@ -113,7 +113,7 @@ impl Court {
         }
         let start = Instant::now();
         while self.proxy.runs() {
-            let over = self.newest().await.filter(|job| is_over(job));
+            let over = self.newest().await.filter(is_over);
             if over.is_some_and(|job| kind_fits(&job, path)) && self.proxy.runs() {
                 return true;
             }

@@ -415,6 +415,7 @@ mod tests {
             "app",
             pool,
             Credentials::None,
+            None,
         );
         pool.stats.transactions.store(7, Relaxed);
         pool.stats.error("53300");
