@@ -172,7 +172,7 @@ impl Bank {
         self.stop.store(true, Relaxed);
         let told = self.clients.join_all().await;
         let longest = told.iter().map(|(_, pause)| *pause).max().unwrap_or_default();
-        (told.iter().enumerate().map(|(_, (n, _))| *n).zip(0..).map(|(n, id)| (id, n)).collect(), longest)
+        ((0..).zip(told.iter().map(|(n, _)| *n)).collect(), longest)
     }
 }
 

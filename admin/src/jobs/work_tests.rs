@@ -268,7 +268,7 @@ impl World {
             return Err("two copies can be written");
         }
         let place = self.sites[self.at];
-        if !self.held && !(place.is_there && place.is_open) { Err("clients meet a closed door") } else { Ok(()) }
+        if self.held || place.is_there && place.is_open { Ok(()) } else { Err("clients meet a closed door") }
     }
 }
 
