@@ -59,7 +59,7 @@ test-16: ## "works with PostgreSQL 16": all tests of the workspace
 	$(call nextest,test-16,16,--workspace)
 
 test-18: ## "works with PostgreSQL 18": what clients meet, once more
-	$(call nextest,test-18,18,--workspace -E 'package(tenantry-tests) and not binary(/^(api|archive|budgets|crash|exec|fuzz_replay|hostile|kit|migrations)$$/)')
+	$(call nextest,test-18,18,--workspace -E 'package(tenantry-tests) and not binary(/^(api|archive|budgets|crash|exec|fuzz_replay|hostile|kit|migrations|moves|move_crash)$$/)')
 
 test-15: ## "the control plane works with PostgreSQL 15": jobs and clients during them, with a role that is no superuser
 	$(call nextest,test-15,15,--workspace -E 'binary(tenants) or binary(api) or binary(archive) or binary(fleet) or (binary(/^(migrations|exec|import)$$/) and not test(kill_9))')

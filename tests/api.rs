@@ -24,6 +24,8 @@ fn least(method: &str, path: &str) -> &'static str {
         ("get", "/v1/audit" | "/v1/audit/verify" | "/v1/tokens")
         | ("post" | "delete", "/v1/tokens" | "/v1/tokens/{token}") => "admin",
         ("delete", _) => "admin",
+        // The old copy is gone then.
+        ("post", path) if path.ends_with("/move/confirm") => "admin",
         ("post", path) if path.starts_with("/v1/rollouts") && !path.ends_with("/cancel") => "admin",
         ("get", _) => "viewer",
         _ => "operator",

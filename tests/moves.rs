@@ -223,6 +223,11 @@ async fn an_online_move_under_load_and_its_rollback_lose_nothing_and_answer_nobo
     bank.more().await;
     assert_eq!(first.value("SELECT current_setting('port')").await, house.other.port().to_string());
     assert_eq!(house.refusal(house.main, &tenant).await.as_deref(), Some("42501"), "the old copy is closed");
+    let stranger = Tenant { role: "stranger".to_owned(), password: "secret".to_owned(), ..tenant.clone() };
+    for server in [house.main, house.other] {
+        server.sql("CREATE ROLE stranger LOGIN PASSWORD 'secret'").await;
+        assert_eq!(house.refusal(server, &stranger).await.as_deref(), Some("42501"), "nobody else gets in, at either");
+    }
     assert_eq!(first.value("SELECT n FROM totals").await, "20000");
 
     let back = house.job("/v1/tenants/shop/move/rollback", json!({})).await;
@@ -530,4 +535,63 @@ async fn an_online_move_from_postgresql_15_to_16_loses_nothing_and_says_that_its
     house.job("/v1/tenants/shop/move/confirm", json!({})).await;
     assert_eq!((house.left_over(main).await, house.left_over(other).await), (String::new(), String::new()));
     assert_eq!(house.databases(main, "shop").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_of_every_process_follow_and_a_password_that_was_changed_meanwhile_is_good_after_a_rollback() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let second = house.proxy.settings().start().await;
+    let there = house.api.at(&second);
+    eventually("it knows the tenant", async || {
+        (there.try_send("GET", "/v1/tenants/shop", None, &[]).await?.status == 200).then_some(())
+    })
+    .await;
+    let mut client = second.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int PRIMARY KEY)").await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.other.port().to_string());
+    client.run("INSERT INTO t VALUES (1)").await;
+    let rotated = house.api.post("/v1/tenants/shop/rotate", json!({ "grace_ms": 0 })).await;
+    assert_eq!(rotated.status, 200, "{}", rotated.body);
+    let renewed = tenantry_testkit::control::tenant_of(&rotated.body);
+    house.job("/v1/tenants/shop/move/rollback", json!({})).await;
+    for proxy in [&house.proxy, &second] {
+        let mut client =
+            eventually("the new password is good", async || proxy.connect(&renewed).try_login().await.ok()).await;
+        let found = client.value("SELECT n || ' ' || current_setting('port') FROM t").await;
+        assert_eq!(found, format!("1 {}", house.main.port()));
+    }
+    assert_eq!(house.refusal(house.main, &renewed).await, None, "PostgreSQL there has it, too");
+}
+
+#[tokio::test]
+async fn a_client_that_listens_hears_on_at_the_new_server() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let (mut listener, mut speaker) =
+        (house.proxy.connect(&tenant).login().await, house.proxy.connect(&tenant).login().await);
+    listener.run("LISTEN news").await;
+    speaker.run("NOTIFY news, 'before'").await;
+    let heard = async |listener: &mut Client, limit| {
+        let message = listener.next_within(limit).await?;
+        Some(message.words(4).get(1).cloned().unwrap_or_default())
+    };
+    assert_eq!(heard(&mut listener, PATIENCE).await.as_deref(), Some("before"));
+    for (path, server) in [("/v1/tenants/shop/move", house.other), ("/v1/tenants/shop/move/rollback", house.main)] {
+        let body = if path.ends_with("move") { json!({ "server": "other" }) } else { json!({}) };
+        house.job(path, body).await;
+        assert_eq!(speaker.value("SELECT current_setting('port')").await, server.port().to_string());
+        // The tenant's one listening connection is there a moment after the gate opens.
+        let start = Instant::now();
+        let said = loop {
+            speaker.run("NOTIFY news, 'after'").await;
+            match heard(&mut listener, Duration::from_millis(200)).await {
+                Some(said) => break said,
+                None => assert!(start.elapsed() < PATIENCE, "it hears nothing any more"),
+            }
+        };
+        assert_eq!(said, "after");
+        while heard(&mut listener, Duration::from_millis(200)).await.is_some() {}
+    }
 }

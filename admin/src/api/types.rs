@@ -12,7 +12,7 @@ use crate::{
         model::{Access, Entry, Isolation, Kept, Method, Mode, Spec},
         store::JobRow,
     },
-    jobs::work::{Compared, JobState, Step, Work},
+    jobs::work::{JobState, Step, Work},
 };
 
 /// A tenant.
@@ -395,61 +395,6 @@ impl Separate {
     fn wait() -> u64 {
         30_000
     }
-}
-
-/// To another server.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct MoveTenant {
-    /// A server of the settings, with a control login.
-    #[schema(max_length = 63)]
-    pub server: String,
-    /// `online` needs wal_level = logical at the old server and PostgreSQL 16 at the new one; `dump` keeps clients waiting for as
-    /// long as it takes.
-    #[serde(default = "MoveTenant::method")]
-    #[schema(default = "online")]
-    pub method: Method,
-    /// How long transactions under way may take to finish at the end; past it nothing is moved. Clients are held meanwhile, so
-    /// it must be less than `pool.query_wait_timeout`; null: 30 s, or as long as that allows.
-    #[serde(default)]
-    #[schema(minimum = 0, maximum = 600_000)]
-    pub wait_ms: Option<u64>,
-    /// Past it, statements that run are cancelled; what stays open all the same keeps the tenant where it is.
-    #[serde(default)]
-    pub cancel: bool,
-    /// How much is compared while clients wait; null: `fast` of an online move, `full` of a dump. `fast`: tables of together 16
-    /// MiB, the smallest, in full; the next of 128 MiB by their rows; all others by the position in the log that both have reached.
-    #[serde(default)]
-    pub verify: Option<Compared>,
-    /// Streams of pg_dump and pg_restore; null: 4.
-    #[serde(default)]
-    #[schema(minimum = 1, maximum = 16)]
-    pub streams: Option<u32>,
-}
-
-impl MoveTenant {
-    fn method() -> Method {
-        Method::Online
-    }
-}
-
-/// Back to where it was.
-#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RollbackMove {
-    /// As of a move.
-    #[serde(default)]
-    #[schema(minimum = 0, maximum = 600_000)]
-    pub wait_ms: Option<u64>,
-    /// As of a move.
-    #[serde(default)]
-    pub cancel: bool,
-    /// As of a move; null: `fast`.
-    #[serde(default)]
-    pub verify: Option<Compared>,
-    /// What was written since the move stays behind, at the place that is left.
-    #[serde(default)]
-    pub force: bool,
 }
 
 /// Nothing to say.
