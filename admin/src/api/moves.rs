@@ -52,7 +52,7 @@ pub struct MoveTenant {
     #[serde(default)]
     pub cancel: bool,
     /// How much is compared while clients wait; null: `fast` of an online move, `full` of a dump. `fast`: tables of together 16
-    /// MiB, the smallest, in full; the next of 128 MiB by their rows; all others by the position in the log that both have reached.
+    /// MiB, the smallest, in full; the next of 64 MiB by their rows; all others by the position in the log that both have reached.
     #[serde(default)]
     pub verify: Option<Compared>,
     /// Streams of pg_dump and pg_restore; null: 4.

@@ -43,7 +43,7 @@ const LAST: Duration = Duration::from_secs(10);
 /// Statements about sequences speak of so many at once.
 const SEQUENCES: usize = 200;
 /// Compared while clients wait: the smallest tables, of together so many bytes, in full; the next by their rows.
-const FAST: Depth = Depth { full: 16 << 20, rows: 128 << 20 };
+const FAST: Depth = Depth { full: 16 << 20, rows: 64 << 20 };
 
 pub async fn fingerprint(client: &Client) -> Result<String, StepError> {
     Ok(client.query_one(of::FINGERPRINT, &[]).await?.try_get(0)?)
