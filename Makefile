@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django django-migrate import live contract bench-import bench-move leaks sequences suites bench bench-budgets simulate soak fuzz
+.PHONY: help demo demo-check test tools lint test-16 test-18 test-15 django django-migrate import live contract bench-import bench-move leaks sequences suites bench bench-budgets simulate move-crash soak fuzz
 MAKEFLAGS += --no-print-directory
 
 LOGS := target/test-logs
@@ -123,6 +123,10 @@ bench-import: ## "how fast a file is imported": rows a second and CPU beside pgl
 
 simulate: ## "whatever happens, the budgets hold": random worlds over the sharing core; SEEDS=0..100000 for more
 	SIMULATION_SEEDS=$${SEEDS:-0..20000} cargo test --release --package tenantry-simulation -- --nocapture chosen
+
+move-crash: ## "a move survives kill -9": at every effect of one, of Tenantry and of the servers; a quarter of an hour
+	cargo build --quiet --workspace --bin tenantry
+	TENANTRY_EVERY_EFFECT=1 cargo nextest run --package tenantry-tests --test move_crash --no-tests=fail
 
 soak: ## "no row reaches another client": a million tagged rows under cancels, vanishing clients and killed servers
 	cargo build --release

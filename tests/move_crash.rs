@@ -29,6 +29,20 @@ const PATIENCE: Duration = Duration::from_secs(120);
 const MOST_EFFECTS: u32 = 300;
 /// Each of so many tests has every so-manieth effect: they run side by side.
 const PARTS: u32 = 3;
+/// Without TENANTRY_EVERY_EFFECT (`make move-crash`) only one of so many effects has its turn, which ones is left to chance: all
+/// of them take a quarter of an hour.
+const SPARSE: u32 = 6;
+
+/// The first effect, and from one to the next, of a test that has every `stride`th.
+fn effects(first: u32, stride: u32) -> (u32, u32) {
+    if std::env::var_os("TENANTRY_EVERY_EFFECT").is_some() {
+        return (first, stride);
+    }
+    let first = first + stride * (rand::random::<u32>() % SPARSE);
+    println!("from effect {first}, each {}th", stride * SPARSE);
+    (first, stride * SPARSE)
+}
+
 /// Between two tries of a writer.
 const BETWEEN: Duration = Duration::from_millis(15);
 
@@ -262,7 +276,7 @@ async fn write(
 /// Dies at each effect that is this test's, on the way from wherever the tenant is to the other server.
 async fn moves(method: &str, part: u32, parts: u32, fewest: u32) {
     let mut court = Court::new().await;
-    let mut n = part + 1;
+    let (mut n, stride) = effects(part + 1, parts);
     loop {
         assert!(n < MOST_EFFECTS, "it never lived to see its end");
         court.restart(Some((n, "move"))).await;
@@ -281,7 +295,7 @@ async fn moves(method: &str, part: u32, parts: u32, fewest: u32) {
             assert!(n > fewest, "only {n} effects: what was killed?");
             return;
         }
-        n += parts;
+        n += stride;
     }
 }
 
@@ -308,7 +322,7 @@ async fn a_dump_move_survives_kill_9_at_every_effect() {
 /// While Tenantry is dead a server dies, too, and comes back when the next Tenantry is at work already.
 async fn with_a_server(which: usize, part: u32, stride: u32) {
     let mut court = Court::new().await;
-    let (mut n, mut turned, mut done) = (part + 1, 0, 0);
+    let ((mut n, stride), mut turned, mut done) = (effects(part + 1, stride), 0, 0);
     loop {
         assert!(n < MOST_EFFECTS, "it never lived to see its end");
         court.restart(Some((n, "move"))).await;
@@ -353,7 +367,7 @@ async fn a_move_ends_done_or_undone_when_the_server_where_it_goes_dies_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_that_is_cancelled_after_kill_9_is_done_or_undone() {
     let mut court = Court::new().await;
-    let (mut n, mut done, mut undone) = (2, 0, 0);
+    let ((mut n, stride), mut done, mut undone) = (effects(2, 3), 0, 0);
     loop {
         assert!(n < MOST_EFFECTS, "it never lived to see its end");
         court.restart(Some((n, "move"))).await;
@@ -377,10 +391,10 @@ async fn a_move_that_is_cancelled_after_kill_9_is_done_or_undone() {
             undone += 1;
         }
         if lived {
-            assert!(done > 1 && undone > 3, "{done} done, {undone} undone");
+            assert!(done > 0 && undone > 0, "{done} done, {undone} undone");
             return;
         }
-        n += 6;
+        n += stride;
     }
 }
 
@@ -388,7 +402,7 @@ async fn a_move_that_is_cancelled_after_kill_9_is_done_or_undone() {
 async fn a_rollback_and_a_confirmation_survive_kill_9_at_every_second_effect() {
     let mut court = Court::new().await;
     for (verb, kind, fewest) in [("rollback", "rollback_move", 20), ("confirm", "confirm_move", 6)] {
-        let mut n = 1;
+        let (mut n, stride) = effects(1, 2);
         loop {
             assert!(n < MOST_EFFECTS, "it never lived to see its end");
             let from = court.at;
@@ -408,7 +422,7 @@ async fn a_rollback_and_a_confirmation_survive_kill_9_at_every_second_effect() {
                 assert!(n > fewest, "only {n} effects: what was killed?");
                 break;
             }
-            n += 2;
+            n += stride;
         }
     }
 }
