@@ -419,6 +419,22 @@ async fn a_role_of_the_same_name_that_somebody_else_made_stands_in_the_way_and_i
 }
 
 #[tokio::test]
+async fn a_role_that_was_dropped_at_the_old_server_does_not_stand_in_the_way_back() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int PRIMARY KEY)").await;
+    for server in [house.main, house.other] {
+        server.sql("CREATE ROLE analyst LOGIN").await;
+    }
+    house.main.sql("GRANT CONNECT ON DATABASE shop TO analyst").await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    house.main.sql("DROP ROLE analyst").await;
+    house.job("/v1/tenants/shop/move/rollback", json!({})).await;
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.main.port().to_string());
+}
+
+#[tokio::test]
 async fn a_transaction_that_does_not_end_keeps_the_tenant_where_it_is_unless_it_may_be_cancelled() {
     let house = House::new().await;
     let tenant = house.create("shop").await;

@@ -554,8 +554,9 @@ impl Work {
             Self::Move { .. } => &[
                 (S::LiftFence, S::FenceForMove),
                 (S::Release, S::Hold),
-                (S::EndFollowing, S::FollowBack),
+                // The slot at the server that clients use goes first: each of these may have to wait for the other server.
                 (S::EndReplication, S::Replicate),
+                (S::EndFollowing, S::FollowBack),
                 (S::DropCopy, S::MakeCopy),
                 (S::DropCarriedRoles, S::CarryRoles),
             ],

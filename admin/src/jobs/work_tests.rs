@@ -320,6 +320,17 @@ fn wherever_a_job_turns_it_ends_done_or_undone() {
     assert!(ends > 200, "{ends}");
 }
 
+/// Whatever is not dropped keeps the log of a server, until its disk is full; and the other server may be gone.
+#[test]
+fn a_move_on_its_way_back_first_drops_the_slot_of_the_server_that_clients_use() {
+    for work in every_work().iter().filter(|work| matches!(work, Work::Move { method: Method::Online, .. })) {
+        let Some(from) = work.plan().iter().position(|step| *step == Step::CatchUp) else { continue };
+        let way = work.way_back(from).unwrap();
+        let at = |wanted| way.iter().position(|step| *step == wanted).unwrap();
+        assert!(at(Step::EndReplication) < at(Step::EndFollowing), "{way:?}");
+    }
+}
+
 #[test]
 fn clients_are_let_in_before_anything_that_may_take_long() {
     for work in every_work() {

@@ -58,6 +58,8 @@ pub async fn await_quiet(site: &Site, job: &JobRow, entry: &Entry) -> Result<(),
     let limit = Duration::from_millis(wait);
     let mut seen = until(site, entry, limit, Everywhere::is_quiet).await?;
     if !seen.is_quiet() && cancel {
+        // One that a crash left would not be a new one.
+        site.order(entry.number, None).await?;
         site.order(entry.number, Some(Order::Cancel)).await?;
         seen = until(site, entry, AFTER_CANCEL, Everywhere::is_quiet).await?;
         site.order(entry.number, None).await?;

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
-use super::{Pair, Site, StepError, cutover, method_of};
+use super::{Pair, Site, StepError, cutover, method_of, replicate};
 use crate::{
     catalog::{
         model::{Entry, Method},
@@ -220,6 +220,9 @@ pub async fn drop(site: &mut Site, job: &JobRow, pair: &Pair, result: &Value) ->
         forget_spool(site, job)?;
     }
     let there = hand::drop_of(site, &pair.old).await;
+    if !replicate::is_known(site, &pair.new) {
+        return there;
+    }
     hand::drop_of(site, &pair.new).await?;
     drop_database(site, pair, result).await?;
     there

@@ -15,7 +15,7 @@ use tokio_postgres::Client;
 use super::{
     Direction, Pair, Site, StepError,
     replicate::{Abilities, position, reached},
-    roles,
+    roles::{self, There},
 };
 use crate::{
     catalog::{
@@ -281,7 +281,13 @@ pub async fn switch(
 pub async fn open(site: &mut Site, job: &JobRow, entry: &Entry, pair: &Pair, result: &Value) -> Result<(), StepError> {
     if matches!(job.work, Work::Move { .. }) {
         let rights: Vec<Right> = serde_json::from_value(result["rights"].clone()).unwrap_or_default();
-        for (role, _) in roles::of_tenant(&pair.new) {
+        for (role, verifier) in roles::of_tenant(&pair.new) {
+            // Another tenant that has the role, too, may have been given a new password for it meanwhile.
+            if let (Some(Verifier(verifier)), There::Ours) =
+                (&verifier, roles::look(site, &pair.new, &role, verifier.as_ref()).await?)
+            {
+                site.execute(&pair.new.server, &sql::set_password(&role, verifier)).await?;
+            }
             site.execute(&pair.new.server, &sql::grant_connect(&pair.new.database, &role)).await?;
         }
         let facts = Facts { owner: pair.new.owner_role.clone(), rights, ..Facts::default() };
@@ -290,10 +296,21 @@ pub async fn open(site: &mut Site, job: &JobRow, entry: &Entry, pair: &Pair, res
     let old = &pair.old;
     // A password that was changed since is known there, too.
     for row in entry.roles.iter().filter(|row| row.ours) {
-        if let Some(Verifier(verifier)) = &row.verifier {
+        if let (Some(Verifier(verifier)), true) = (&row.verifier, has_role(site, old, &row.name).await?) {
             site.execute(&old.server, &sql::set_password(&row.name, verifier)).await?;
         }
     }
     database::unfence(site, &old.server, &old.database).await?;
-    site.execute(&old.server, &sql::give_connect(&old.database, &acl(result, "kept_acl"), &[])).await
+    let mut wanted = Vec::new();
+    for (role, may_grant) in acl(result, "kept_acl") {
+        // Whoever was dropped there meanwhile needs nothing; there is no way back from here.
+        if role == "-" || has_role(site, old, &role).await? {
+            wanted.push((role, may_grant));
+        }
+    }
+    site.execute(&old.server, &sql::give_connect(&old.database, &wanted, &[])).await
+}
+
+async fn has_role(site: &mut Site, place: &Entry, role: &str) -> Result<bool, StepError> {
+    Ok(site.control(&place.server).await?.query_opt(sql::ROLE, &[&role]).await?.is_some())
 }

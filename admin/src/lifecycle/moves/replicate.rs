@@ -358,7 +358,7 @@ async fn end_applying(site: &mut Site, direction: &Direction) -> Result<(), Step
 }
 
 /// A server that was taken out of the settings is gone for good.
-fn is_known(site: &Site, place: &Entry) -> bool {
+pub fn is_known(site: &Site, place: &Entry) -> bool {
     site.plane.file().servers.contains_key(&place.server)
 }
 

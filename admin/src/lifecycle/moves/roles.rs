@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{Pair, Site, StepError};
+use super::{Pair, Site, StepError, replicate};
 use crate::{
     catalog::model::{Entry, Verifier},
     lifecycle::{database, mark},
@@ -72,25 +72,28 @@ pub async fn carry(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
     let own = mark(&database::catalog_id(site), new.number);
     let roles = of_tenant(old);
     for (role, verifier) in &roles {
-        match look(site, new, role, verifier.as_ref()).await? {
-            There::No => {}
+        let is_there = match look(site, new, role, verifier.as_ref()).await? {
+            There::No => false,
+            // An earlier try may have made it and no more.
             There::Ours => {
                 if let Some(Verifier(verifier)) = verifier {
                     site.execute(&new.server, &sql::set_password(role, verifier)).await?;
                 }
-                continue;
+                true
             }
             There::Shared => continue,
             There::InTheWay(why) => return Err(StepError::Refused(why)),
-        }
+        };
         let facts = site.control(&old.server).await?.query_opt(of::ROLE_FACTS, &[role]).await?;
         let facts = facts.ok_or_else(|| StepError::Refused(format!("there is no role {role} at {}", old.server)))?;
         let (inherits, limit): (bool, i32) = (facts.try_get(1)?, facts.try_get(2)?);
         let settings: Vec<String> = facts.try_get(3)?;
         let since_16 = database::is_since_16(site, &new.server).await?;
         let verifier = verifier.as_ref().map(|verifier| verifier.0.as_str());
-        let made = of::create_role_like(role, verifier, inherits, limit, &own, since_16);
-        site.execute(&new.server, &made).await?;
+        if !is_there {
+            let made = of::create_role_like(role, verifier, inherits, limit, &own, since_16);
+            site.execute(&new.server, &made).await?;
+        }
         for setting in settings {
             let (name, value) = setting.split_once('=').unwrap_or((&setting, ""));
             site.execute(&new.server, &sql::set_role_default(role, None, name, value)).await?;
@@ -114,6 +117,9 @@ pub async fn memberships(site: &mut Site, old: &Entry) -> Result<Vec<(String, St
 
 /// Those that this job made; whoever else came to need one keeps it.
 pub async fn drop_carried(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
+    if !replicate::is_known(site, &pair.new) {
+        return Ok(());
+    }
     let own = mark(&database::catalog_id(site), pair.new.number);
     for (role, _) in of_tenant(&pair.new).iter().rev() {
         let found = site.control(&pair.new.server).await?.query_opt(sql::ROLE, &[role]).await?;
