@@ -31,7 +31,7 @@ const MOST_EFFECTS: u32 = 300;
 const PARTS: u32 = 3;
 /// Without TENANTRY_EVERY_EFFECT (`make move-crash`) only one of so many effects has its turn, which ones is left to chance: all
 /// of them take a quarter of an hour.
-const SPARSE: u32 = 6;
+const SPARSE: u32 = 12;
 
 /// The first effect, and from one to the next, of a test that has every `stride`th.
 fn effects(first: u32, stride: u32) -> (u32, u32) {
