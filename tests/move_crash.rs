@@ -167,6 +167,19 @@ impl Court {
         assert_eq!(last["state"], "succeeded", "{path}: {last}");
     }
 
+    /// Whether the last move was done, which is confirmed then; else it must have ended so.
+    async fn has_moved(&mut self, otherwise: &str, n: u32) -> bool {
+        let last = self.last().await;
+        let is_moved = last["state"] == "succeeded";
+        assert!(is_moved || last["state"] == otherwise, "at effect {n}: {last}");
+        self.settled(n).await;
+        if is_moved {
+            self.calmly("/v1/tenants/shop/move/confirm").await;
+            self.settled(n).await;
+        }
+        is_moved
+    }
+
     /// Where the tenant is, and that nothing is left that should not be: one place, open; nothing at the other but a copy that
     /// is kept, closed.
     async fn settled(&mut self, n: u32) {
@@ -334,14 +347,8 @@ async fn with_a_server(which: usize, part: u32, stride: u32) {
             court.restart(None).await;
             dying.start_again().await;
         }
-        let last = court.last().await;
-        let is_moved = last["state"] == "succeeded";
-        assert!(is_moved || last["state"] == "failed", "at effect {n}: {last}");
-        court.settled(n).await;
-        if is_moved {
+        if court.has_moved("failed", n).await {
             done += 1;
-            court.calmly("/v1/tenants/shop/move/confirm").await;
-            court.settled(n).await;
         } else {
             turned += 1;
         }
@@ -379,14 +386,8 @@ async fn a_move_that_is_cancelled_after_kill_9_is_done_or_undone() {
             let path = format!("/v1/jobs/{}/cancel", job["id"]);
             court.api.try_send("POST", &path, Some(&json!({})), &[]).await;
         }
-        let last = court.last().await;
-        let is_moved = last["state"] == "succeeded";
-        assert!(is_moved || last["state"] == "cancelled", "at effect {n}: {last}");
-        court.settled(n).await;
-        if is_moved {
+        if court.has_moved("cancelled", n).await {
             done += 1;
-            court.calmly("/v1/tenants/shop/move/confirm").await;
-            court.settled(n).await;
         } else {
             undone += 1;
         }
