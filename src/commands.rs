@@ -60,25 +60,7 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
             let adopted = Client::new(&api)?.post(&format!("/v1/tenants/{}/adopt", segment(&name)), &body).await?;
             one_tenant(&api, &adopted)
         }
-        T::List { api } => {
-            let items = all(&Client::new(&api)?, "/v1/tenants?limit=500").await?;
-            let header =
-                ["NAME", "STATE", "SERVER", "CLIENTS", "ACTIVE", "CONNECTIONS", "FLOOR", "CEILING", "OWNER", "STAGE"];
-            list(&api, &items, header, |t| {
-                [
-                    word(&t["name"]),
-                    if t["is_static"] == true { "static".to_owned() } else { word(&t["state"]) },
-                    word(&t["server"]),
-                    word(&t["live"]["clients"]),
-                    word(&t["live"]["active"]),
-                    word(&t["live"]["connections"]),
-                    word(&t["spec"]["floor"]),
-                    word(&t["spec"]["ceiling"]),
-                    word(&t["spec"]["owner"]),
-                    word(&t["spec"]["stage"]),
-                ]
-            })
-        }
+        T::List { api } => tenants(&api).await,
         T::Show { name, api } => {
             let shown = Client::new(&api)?.get(&format!("/v1/tenants/{}", segment(&name))).await?;
             one_tenant(&api, &shown)
@@ -132,38 +114,64 @@ pub async fn tenant(command: cli::Tenant) -> Result<(), Failure> {
             });
             output::line(&variables(&credentials, format))
         }
-        T::Clients { name, pinned, api } => {
-            let path = format!("/v1/tenants/{}/clients?limit=1000&pinned={pinned}", segment(&name));
-            let items = all(&Client::new(&api)?, &path).await?;
-            list(&api, &items, ["ID", "PROCESS", "ROLE", "STATE", "SECONDS", "SERVER", "POOL", "PINS"], |client| {
-                [
-                    word(&client["id"]),
-                    word(&client["process"]),
-                    word(&client["role"]),
-                    word(&client["state"]),
-                    format!("{:.1}", client["seconds"].as_f64().unwrap_or_default()),
-                    word(&client["server"]),
-                    word(&client["pool"]),
-                    word(&client["pins"]),
-                ]
-            })
-        }
-        T::Explain { name, api } => {
-            let explained = Client::new(&api)?.get(&format!("/v1/explain/{}", segment(&name))).await?;
-            let roles = explained["roles"].as_array().cloned().unwrap_or_default();
-            let header = ["ROLE", "LIMIT", "WAITING", "WAITED_MS", "CONNECTIONS", "WHAT WOULD HELP"];
-            list(&api, &roles, header, |why| {
-                [
-                    word(&why["role"]),
-                    word(&why["blocked"]),
-                    word(&why["waiting"]),
-                    word(&why["waited_ms"]),
-                    format!("{}/{}", word(&why["connections"]), word(&why["pool_size"])),
-                    word(&why["remedy"]),
-                ]
-            })
-        }
+        T::Clients { name, pinned, api } => clients(&api, &name, pinned).await,
+        T::Explain { name, api } => explain(&api, &name).await,
     }
+}
+
+/// Every tenant, in a line.
+async fn tenants(api: &cli::Api) -> Result<(), Failure> {
+    let items = all(&Client::new(api)?, "/v1/tenants?limit=500").await?;
+    let header = ["NAME", "STATE", "SERVER", "CLIENTS", "ACTIVE", "CONNECTIONS", "FLOOR", "CEILING", "OWNER", "STAGE"];
+    list(api, &items, header, |t| {
+        [
+            word(&t["name"]),
+            if t["is_static"] == true { "static".to_owned() } else { word(&t["state"]) },
+            word(&t["server"]),
+            word(&t["live"]["clients"]),
+            word(&t["live"]["active"]),
+            word(&t["live"]["connections"]),
+            word(&t["spec"]["floor"]),
+            word(&t["spec"]["ceiling"]),
+            word(&t["spec"]["owner"]),
+            word(&t["spec"]["stage"]),
+        ]
+    })
+}
+
+/// The sessions of a tenant's clients.
+async fn clients(api: &cli::Api, name: &str, pinned: bool) -> Result<(), Failure> {
+    let path = format!("/v1/tenants/{}/clients?limit=1000&pinned={pinned}", segment(name));
+    let items = all(&Client::new(api)?, &path).await?;
+    list(api, &items, ["ID", "PROCESS", "ROLE", "STATE", "SECONDS", "SERVER", "POOL", "PINS"], |client| {
+        [
+            word(&client["id"]),
+            word(&client["process"]),
+            word(&client["role"]),
+            word(&client["state"]),
+            format!("{:.1}", client["seconds"].as_f64().unwrap_or_default()),
+            word(&client["server"]),
+            word(&client["pool"]),
+            word(&client["pins"]),
+        ]
+    })
+}
+
+/// What its clients wait for, and what would help.
+async fn explain(api: &cli::Api, name: &str) -> Result<(), Failure> {
+    let explained = Client::new(api)?.get(&format!("/v1/explain/{}", segment(name))).await?;
+    let roles = explained["roles"].as_array().cloned().unwrap_or_default();
+    let header = ["ROLE", "LIMIT", "WAITING", "WAITED_MS", "CONNECTIONS", "WHAT WOULD HELP"];
+    list(api, &roles, header, |why| {
+        [
+            word(&why["role"]),
+            word(&why["blocked"]),
+            word(&why["waiting"]),
+            word(&why["waited_ms"]),
+            format!("{}/{}", word(&why["connections"]), word(&why["pool_size"])),
+            word(&why["remedy"]),
+        ]
+    })
 }
 
 pub async fn server(command: cli::Server) -> Result<(), Failure> {
