@@ -322,6 +322,23 @@ async fn incident_a09_settings_follow_rollbacks() {
 }
 
 #[tokio::test]
+async fn a_text_that_is_sent_again_is_suspected_again() {
+    const GROW: &str =
+        "SELECT set_config('work_mem', pg_size_bytes(current_setting('work_mem')) / 1024 + 1024 || 'kB', false)";
+    let (tenant, proxy) = two_servers().await;
+    let mut owner = proxy.connect(&tenant).login().await;
+    for size in ["5MB", "6MB", "7MB"] {
+        let answer = owner.ask(&[say::unnamed(GROW, &[]), say::sync()].concat()).await.ok();
+        assert_eq!(answer.value(), size);
+        others_see(&proxy, &tenant, "SHOW work_mem", "4MB").await;
+    }
+    // Not if what stood there meanwhile was another one, that failed.
+    owner.ask(&[say::unnamed("SELECT nothing", &[]), say::sync()].concat()).await;
+    assert_eq!(owner.ask(&[say::unnamed(GROW, &[]), say::sync()].concat()).await.ok().value(), "8MB");
+    others_see(&proxy, &tenant, "SHOW work_mem", "4MB").await;
+}
+
+#[tokio::test]
 async fn many_clients_with_different_settings_on_two_servers() {
     let (tenant, proxy) = two_servers().await;
     let mut clients = Vec::new();

@@ -4,12 +4,13 @@
 //! handoff in `handoffs`; both change only under the one lock, together with the core.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Weak},
     time::Duration,
 };
 
 use arc_swap::ArcSwap;
+use foldhash::{HashMap, HashMapExt};
 use parking_lot::Mutex;
 use tenantry_config::{OrAuto, TenantId};
 use tenantry_wire::message;

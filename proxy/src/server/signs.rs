@@ -214,6 +214,10 @@ const PATTERNS: [(&str, Tells); 48] = [
 
 static WORDS: LazyLock<Option<Words>> = LazyLock::new(|| Words::new(&PATTERNS.map(|(text, _)| text)));
 
+/// The first words of most statements, which tell nothing; all of one length.
+const PLAIN: [&[u8; PLAIN_LENGTH]; 3] = [b"select", b"update", b"delete"];
+const PLAIN_LENGTH: usize = 6;
+
 /// A name longer than this is not read; the session stays pinned instead.
 const MAX_WORD: usize = 64;
 
@@ -289,7 +293,7 @@ impl Scan {
             signs.opaque = true;
             return;
         };
-        let mut rest = text;
+        let mut rest = self.skip_plain_word(words, text);
         while let Some((&byte, behind)) = rest.split_first() {
             rest = behind;
             if let Some(next) = words.step(self.place, byte) {
@@ -311,6 +315,22 @@ impl Scan {
                 (self.place, rest) = words.skim(self.place, rest, b';');
             }
         }
+    }
+
+    /// A statement that begins with a word which says nothing by itself, as most do, is past the words that matter: what the
+    /// steps would find, word by word. What is behind that word, or all if there is no such word.
+    fn skip_plain_word<'a>(&mut self, words: &Words, text: &'a [u8]) -> &'a [u8] {
+        let is_beginning = self.at == At::Gap && self.words == 0 && !self.doubtful && self.argument.is_none();
+        let Some((first, rest)) = text.split_at_checked(PLAIN_LENGTH).filter(|_| is_beginning) else { return text };
+        if rest.first() != Some(&b' ') || !PLAIN.iter().any(|word| first.eq_ignore_ascii_case(*word)) {
+            return text;
+        }
+        let (place, unread) = words.skim(self.place, first, b';');
+        if !unread.is_empty() {
+            return text;
+        }
+        (self.place, self.at, self.verb, self.words) = (place, At::Body, Verb::Other, 1);
+        rest
     }
 
     /// The text is over.
@@ -607,6 +627,60 @@ mod tests {
             scan.finish(&mut signs);
             assert_eq!(signs, whole, "{text}");
             assert!(whole.suspect);
+        }
+    }
+
+    #[test]
+    fn any_text_gives_the_same_in_any_pieces() {
+        const PARTS: [&str; 28] = [
+            "select",
+            "SELECT ",
+            "update ",
+            "delete",
+            "set ",
+            "reset ",
+            "session ",
+            "app.x ",
+            " ",
+            "\n",
+            ";",
+            "; ",
+            "(",
+            "/*",
+            "*/",
+            "--",
+            "'",
+            "set_config",
+            "('a.b', ",
+            "do ",
+            "execute ",
+            "create ",
+            "temp ",
+            "as ",
+            "insert into ",
+            "lastval(",
+            "\"",
+            "x",
+        ];
+        let of = |pieces: &[&[u8]]| {
+            let (mut scan, mut signs) = (Scan::default(), Signs::default());
+            pieces.iter().for_each(|piece| scan.feed(piece, &mut signs));
+            scan.finish(&mut signs);
+            signs
+        };
+        let mut number: u64 = 1;
+        for _ in 0..20_000 {
+            let text: String = (0..9)
+                .map(|_| {
+                    number = number.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+                    PARTS[(number >> 33) as usize % PARTS.len()]
+                })
+                .collect();
+            let bytes: Vec<&[u8]> = text.as_bytes().chunks(1).collect();
+            let (first, last) = text.as_bytes().split_at((number >> 40) as usize % text.len());
+            let each = of(&bytes);
+            assert_eq!(of(&[text.as_bytes()]), each, "{text}");
+            assert_eq!(of(&[first, last]), each, "{text}");
         }
     }
 

@@ -332,11 +332,15 @@ impl Session {
     }
 
     /// Puts our own replies whose turn has come behind what the server said before them.
+    #[inline]
     fn put_own(&mut self, run: &mut Run<'_>) {
         // With each message of the server's: mostly there is none.
-        if !self.owed.has_own() || self.answer.left > 0 {
-            return;
+        if self.owed.has_own() && self.answer.left == 0 {
+            self.put_own_now(run);
         }
+    }
+
+    fn put_own_now(&mut self, run: &mut Run<'_>) {
         while let Some(own) = self.owed.next_own() {
             run.cut(&mut self.to_client.buf, 0);
             self.to_client.buf.extend_from_slice(own_bytes(own));

@@ -655,6 +655,11 @@ impl Owed {
     }
 
     fn forget(&mut self, entry: &Entry) {
+        if entry.undo.is_none() && matches!(entry.what, What::Request(_, For::Client)) {
+            // Most: nothing else is counted of them.
+            self.client_owed -= 1;
+            return;
+        }
         if matches!(entry.what, What::Request(_, For::Client) | What::Poison(_)) {
             self.client_owed -= 1;
         }

@@ -409,10 +409,14 @@ impl Session {
     }
 
     fn parse_unnamed(&mut self, parse: &Parse<'_>, message: &[u8]) -> Step {
-        self.names.unnamed_signs = Signs::of(parse.query);
-        let kept = (message.len() <= MAX_UNNAMED).then(|| Bytes::copy_from_slice(message));
         let before = self.names.unnamed().cloned();
-        self.names.replace_unnamed(kept);
+        if before.as_deref() == Some(message) {
+            // As the last time: there is nothing to look at, and nothing to copy.
+            self.names.replace_unnamed(before.clone());
+        } else {
+            self.names.unnamed_signs = Signs::of(parse.query);
+            self.names.replace_unnamed((message.len() <= MAX_UNNAMED).then(|| Bytes::copy_from_slice(message)));
+        }
         self.own_unnamed();
         self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed(before))));
         Step::Forward(Sink::Forward)

@@ -4,6 +4,9 @@
 
 use bytes::BytesMut;
 
+/// Room for what most messages are when they are written anew.
+const SMALL: usize = 256;
+
 /// The bytes at hand and the part of them that is to be forwarded as it stands.
 #[derive(Debug)]
 pub(super) struct Run<'a> {
@@ -23,6 +26,10 @@ impl<'a> Run<'a> {
 
     /// Puts the pending bytes into `out` and begins anew after `next` bytes of what follows.
     pub(super) fn cut(&mut self, out: &mut BytesMut, next: usize) {
+        if out.capacity() == 0 {
+            // What is written in small pieces takes its memory once.
+            out.reserve(self.bytes.len().min(SMALL).saturating_add(SMALL));
+        }
         out.extend_from_slice(self.pending());
         self.at = self.at.saturating_add(next);
         self.start = self.at;

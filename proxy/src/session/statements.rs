@@ -2,12 +2,10 @@
 //!
 //! Names are the client's own: two clients may use the same name for different texts. Pure.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashSet, sync::Arc};
 
 use bytes::Bytes;
+use foldhash::{HashMap, HashMapExt};
 
 use crate::server::{signs::Signs, statements::Statement};
 
