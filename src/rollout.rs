@@ -38,6 +38,7 @@ pub fn wish(waves: &cli::Waves) -> Map<String, Value> {
     say("parallel", json!(waves.parallel));
     say("stop_after", json!(waves.stop_after));
     say("lock_timeout_ms", json!(millis(waves.lock_timeout)));
+    say("busy_timeout_ms", json!(millis(waves.busy_timeout)));
     say("statement_timeout_ms", json!(waves.statement_timeout.map(millis)));
     wish
 }
