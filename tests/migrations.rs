@@ -635,6 +635,43 @@ async fn the_same_request_with_the_same_key_is_one_rollout_and_cancel_rolls_back
     assert_eq!(hands().await, "0");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_is_followed_turn_by_turn_to_its_end() {
+    let (_proxy, api) = control_proxy().await;
+    create_all(&api, &["blog", "club", "shop"]).await;
+    cluster().sql_in("club", "SET ROLE club; CREATE TABLE t ()").await;
+    let wish = json!({ "all": true, "canary_tenants": ["shop"], "migrations": [file(1, "CREATE TABLE t ()")], "stop_after": 9 });
+    let id = begin(&api, wish).await;
+    let path = format!("/v1/rollouts/{id}/events");
+    // Once while it runs, once when it is over: the same end, and every tenant's turn before it.
+    for _ in 0..2 {
+        let stream = api.get(&path).await;
+        let text = stream.body.as_str().unwrap_or_else(|| panic!("{}", stream.body)).to_owned();
+        let mut told = Vec::new();
+        for event in text.split("\n\n").filter(|event| event.starts_with("event: ")) {
+            let (name, data) = event.split_once('\n').expect("two lines");
+            let data = data.strip_prefix("data: ").unwrap_or_else(|| panic!("{event}"));
+            told.push((name["event: ".len()..].to_owned(), serde_json::from_str::<Value>(data).expect("JSON")));
+        }
+        let last_of = |name: &str| told.iter().rposition(|(event, turn)| event == "turn" && turn["name"] == name);
+        let places =
+            ["shop", "blog", "club"].map(|name| last_of(name).unwrap_or_else(|| panic!("no {name} in {text}")));
+        let ends = places.map(|place| told[place].1["state"].as_str().unwrap_or_default().to_owned());
+        assert_eq!(ends, ["done", "done", "failed"], "{text}");
+        let (name, end) = told.last().expect("an end");
+        assert_eq!((name.as_str(), states(end).as_str()), ("end", "shop:done blog:done club:failed"), "{text}");
+        let (name, progress) = &told[told.len() - 2];
+        assert_eq!((name.as_str(), &progress["counts"]), ("progress", &end["counts"]), "{text}");
+    }
+    let (code, out, err) = tenantry(&api, &["rollout", "watch", &id.to_string()]).await;
+    assert!(code == 1 && out.contains("already exists") && err.contains("2 done, 1 failed"), "{code} {out} {err}");
+    assert_eq!(api.get("/v1/rollouts/99/events").await.status, 404);
+    assert_eq!(
+        api.get("/openapi.json").await.body["paths"]["/v1/rollouts/{rollout}/events"]["get"]["operationId"],
+        "follow_rollout"
+    );
+}
+
 /// `tenantry WORD ...` against the proxy's API; exit code, standard output, standard error.
 async fn tenantry(api: &Api, words: &[&str]) -> (i32, String, String) {
     let mut command = Command::new(binary());

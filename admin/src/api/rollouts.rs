@@ -284,16 +284,16 @@ pub fn login_secret() -> (Zeroizing<String>, String) {
     (password, verifier)
 }
 
-fn none() -> Problem {
+pub(super) fn none() -> Problem {
     Problem::not_found("no rollout of that number")
 }
 
-fn id(text: &str) -> Answer<i64> {
+pub(super) fn id(text: &str) -> Answer<i64> {
     text.parse().map_err(|_| none())
 }
 
 /// One with its tenants.
-async fn whole(plane: &ControlPlane, id: i64) -> Answer<RolloutView> {
+pub(super) async fn whole(plane: &ControlPlane, id: i64) -> Answer<RolloutView> {
     let row = plane.catalog.rollout(id).await?.ok_or_else(none)?;
     let items = plane.catalog.rollout_items(id).await?;
     let counts = counts(items.iter().map(|item| item.turn));

@@ -517,6 +517,15 @@ pub struct JobEvent {
     pub data: String,
 }
 
+/// One server-sent event of a rollout.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RolloutEvent {
+    /// turn, progress or end.
+    pub event: String,
+    /// JSON: of a turn the tenant as in the rollout's `tenants`; of progress `state` and `counts`; at the end the rollout.
+    pub data: String,
+}
+
 /// A PostgreSQL server.
 #[derive(Debug, Serialize, ToSchema)]
 pub struct ServerView {

@@ -310,6 +310,15 @@ impl Catalog {
         within(async { self.client().await?.query(of::ITEMS, &[&id]).await?.iter().map(item).collect() }).await
     }
 
+    /// Another text whenever something of it has changed; `None`: there is none.
+    pub async fn rollout_mark(&self, id: i64) -> Result<Option<String>, CatalogError> {
+        within(async {
+            let row = self.client().await?.query_opt(of::MARK, &[&id]).await?;
+            Ok(row.map(|row| row.try_get(0)).transpose()?)
+        })
+        .await
+    }
+
     /// How many of its tenants are where.
     pub async fn rollout_counts(&self, id: i64) -> Result<BTreeMap<String, u64>, CatalogError> {
         within(async {

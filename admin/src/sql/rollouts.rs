@@ -22,6 +22,10 @@ pub const OPEN_ROLLOUTS: &str = "SELECT id, kind, state, plan, command, error, a
      OR EXISTS (SELECT FROM tenantry.rollout_tenants t WHERE t.rollout = r.id AND t.state = 'running') ORDER BY id LIMIT 100";
 pub const ITEMS: &str = "SELECT tenant, name, wave, state, attempts, job, login, error, result, began_at, ended_at \
      FROM tenantry.rollout_tenants WHERE rollout = $1 ORDER BY place";
+/// Stands for all of a rollout that anybody is told, but for the results.
+pub const MARK: &str = "SELECT r.state || ' ' || coalesce((SELECT pg_catalog.md5(pg_catalog.string_agg( \
+       pg_catalog.concat_ws('|', t.state, t.attempts, t.job, t.login, t.error, t.began_at), ',' ORDER BY t.place)) \
+     FROM tenantry.rollout_tenants t WHERE t.rollout = r.id), '') FROM tenantry.rollouts r WHERE r.id = $1";
 pub const COUNTS: &str =
     "SELECT state, count(*) FROM tenantry.rollout_tenants WHERE rollout = $1 GROUP BY state ORDER BY state";
 pub const FILES: &str = "SELECT plan, files FROM tenantry.rollouts WHERE id = $1";
