@@ -480,6 +480,9 @@ impl JobView {
     #[must_use]
     pub fn in_list(job: JobRow) -> Self {
         let mut view = Self::from(job);
+        if let Some(result) = view.result.as_object_mut() {
+            result.remove("rounded_rows");
+        }
         if let Some(problems) = view.result.get_mut("problems").and_then(serde_json::Value::as_object_mut) {
             problems.remove("groups");
         }
