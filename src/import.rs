@@ -144,7 +144,11 @@ fn tell(api: &cli::Api, job: &Value) -> Result<(), Failure> {
         output::line(&groups.iter().flat_map(problem).collect::<Vec<_>>().join("\n"))?;
     }
     for (column, count) in job["result"]["rounded"].as_object().into_iter().flatten() {
-        eprintln!("{column}: {count} numbers had more digits than the column; rounded, as Django reads them");
+        eprintln!("{column}: {count} numbers are not the same in the column, which does not hold all their digits");
+        let rows = job["result"]["rounded_rows"].as_array().into_iter().flatten();
+        for row in rows.filter(|row| row["column"] == *column) {
+            eprintln!("  {}  {} becomes {}", word(&row["row"]), word(&row["value"]), word(&row["held"]));
+        }
     }
     match (job["state"] == "succeeded", api.json) {
         (true, true) => Ok(()),

@@ -1,6 +1,6 @@
 //! What `migrate`, `exec` and `rollout` share: what is asked for, how it is followed, the report at the end.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use indicatif::ProgressBar;
 use serde_json::{Map, Value, json};
@@ -13,10 +13,10 @@ use crate::{
     output,
 };
 
-/// Between two looks.
-const LOOK: Duration = Duration::from_millis(500);
-/// So long nobody may answer while a rollout is followed.
-const AWAY: u32 = 60;
+/// Before a stream is asked for again, behind some tries of the client's own.
+const PAUSE: Duration = Duration::from_secs(2);
+/// So often nobody may answer while a rollout is followed: half a minute, and more.
+const AWAY: u32 = 6;
 
 /// What the API is asked, of which tenants and in which waves.
 pub fn wish(waves: &cli::Waves) -> Map<String, Value> {
@@ -38,6 +38,7 @@ pub fn wish(waves: &cli::Waves) -> Map<String, Value> {
     say("parallel", json!(waves.parallel));
     say("stop_after", json!(waves.stop_after));
     say("lock_timeout_ms", json!(millis(waves.lock_timeout)));
+    say("busy_timeout_ms", json!(millis(waves.busy_timeout)));
     say("statement_timeout_ms", json!(waves.statement_timeout.map(millis)));
     wish
 }
@@ -90,13 +91,17 @@ impl Progress {
     }
 
     pub fn show(&self, rollout: &Value) {
-        let count = |state: &str| rollout["counts"][state].as_u64().unwrap_or(0);
+        let turns = rollout["tenants"].as_array().into_iter().flatten();
+        self.show_turns(&rollout["counts"], turns.filter(|turn| turn["state"] == "running"));
+    }
+
+    fn show_turns<'a>(&self, counts: &Value, running: impl Iterator<Item = &'a Value>) {
+        let count = |state: &str| counts[state].as_u64().unwrap_or(0);
         let all: u64 = ["waiting", "running", "done", "failed", "skipped"].map(count).iter().sum();
         self.0.set_length(all);
         self.0.set_position(count("done") + count("failed") + count("skipped"));
-        let turns = rollout["tenants"].as_array().into_iter().flatten();
-        let running: Vec<&Value> = turns.filter(|turn| turn["state"] == "running").collect();
-        let names = running.iter().take(4).map(|turn| word(&turn["name"])).collect::<Vec<_>>().join(", ");
+        let running: Vec<&Value> = running.take(4).collect();
+        let names = running.iter().map(|turn| word(&turn["name"])).collect::<Vec<_>>().join(", ");
         let wave = running.first().map_or_else(String::new, |turn| match wave(turn).as_str() {
             "canary" => "canary: ".to_owned(),
             wave => format!("wave {wave}: "),
@@ -114,28 +119,44 @@ pub fn is_over(rollout: &Value) -> bool {
     rollout["state"] != "running" && rollout["counts"]["running"].as_u64().unwrap_or(0) == 0
 }
 
-/// To its end; the API may be away for a while.
+/// To its end, as it is told; the API may be away for a while.
 pub async fn follow(client: &Client, id: i64, is_shown: bool) -> Result<Value, Failure> {
     let (progress, mut away) = (Progress::new(is_shown), 0);
+    let path = format!("/v1/rollouts/{id}/events");
     loop {
-        match client.get(&format!("/v1/rollouts/{id}")).await {
-            Ok(rollout) => {
-                away = 0;
-                progress.show(&rollout);
-                if is_over(&rollout) {
-                    progress.end();
-                    return Ok(rollout);
-                }
+        let (mut running, mut counts) = (BTreeMap::new(), Value::Null);
+        let (mut was_told, mut end) = (false, Value::Null);
+        let followed = client.follow(&path, |event, data| {
+            was_told = true;
+            match event {
+                // From here on everything is told anew where a stream was cut.
+                "turn" if data["state"] == "running" => drop(running.insert(word(&data["name"]), data.clone())),
+                "turn" => drop(running.remove(&word(&data["name"]))),
+                "progress" => counts = data["counts"].clone(),
+                "end" => end = data.clone(),
+                _ => {}
             }
-            Err(Failure::Unavailable(_)) if away < AWAY => away += 1,
-            Err(Failure::Unavailable(why)) => {
+            progress.show_turns(&counts, running.values());
+            event == "end"
+        });
+        let failure = match followed.await {
+            Ok(()) => {
+                progress.end();
+                return Ok(end);
+            }
+            Err(failure) => failure,
+        };
+        away = if was_told { 0 } else { away + 1 };
+        match failure {
+            Failure::Unavailable(_) if away < AWAY => {}
+            Failure::Unavailable(why) => {
                 progress.end();
                 let goes_on = format!("{why}\nrollout {id} may go on; `tenantry rollout watch {id}` follows it");
                 return Err(Failure::Unavailable(goes_on));
             }
-            Err(other) => return Err(other),
+            other => return Err(other),
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(PAUSE).await;
     }
 }
 

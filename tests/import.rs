@@ -292,6 +292,7 @@ async fn a_file_with_dirty_rows_is_refused_and_every_problem_is_named_and_nothin
             "both of them: {told:#?}"
         );
         assert_eq!(told.len(), NAMED.len() + 2, "{told:#?}");
+        assert!(!told.iter().any(|line| line.contains("Failing row")), "no whole rows: {told:#?}");
         let error = job["error"].as_str().expect("an error");
         assert!(error.contains("problems in 3 tables; nothing was changed"), "{error}");
         assert_eq!(whole("dirty").await, before);
@@ -319,6 +320,22 @@ async fn a_dry_run_tells_what_an_import_would_and_leaves_everything_as_it_was() 
         (&json!(2), &json!({ "orders.total": 1 })),
         "{job}"
     );
+    let lost = json!([{ "column": "orders.total", "row": "id=5", "value": "1.005", "held": "1.00" }]);
+    assert_eq!(job["result"]["rounded_rows"], lost);
+    let listed = api.get("/v1/jobs?limit=1").await.body["items"][0]["result"].clone();
+    assert!(listed["rounded"].is_object() && listed["rounded_rows"].is_null(), "{listed}");
+    // Beside problems, in rows with a problem, and in a row that PostgreSQL refuses, too.
+    let dirty = self::file(
+        "CREATE TABLE customers (id integer PRIMARY KEY, email, born); INSERT INTO customers VALUES (3, 'a@example.org', 'yesterday'); \
+         CREATE TABLE orders (id integer PRIMARY KEY, customer, total decimal, is_paid); \
+         INSERT INTO orders VALUES (5, 3, 1.005, 1), (6, 3, 2.345, 'maybe'), (7, 3, -3.001, 1), (8, 3, 4.5, 1)",
+    );
+    let job = imported(&api, "dry", "?dry_run=true", &dirty).await;
+    assert!(problems(&job).len() >= 3, "{job}");
+    assert_eq!(job["result"]["rounded"], json!({ "orders.total": 3 }), "{job}");
+    let done = command(&proxy, &api, &["dry", &dirty.display().to_string(), "--dry-run"]);
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(told.contains("orders.total: 3 numbers") && told.contains("  id=6  2.345 becomes 2.34\n"), "{told}");
     assert_eq!(whole("dry").await, before);
     let job = imported(&api, "dry", "", &path).await;
     assert_eq!(job["state"], "succeeded", "{job}");
@@ -502,6 +519,21 @@ async fn tables_that_refer_to_each_other_in_a_circle_are_filled_and_their_keys_a
         told.iter().any(|line| line.starts_with("a.b: leads nowhere: no row of b has it x1: rowid=1 9")),
         "{told:?}"
     );
+}
+
+#[tokio::test]
+async fn a_file_that_is_not_read_in_time_is_given_up() {
+    let (proxy, api) = proxy_with("admin.import_timeout", "1ms").await;
+    tenant(&proxy, &api, "late", &["CREATE TABLE t (n int)"]).await;
+    let path = file("CREATE TABLE t (n integer); INSERT INTO t VALUES (1)");
+    let job = imported(&api, "late", "", &path).await;
+    let why = job["error"].as_str().unwrap_or_default();
+    assert_eq!(
+        (&job["state"], why),
+        (&json!("failed"), "the file is not read to its end after 1ms (admin.import_timeout)"),
+        "{job}"
+    );
+    nothing_is_left(&proxy).await;
 }
 
 #[tokio::test]

@@ -134,6 +134,31 @@ async fn a_file_that_fails_leaves_nothing_of_itself_and_says_where() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn values_that_postgresql_quotes_are_in_the_job_and_never_in_the_log() {
+    let (proxy, api) = control_proxy().await;
+    create_all(&api, &["shop"]).await;
+    in_database("shop", "SET ROLE shop; CREATE TABLE t (n text); INSERT INTO t VALUES ('geheim'), ('geheim')").await;
+    let stopped =
+        roll_out(&api, json!({ "all": true, "migrations": [file(1, "ALTER TABLE t ALTER n TYPE int USING n::int")] }))
+            .await;
+    let told = error(&stopped, "shop");
+    assert!(told.contains("0001_x.sql: invalid input syntax for type integer: \"geheim\" (22P02)"), "{told}");
+    // What is behind the message holds rows.
+    let stopped = roll_out(&api, json!({ "all": true, "migrations": [file(1, "ALTER TABLE t ADD UNIQUE (n)")] })).await;
+    let told = error(&stopped, "shop");
+    assert!(told.contains("23505") && !told.contains("geheim"), "{told}");
+    let long = "DO $$ BEGIN RAISE '%', (SELECT repeat(n, 1000) FROM t LIMIT 1); END $$";
+    let stopped = roll_out(&api, json!({ "all": true, "migrations": [file(1, long)] })).await;
+    assert!(error(&stopped, "shop").len() < 1_000, "{stopped}");
+    let told = eventually("the log tells of all three", async || {
+        let log = proxy.log();
+        ["22P02", "23505", "P0001"].iter().all(|code| log.contains(code)).then_some(log)
+    });
+    assert!(!told.await.contains("geheim"), "values of rows are in no log");
+    assert!(!proxy.metrics().await.contains("geheim"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_that_costs_its_session_is_tried_a_few_times_and_then_told_as_failed() {
     let (_proxy, api) = control_proxy().await;
     create_all(&api, &["shop"]).await;
@@ -240,6 +265,50 @@ async fn waves_follow_one_another_and_so_many_are_under_way_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tenant_that_another_job_has_holds_up_nobody_and_is_not_waited_for_without_limit() {
+    let (_proxy, api) = control_proxy().await;
+    create_all(&api, &["blog", "club", "shop"]).await;
+    // A job that lasts.
+    let other = begin(&api, json!({ "tenants": ["blog"], "migrations": [file(1, "SELECT pg_sleep(600)")] })).await;
+    let job = eventually("it is under way", async || {
+        api.get(&format!("/v1/rollouts/{other}")).await.body["tenants"][0]["job"].as_i64()
+    })
+    .await;
+    let wish = |stop_after: u32, more: Value| {
+        let mut wish = json!({ "all": true, "canary": 0, "wave": "2", "stop_after": stop_after, "migrations": [file(2, "CREATE TABLE t ()")] });
+        wish.as_object_mut().expect("a wish").extend(more.as_object().expect("more").clone());
+        wish
+    };
+    // Too long: a failure like another.
+    let done = roll_out(&api, wish(2, json!({ "busy_timeout_ms": 300 }))).await;
+    assert_eq!(
+        (states(&done).as_str(), &done["state"]),
+        ("blog:failed club:done shop:done", &json!("failed")),
+        "{done}"
+    );
+    let told = error(&done, "blog");
+    assert!(told.contains(&format!("busy: job {job}")) && told.contains("300ms"), "{told}");
+    let stopped = roll_out(&api, wish(1, json!({ "busy_timeout_ms": 0 }))).await;
+    assert_eq!(
+        (states(&stopped).as_str(), &stopped["state"]),
+        ("blog:failed club:waiting shop:waiting", &json!("stopped"))
+    );
+    // Waited for: others of its wave go on, the next wave waits with it.
+    let patient = begin(&api, wish(1, json!({}))).await;
+    let waits = eventually("the other one of its wave is done", async || {
+        let rollout = api.get(&format!("/v1/rollouts/{patient}")).await.body;
+        (rollout["counts"]["done"] == 1).then_some(rollout)
+    })
+    .await;
+    assert_eq!(states(&waits), "blog:waiting club:done shop:waiting");
+    assert_eq!(error(&waits, "blog"), format!("busy: waits for job {job}"));
+    assert_eq!(api.post(&format!("/v1/rollouts/{other}/cancel"), json!({})).await.status, 202);
+    let done = over(&api, patient).await;
+    assert_eq!((states(&done).as_str(), &done["state"]), ("blog:done club:done shop:done", &json!("succeeded")));
+    assert!(done["tenants"][0]["error"].is_null(), "{done}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_that_a_client_has_is_waited_for_in_tries_that_hold_up_nobody() {
     let (proxy, api) = control_proxy().await;
     let tenant = api.create("shop").await;
@@ -304,6 +373,39 @@ async fn an_index_is_built_concurrently_and_one_that_is_left_invalid_is_named() 
     let done = over(&api, id).await;
     assert_eq!(done["state"], "succeeded", "{done}");
     assert_eq!(in_database("shop", VERSIONS).await, "1 2");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_index_that_was_invalid_before_a_file_is_none_of_its_doing() {
+    let (_proxy, api) = control_proxy().await;
+    create_all(&api, &["shop"]).await;
+    in_database("shop", "SET ROLE shop; CREATE TABLE t AS SELECT g % 2 AS n FROM generate_series(1, 9) g").await;
+    // Built by hand, and failed.
+    let owner = cluster().admin("shop").await;
+    owner.batch_execute("SET ROLE shop").await.expect("the owner");
+    owner.batch_execute("CREATE UNIQUE INDEX CONCURRENTLY old ON t (n)").await.expect_err("not unique");
+    let concurrent = |version, sql: &str| {
+        let mut file = file(version, sql);
+        file["transactional"] = json!(false);
+        file
+    };
+    let one = concurrent(1, "CREATE INDEX CONCURRENTLY one ON t (n)");
+    let done = roll_out(&api, json!({ "all": true, "migrations": [one] })).await;
+    assert_eq!(done["state"], "succeeded", "{done}");
+    // One that fails for another reason is resumed, and the index is still none of its doing.
+    let two = concurrent(2, "SELECT 1; CREATE INDEX CONCURRENTLY two ON u (n)");
+    let id = begin(&api, json!({ "all": true, "migrations": [two] })).await;
+    let told = error(&over(&api, id).await, "shop").to_owned();
+    assert!(told.contains("42P01") && !told.contains("old"), "{told}");
+    in_database("shop", "SET ROLE shop; CREATE TABLE u (n int)").await;
+    api.post(&format!("/v1/rollouts/{id}/resume"), json!({})).await;
+    let done = over(&api, id).await;
+    assert_eq!(done["state"], "succeeded", "{done}");
+    // Dropped and made anew under its name, it is.
+    let three = concurrent(3, "DROP INDEX CONCURRENTLY old; CREATE UNIQUE INDEX CONCURRENTLY old ON t (n)");
+    let stopped = roll_out(&api, json!({ "all": true, "migrations": [three] })).await;
+    assert!(error(&stopped, "shop").contains("left the index public.old invalid"), "{stopped}");
+    assert_eq!(in_database("shop", VERSIONS).await, "1 2 3?");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -531,6 +633,43 @@ async fn the_same_request_with_the_same_key_is_one_rollout_and_cancel_rolls_back
     assert_eq!((states(&cancelled).as_str(), &cancelled["state"]), ("shop:failed blog:waiting", &json!("cancelled")));
     assert_eq!(in_database("shop", "SELECT to_regclass('t')::text").await, "");
     assert_eq!(hands().await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollout_is_followed_turn_by_turn_to_its_end() {
+    let (_proxy, api) = control_proxy().await;
+    create_all(&api, &["blog", "club", "shop"]).await;
+    cluster().sql_in("club", "SET ROLE club; CREATE TABLE t ()").await;
+    let wish = json!({ "all": true, "canary_tenants": ["shop"], "migrations": [file(1, "CREATE TABLE t ()")], "stop_after": 9 });
+    let id = begin(&api, wish).await;
+    let path = format!("/v1/rollouts/{id}/events");
+    // Once while it runs, once when it is over: the same end, and every tenant's turn before it.
+    for _ in 0..2 {
+        let stream = api.get(&path).await;
+        let text = stream.body.as_str().unwrap_or_else(|| panic!("{}", stream.body)).to_owned();
+        let mut told = Vec::new();
+        for event in text.split("\n\n").filter(|event| event.starts_with("event: ")) {
+            let (name, data) = event.split_once('\n').expect("two lines");
+            let data = data.strip_prefix("data: ").unwrap_or_else(|| panic!("{event}"));
+            told.push((name["event: ".len()..].to_owned(), serde_json::from_str::<Value>(data).expect("JSON")));
+        }
+        let last_of = |name: &str| told.iter().rposition(|(event, turn)| event == "turn" && turn["name"] == name);
+        let places =
+            ["shop", "blog", "club"].map(|name| last_of(name).unwrap_or_else(|| panic!("no {name} in {text}")));
+        let ends = places.map(|place| told[place].1["state"].as_str().unwrap_or_default().to_owned());
+        assert_eq!(ends, ["done", "done", "failed"], "{text}");
+        let (name, end) = told.last().expect("an end");
+        assert_eq!((name.as_str(), states(end).as_str()), ("end", "shop:done blog:done club:failed"), "{text}");
+        let (name, progress) = &told[told.len() - 2];
+        assert_eq!((name.as_str(), &progress["counts"]), ("progress", &end["counts"]), "{text}");
+    }
+    let (code, out, err) = tenantry(&api, &["rollout", "watch", &id.to_string()]).await;
+    assert!(code == 1 && out.contains("already exists") && err.contains("2 done, 1 failed"), "{code} {out} {err}");
+    assert_eq!(api.get("/v1/rollouts/99/events").await.status, 404);
+    assert_eq!(
+        api.get("/openapi.json").await.body["paths"]["/v1/rollouts/{rollout}/events"]["get"]["operationId"],
+        "follow_rollout"
+    );
 }
 
 /// `tenantry WORD ...` against the proxy's API; exit code, standard output, standard error.

@@ -220,6 +220,9 @@ pub struct Admin {
     pub imports_dir: PathBuf,
     /// Largest SQLite file that may be uploaded; four at once are.
     pub max_import_size: usize,
+    /// An import may be at work on its file for so long, from opening it to its last row; PostgreSQL, which takes the rows meanwhile,
+    /// included.
+    pub import_timeout: Duration,
     /// Directory of `pg_dump` and `pg_restore`, as new as the newest server; without it they are searched in `PATH`.
     pub postgres_bin: Option<PathBuf>,
     /// Extensions that `create` may install, separated by commas.
@@ -509,6 +512,8 @@ impl Default for Admin {
             archive_stall_timeout: Duration::from_secs(300),
             imports_dir: PathBuf::from("/var/lib/tenantry/imports"),
             max_import_size: 4 << 30,
+            // 4 GiB are read in minutes; what takes hours does not end.
+            import_timeout: Duration::from_secs(2 * 3_600),
             postgres_bin: None,
             extensions: "citext, hstore, pg_trgm, unaccent, btree_gin, btree_gist, uuid-ossp, pgcrypto".to_owned(),
             public_address: None,

@@ -36,12 +36,15 @@ pub struct Waves {
     /// How long a statement may take; 0s: no limit. Without it 5min, and of a command what the tenant has.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub statement_timeout: Option<Duration>,
+    /// How long a tenant is waited for that another job has, while others have their turns; then it has failed.
+    #[arg(long, value_name = "TIME", default_value = "10min", value_parser = humantime::parse_duration)]
+    pub busy_timeout: Duration,
     /// Only tell who would have a turn, and when.
     #[arg(long)]
     pub dry_run: bool,
     /// Go on with this rollout: those that failed and those that were not reached. The rest of the words is as it was then.
     #[arg(long, value_name = "N", conflicts_with_all = ["tenants", "application", "stage", "canary", "wave", "parallel",
-        "stop_after", "lock_timeout", "statement_timeout", "dry_run"])]
+        "stop_after", "lock_timeout", "busy_timeout", "statement_timeout", "dry_run"])]
     pub resume: Option<i64>,
 }
 

@@ -74,6 +74,7 @@ pub const OPERATIONS: &[(&str, &str, Access)] = &[
     // Any statement, and any command, as the owner of each tenant: what they do has no way back.
     ("POST", "/v1/rollouts", Access::Admin),
     ("GET", "/v1/rollouts/{rollout}", Access::Viewer),
+    ("GET", "/v1/rollouts/{rollout}/events", Access::Viewer),
     ("POST", "/v1/rollouts/{rollout}/resume", Access::Admin),
     ("POST", "/v1/rollouts/{rollout}/cancel", Access::Operator),
     ("POST", "/v1/rollouts/{rollout}/outcomes", Access::Admin),

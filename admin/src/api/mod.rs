@@ -14,6 +14,7 @@ mod lists;
 mod moves;
 mod page;
 pub mod problem;
+mod rollout_events;
 pub mod rollouts;
 mod tenants;
 pub mod tokens;
@@ -98,6 +99,7 @@ fn operations() -> OpenApiRouter<Arc<ControlPlane>> {
         .routes(routes!(jobs::cancel))
         .routes(routes!(rollouts::list, rollouts::create))
         .routes(routes!(rollouts::show))
+        .routes(routes!(rollout_events::events))
         .routes(routes!(rollouts::resume))
         .routes(routes!(rollouts::cancel))
         .routes(routes!(rollouts::outcomes))
@@ -132,7 +134,7 @@ pub fn router(plane: Arc<ControlPlane>) -> Router {
         .route("/openapi.json", get(async move || ([(header::CONTENT_TYPE, "application/json")], document.to_string())))
 }
 
-/// Followers of jobs at once: each keeps a connection, and asks the catalog a few times a second.
+/// Followers of jobs and rollouts at once: each keeps a connection, and asks the catalog a few times a second.
 const MAX_STREAMS: usize = 16;
 
 /// Files that are uploaded at once: each may be as large as `admin.max_import_size`.

@@ -31,7 +31,7 @@ use crate::{
     catalog::{
         disk::hex,
         model::{Entry, Known, Verifier},
-        rollouts::{FileName, Inserted, Item, Kind, NewRollout, Plan, Resumed, RolloutRow, RolloutState},
+        rollouts::{FileName, Inserted, Item, Kind, NewRollout, Plan, Resumed, RolloutRow, RolloutState, busy_timeout},
     },
     migrate::{
         script::{self, Applied, Migration},
@@ -105,6 +105,10 @@ pub struct NewRolloutWish {
     #[serde(default = "lock_retries")]
     #[schema(minimum = 0, maximum = 1000, default = 10)]
     pub lock_retries: u32,
+    /// Milliseconds that a tenant is waited for which another job has, while others have their turns; then it has failed.
+    #[serde(default = "busy_timeout")]
+    #[schema(minimum = 0, maximum = 86_400_000, default = 600_000)]
+    pub busy_timeout_ms: u64,
     /// Milliseconds that a statement may take; 0: no limit. Null: 300000, and of commands what the tenant has.
     #[serde(default)]
     #[schema(minimum = 0, maximum = 86_400_000)]
@@ -230,10 +234,11 @@ pub struct TurnView {
     pub job: Option<i64>,
     /// Of exec, while its command may run: whom it logs in as.
     pub login: Option<String>,
-    /// Why it failed, or was skipped.
+    /// Why it failed, was skipped, or waits although its turn has come.
     pub error: Option<String>,
     /// With `dry_run` the files that would be applied, by what is known of it; else those that were.
     pub files: Vec<String>,
+    /// When its job was begun; of one that another job has: since when it is waited for.
     #[serde(with = "time::serde::rfc3339::option")]
     pub began_at: Option<OffsetDateTime>,
     #[serde(with = "time::serde::rfc3339::option")]
@@ -279,16 +284,16 @@ pub fn login_secret() -> (Zeroizing<String>, String) {
     (password, verifier)
 }
 
-fn none() -> Problem {
+pub(super) fn none() -> Problem {
     Problem::not_found("no rollout of that number")
 }
 
-fn id(text: &str) -> Answer<i64> {
+pub(super) fn id(text: &str) -> Answer<i64> {
     text.parse().map_err(|_| none())
 }
 
 /// One with its tenants.
-async fn whole(plane: &ControlPlane, id: i64) -> Answer<RolloutView> {
+pub(super) async fn whole(plane: &ControlPlane, id: i64) -> Answer<RolloutView> {
     let row = plane.catalog.rollout(id).await?.ok_or_else(none)?;
     let items = plane.catalog.rollout_items(id).await?;
     let counts = counts(items.iter().map(|item| item.turn));
@@ -492,6 +497,7 @@ fn plan(known: &Known, wish: NewRolloutWish) -> Answer<(NewRollout, Skipped)> {
         statement_timeout_ms,
         allow_out_of_order: wish.allow_out_of_order,
         timeout_ms: wish.exec.as_ref().map_or(DEFAULT_TIMEOUT, |exec| exec.timeout_ms),
+        busy_timeout_ms: wish.busy_timeout_ms,
     };
     let (command, verifier) = match wish.exec {
         Some(exec) => (Some(exec.command), Some(proof(exec.verifier)?)),
@@ -515,6 +521,7 @@ fn check(wish: &NewRolloutWish) -> Answer<()> {
     number("stop_after", wish.stop_after.into(), 1, most)?;
     number("lock_timeout_ms", wish.lock_timeout_ms, 1, LONGEST_LOCK_TIMEOUT)?;
     number("lock_retries", wish.lock_retries.into(), 0, 1_000)?;
+    number("busy_timeout_ms", wish.busy_timeout_ms, 0, LONGEST)?;
     number("statement_timeout_ms", wish.statement_timeout_ms.unwrap_or(0), 0, LONGEST)?;
     match &wish.exec {
         Some(_) if !wish.migrations.is_empty() => Err(Problem::invalid("either migrations or exec, not both")),

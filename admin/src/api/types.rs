@@ -480,6 +480,9 @@ impl JobView {
     #[must_use]
     pub fn in_list(job: JobRow) -> Self {
         let mut view = Self::from(job);
+        if let Some(result) = view.result.as_object_mut() {
+            result.remove("rounded_rows");
+        }
         if let Some(problems) = view.result.get_mut("problems").and_then(serde_json::Value::as_object_mut) {
             problems.remove("groups");
         }
@@ -514,6 +517,15 @@ pub struct JobEvent {
     /// step, progress or end.
     pub event: String,
     /// JSON: of a step and of progress `text` (and `at`), at the end the job.
+    pub data: String,
+}
+
+/// One server-sent event of a rollout.
+#[derive(Debug, Serialize, ToSchema)]
+pub struct RolloutEvent {
+    /// turn, progress or end.
+    pub event: String,
+    /// JSON: of a turn the tenant as in the rollout's `tenants`; of progress `state` and `counts`; at the end the rollout.
     pub data: String,
 }
 

@@ -1,9 +1,9 @@
 //! Rollouts in the catalog: what is to be done to which tenants, in which order, and how far it is.
 //!
 //! What always holds: a tenant's turn and the job that does it are written in one transaction, by the process that runs the
-//! jobs; a tenant with a job under way gets no second one; who is done is never begun again.
+//! jobs; a tenant with a job under way gets no second one, and is waited for with a bound; who is done is never begun again.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -134,6 +134,15 @@ pub struct Plan {
     pub allow_out_of_order: bool,
     /// Milliseconds that a command may take.
     pub timeout_ms: u64,
+    /// Milliseconds that a tenant is waited for which another job has: then it has failed.
+    #[serde(default = "busy_timeout")]
+    pub busy_timeout_ms: u64,
+}
+
+/// Longer than an archive of a few gigabytes takes.
+#[must_use]
+pub fn busy_timeout() -> u64 {
+    600_000
 }
 
 impl Plan {
@@ -203,6 +212,8 @@ pub enum Begun {
     Yes,
     /// Another job has it: its turn stays.
     Busy,
+    /// Another job had it for too long: it has failed.
+    GivenUp,
     /// Nothing can be done to it.
     Skipped,
     /// The rollout was stopped, or the turn is another's.
@@ -299,6 +310,15 @@ impl Catalog {
         within(async { self.client().await?.query(of::ITEMS, &[&id]).await?.iter().map(item).collect() }).await
     }
 
+    /// Another text whenever something of it has changed; `None`: there is none.
+    pub async fn rollout_mark(&self, id: i64) -> Result<Option<String>, CatalogError> {
+        within(async {
+            let row = self.client().await?.query_opt(of::MARK, &[&id]).await?;
+            Ok(row.map(|row| row.try_get(0)).transpose()?)
+        })
+        .await
+    }
+
     /// How many of its tenants are where.
     pub async fn rollout_counts(&self, id: i64) -> Result<BTreeMap<String, u64>, CatalogError> {
         within(async {
@@ -353,13 +373,13 @@ impl Catalog {
             if change.query_one(sql::BUMP, &[]).await?.try_get::<_, i64>(0)? != leader {
                 return Err(not_the_leader());
             }
-            if change.query_opt(of::ITEM_FOR_UPDATE, &[&rollout.id, &tenant]).await?.is_none() {
+            let Some(item) = change.query_opt(of::ITEM_FOR_UPDATE, &[&rollout.id, &tenant]).await? else {
                 return Ok(Begun::No);
-            }
+            };
             let found = change.query_opt(sql::TENANT, &[&tenant]).await?.as_ref().map(entry).transpose()?;
             let suits = found.as_ref().map_or_else(|| Err("it is gone".to_owned()), |of| rollout.kind.suits(of));
-            if change.query_opt(sql::OPEN_JOB_OF, &[&tenant]).await?.is_some() {
-                return Ok(Begun::Busy);
+            if let Some(job) = change.query_opt(sql::OPEN_JOB_OF, &[&tenant]).await? {
+                return busy(change, rollout, tenant, &item, job.try_get(0)?).await;
             }
             let (Some(found), Ok(())) = (&found, &suits) else {
                 change.execute(of::SKIP_ITEM, &[&rollout.id, &tenant, &suits.err()]).await?;
@@ -536,6 +556,33 @@ impl Catalog {
         })
         .await
     }
+}
+
+/// A tenant whose turn has come, and that another job has: told, and given up where that lasts too long.
+async fn busy(
+    change: deadpool_postgres::Transaction<'_>,
+    rollout: &RolloutRow,
+    tenant: i64,
+    item: &Row,
+    job: i64,
+) -> Result<Begun, CatalogError> {
+    let (waited, told): (Option<f64>, Option<String>) = (item.try_get(0)?, item.try_get(1)?);
+    let limit = Duration::from_millis(rollout.plan.busy_timeout_ms);
+    if waited.unwrap_or(0.0) >= limit.as_secs_f64() {
+        let why = format!(
+            "busy: job {job} is under way on it, and after {} (busy_timeout) it is not waited for any more",
+            humantime::format_duration(limit)
+        );
+        change.execute(of::FAIL_ITEM, &[&rollout.id, &tenant, &why]).await?;
+        change.commit().await?;
+        return Ok(Begun::GivenUp);
+    }
+    let why = format!("busy: waits for job {job}");
+    if waited.is_none() || told.as_ref() != Some(&why) {
+        change.execute(of::BUSY_ITEM, &[&rollout.id, &tenant, &why]).await?;
+        change.commit().await?;
+    }
+    Ok(Begun::Busy)
 }
 
 fn not_the_leader() -> CatalogError {

@@ -1,7 +1,8 @@
 //! One value of SQLite for one PostgreSQL type: the text that COPY takes, and the form over which both sides make a checksum.
 //!
 //! What always holds: pure; a value that the type would not hold exactly is refused with the reason, which never holds the
-//! value itself. A REAL for a decimal column is read as Django reads it, and that it was rounded is told.
+//! value itself. A REAL for a decimal column is read as Django reads it, and a `real` keeps 24 bits: that a number is not the
+//! same afterwards is told.
 
 use std::{borrow::Cow, net::IpAddr};
 
@@ -70,6 +71,7 @@ pub enum Form {
 pub struct Written {
     /// The checksum is over `form`, not over the text.
     pub has_form: bool,
+    /// Whoever reads it gets another number.
     pub rounded: bool,
 }
 
@@ -130,6 +132,17 @@ impl Kind {
             Self::Other(name) => Err(Cow::Owned(format!(
                 "values of type {name} are not imported: make the column of another type for the import, or empty it in the file"
             ))),
+        }
+    }
+
+    /// What a column holds of a number whose text was written.
+    #[must_use]
+    pub fn held(&self, text: &[u8]) -> String {
+        let text = String::from_utf8_lossy(text);
+        match (self, text.parse::<f32>()) {
+            // The shortest text that means it looks like more.
+            (Self::Float4, Ok(short)) => f64::from(short).to_string(),
+            _ => text.into_owned(),
         }
     }
 
@@ -240,12 +253,14 @@ fn float(value: ValueRef<'_>, is_short: bool, text: &mut Vec<u8>, form: &mut Vec
         ValueRef::Blob(_) | ValueRef::Null => return why("is no number"),
     };
     let hex = crate::catalog::disk::hex;
+    let mut rounded = false;
     let printed = if is_short {
         #[expect(clippy::cast_possible_truncation, reason = "what is too large becomes infinite, and is refused")]
         let short = number as f32;
         if number.is_finite() && (!short.is_finite() || short == 0.0 && number != 0.0) {
             return why("is out of range of real");
         }
+        rounded = number.is_finite() && !is_same(f64::from(short), number);
         form.extend_from_slice(hex(&if short.is_nan() { f32::NAN } else { short }.to_be_bytes()).as_bytes());
         format!("{short:e}")
     } else {
@@ -257,7 +272,12 @@ fn float(value: ValueRef<'_>, is_short: bool, text: &mut Vec<u8>, form: &mut Vec
         "-inf" => b"-Infinity",
         printed => printed.as_bytes(),
     });
-    Ok(APART)
+    Ok(Written { rounded, ..APART })
+}
+
+/// To the last bit, but for the sign of zero.
+fn is_same(one: f64, other: f64) -> bool {
+    one.total_cmp(&other).is_eq() || one.abs().total_cmp(&0.0).is_eq() && other.abs().total_cmp(&0.0).is_eq()
 }
 
 fn numeric(value: ValueRef<'_>, limits: Option<(u32, u32)>, text: &mut Vec<u8>) -> Done {
@@ -276,19 +296,23 @@ fn numeric(value: ValueRef<'_>, limits: Option<(u32, u32)>, text: &mut Vec<u8>) 
         ValueRef::Blob(_) | ValueRef::Null => None,
     };
     let mut number = number.ok_or(NONE)?;
-    let mut rounded = false;
     if let Some((precision, scale)) = limits {
         let cut;
         (number, cut) = number.at_scale(scale.into());
-        rounded = cut == Cut::Rounded;
-        if rounded && !is_real {
+        if cut == Cut::Rounded && !is_real {
             return Err(Cow::Owned(format!("has more than {scale} digits after the point")));
         }
         if !number.fits(precision) {
             return Err(Cow::Owned(format!("does not fit numeric({precision},{scale})")));
         }
     }
+    let start = text.len();
     number.write(text);
+    // Also what is lost behind the fifteenth digit.
+    let rounded = match (value, text.get(start..).and_then(|digits| std::str::from_utf8(digits).ok()).map(str::parse)) {
+        (ValueRef::Real(real), Some(Ok(held))) => !is_same(held, real),
+        _ => false,
+    };
     Ok(Written { rounded, ..SAME })
 }
 

@@ -105,10 +105,34 @@ fn decimals() {
 }
 
 #[test]
-fn a_real_that_was_rounded_for_a_decimal_column_is_told() {
-    let written = |value| Kind::Numeric(Some((6, 2))).write(value, &mut Vec::new(), &mut Vec::new()).unwrap().rounded;
-    assert!(written(R(1.234)));
-    assert!(!written(R(1.23)) && !written(R(0.1 + 0.2)) && !written(T("1.2")));
+fn a_number_that_is_another_one_afterwards_is_told() {
+    let lost = |kind: &Kind, value| kind.write(value, &mut Vec::new(), &mut Vec::new()).unwrap().rounded;
+    let money = Kind::Numeric(Some((6, 2)));
+    for value in [R(1.234), R(0.1 + 0.2), R(1e-300)] {
+        assert!(lost(&money, value), "{value:?}");
+    }
+    for value in [R(1.23), R(-0.0), R(5.0), T("1.2"), T("NaN"), I(7)] {
+        assert!(!lost(&money, value), "{value:?}");
+    }
+    let large = Kind::Numeric(Some((20, 2)));
+    assert!(lost(&large, R(12_345_678_901_234_568.0)), "fifteen digits are kept, and it has more");
+    assert!(!lost(&large, R(123_456_789_012_345.0)) && !lost(&large, I(i64::MAX / 100)));
+    let (any, double) = (Kind::Numeric(None), Kind::Float8);
+    for value in [R(0.1 + 0.2), R(5e-324), R(1e22), R(1.0 / 3.0)] {
+        assert!(!lost(&any, value) && !lost(&double, value), "{value:?}");
+    }
+    for value in [R(0.1), R(1e30), I(16_777_217)] {
+        assert!(lost(&Kind::Float4, value), "{value:?}");
+    }
+    for value in [R(0.5), R(-0.0), R(f64::INFINITY), T("nan"), I(16_777_216)] {
+        assert!(!lost(&Kind::Float4, value), "{value:?}");
+    }
+    // Whole numbers are exact, or refused.
+    assert!(!lost(&Kind::Int8, R(9_007_199_254_740_992.0)));
+    assert_eq!(
+        (Kind::Float4.held(b"1e-1"), money.held(b"1.23")),
+        ("0.10000000149011612".to_owned(), "1.23".to_owned())
+    );
 }
 
 #[test]

@@ -2,12 +2,23 @@
 //!
 //! What always holds: the file is read only and nobody else's; everything here blocks, and belongs on a thread of its own; one
 //! row and one chunk are in memory at a time, whatever the size of the file; a value larger than `MOST_BYTES_OF_VALUE` is
-//! refused before it is read.
+//! refused before it is read; whatever SQLite computes, it stops at its deadline, and when nobody waits for it any more.
 
-use std::{collections::BTreeSet, ffi::OsStr, os::unix::ffi::OsStrExt as _, path::Path};
+use std::{
+    collections::BTreeSet,
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt as _,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use rusqlite::{Connection, OpenFlags, Row, backup::Backup, limits::Limit, types::ValueRef};
+use tokio::time::Instant;
 
 use super::{
     convert,
@@ -21,6 +32,12 @@ use crate::sql::sqlite as sql;
 pub const MAGIC: &[u8] = b"SQLite format 3\0";
 /// The largest value that is imported.
 const MOST_BYTES_OF_VALUE: i32 = 32 << 20;
+/// Of a pattern of LIKE or GLOB in a CHECK of the file's: matching one is a single instruction, which nothing interrupts.
+const LONGEST_PATTERN: i32 = 1_000;
+/// Instructions of SQLite's between two looks at the clock. Few: one of them may be a function over a value of megabytes.
+const INSTRUCTIONS: i32 = 100;
+/// Values that are told of a table which are not the same afterwards.
+const MOST_LOSSES: usize = 1_000;
 /// Of one message to PostgreSQL.
 const CHUNK: usize = 64 << 10;
 /// Pages of one step of a copy.
@@ -38,8 +55,27 @@ pub struct Chunk {
 pub struct Sums {
     /// Rows that were handed on.
     pub rows: u64,
-    /// Of each column: the checksum, and decimals that were rounded.
+    /// Of each column: the checksum, and numbers that were rounded, those of rows with another problem included.
     pub columns: Vec<(i128, u64)>,
+    /// The first of those.
+    pub losses: Vec<Loss>,
+}
+
+/// A number that its column does not hold as it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loss {
+    pub column: String,
+    pub row: String,
+    pub value: String,
+    pub held: String,
+}
+
+impl Sums {
+    /// Before the first row.
+    #[must_use]
+    pub fn of(table: &TablePlan) -> Self {
+        Self { rows: 0, columns: vec![(0, 0); table.columns.len()], losses: Vec::new() }
+    }
 }
 
 /// A row that PostgreSQL did not take.
@@ -49,6 +85,47 @@ pub struct Refused {
     pub at: u64,
     pub why: String,
     pub detail: String,
+}
+
+/// How long SQLite may be at work on a file. The one that was made is kept by whoever waits: dropped, it ends the work.
+#[derive(Debug)]
+pub struct Leash(Hold);
+
+/// What the work has of it.
+#[derive(Debug, Clone)]
+pub struct Hold {
+    is_off: Arc<AtomicBool>,
+    deadline: Instant,
+}
+
+impl Leash {
+    #[must_use]
+    pub fn new(limit: Duration) -> Self {
+        Self(Hold { is_off: Arc::default(), deadline: Instant::now() + limit })
+    }
+
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        self.0.clone()
+    }
+}
+
+impl Drop for Leash {
+    fn drop(&mut self) {
+        self.0.is_off.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Hold {
+    /// The deadline has passed.
+    #[must_use]
+    pub fn is_late(&self) -> bool {
+        Instant::now() >= self.deadline
+    }
+
+    fn is_over(&self) -> bool {
+        self.is_off.load(Ordering::Relaxed) || self.is_late()
+    }
 }
 
 /// An open file.
@@ -68,11 +145,13 @@ impl File {
     ///
     /// # Errors
     /// In SQLite's words.
-    pub fn open(path: &Path) -> Result<Self, String> {
+    pub fn open(path: &Path, hold: Hold) -> Result<Self, String> {
         let opened = || {
             let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_URI | OpenFlags::SQLITE_OPEN_NO_MUTEX;
             let file = Connection::open_with_flags(uri(path.as_os_str(), "mode=ro&immutable=1"), flags)?;
+            file.progress_handler(INSTRUCTIONS, Some(move || hold.is_over()));
             file.set_limit(Limit::SQLITE_LIMIT_LENGTH, MOST_BYTES_OF_VALUE)?;
+            file.set_limit(Limit::SQLITE_LIMIT_LIKE_PATTERN_LENGTH, LONGEST_PATTERN)?;
             file.execute_batch(sql::GUARDED)?;
             let mut check = file.prepare(sql::CHECK)?;
             let complaints: Vec<String> = check.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
@@ -232,8 +311,8 @@ struct Reader<'a> {
     sums: Sums,
     text: Vec<u8>,
     form: Vec<u8>,
-    /// Of the row under way: the checksum of each column, and whether it was rounded.
-    hashes: Vec<(i64, bool)>,
+    /// Of the row under way: the checksum of each column.
+    hashes: Vec<i64>,
 }
 
 impl<'a> Reader<'a> {
@@ -245,7 +324,7 @@ impl<'a> Reader<'a> {
             lines: Vec::with_capacity(CHUNK * 2),
             rows: 0,
             fitting: 0,
-            sums: Sums { rows: 0, columns: vec![(0, 0); table.columns.len()] },
+            sums: Sums::of(table),
             text: Vec::new(),
             form: Vec::new(),
             hashes: Vec::new(),
@@ -268,10 +347,14 @@ impl<'a> Reader<'a> {
                 self.lines.push(b'\t');
             }
             let value = row.get_ref(self.key + at)?;
-            if let Err(why) = self.value(value, at) {
-                fits = false;
-                let told = (row_name(row, &self.names)?, shown(value));
-                problems.row(&self.table.name, &column.name, &why, told);
+            match self.value(value, at) {
+                Ok(false) => {}
+                Ok(true) => self.lost(row, at, &column.name)?,
+                Err(why) => {
+                    fits = false;
+                    let told = (row_name(row, &self.names)?, shown(value));
+                    problems.row(&self.table.name, &column.name, &why, told);
+                }
             }
         }
         self.fitting += u64::from(fits);
@@ -286,27 +369,40 @@ impl<'a> Reader<'a> {
         self.lines.push(b'\n');
         self.rows += 1;
         self.sums.rows += 1;
-        for ((sum, rounded), (hash, was_rounded)) in self.sums.columns.iter_mut().zip(&self.hashes) {
+        for ((sum, _), hash) in self.sums.columns.iter_mut().zip(&self.hashes) {
             *sum += i128::from(*hash);
-            *rounded += u64::from(*was_rounded);
         }
         Ok(())
     }
 
-    fn value(&mut self, value: ValueRef<'_>, at: usize) -> Result<(), convert::Why> {
-        let Some(column) = self.table.columns.get(at) else { return Ok(()) };
+    /// A number that was rounded is counted, and told with its row.
+    fn lost(&mut self, row: &Row<'_>, at: usize, column: &str) -> rusqlite::Result<()> {
+        if let Some((_, rounded)) = self.sums.columns.get_mut(at) {
+            *rounded += 1;
+        }
+        if self.sums.losses.len() < MOST_LOSSES {
+            let (name, value) = (row_name(row, &self.names)?, shown(row.get_ref(self.key + at)?));
+            let held = self.table.columns.get(at).map_or_else(String::new, |column| column.kind.held(&self.text));
+            self.sums.losses.push(Loss { column: column.to_owned(), row: name, value, held });
+        }
+        Ok(())
+    }
+
+    /// Whether it was rounded.
+    fn value(&mut self, value: ValueRef<'_>, at: usize) -> Result<bool, convert::Why> {
+        let Some(column) = self.table.columns.get(at) else { return Ok(false) };
         if matches!(value, ValueRef::Null) {
             self.lines.extend_from_slice(b"\\N");
-            self.hashes.push((0, false));
-            return if column.is_required { Err("is NULL, and the column is NOT NULL".into()) } else { Ok(()) };
+            self.hashes.push(0);
+            return if column.is_required { Err("is NULL, and the column is NOT NULL".into()) } else { Ok(false) };
         }
         self.text.clear();
         self.form.clear();
         let written = column.kind.write(value, &mut self.text, &mut self.form)?;
         convert::escape(&self.text, &mut self.lines);
         let form = if written.has_form { &self.form } else { &self.text };
-        self.hashes.push((sum::hash(form), written.rounded));
-        Ok(())
+        self.hashes.push(sum::hash(form));
+        Ok(written.rounded)
     }
 }
 
@@ -356,4 +452,35 @@ pub fn copy(from: &Path, to: &Path, mut told: impl FnMut(u64, u64)) -> Result<()
         copy.query_row(sql::ONE_FILE, [], |row| row.get::<_, String>(0)).map(drop)
     };
     copied().map_err(|error| words(&error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// It comes to no end.
+    const ENDLESS: &str =
+        "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT n, n FROM c WHERE n < 0";
+
+    fn small() -> tempfile::NamedTempFile {
+        let path = tempfile::NamedTempFile::new().unwrap();
+        Connection::open(path.path()).and_then(|file| file.execute_batch("CREATE TABLE t (n)")).unwrap();
+        path
+    }
+
+    #[test]
+    fn work_on_a_file_ends_at_its_deadline() {
+        let (path, leash) = (small(), Leash::new(Duration::from_secs(1)));
+        let why = File::open(path.path(), leash.hold()).and_then(|file| file.migrations(ENDLESS)).unwrap_err();
+        assert!(why.contains("interrupted") && leash.hold().is_late(), "{why}");
+    }
+
+    #[test]
+    fn work_on_a_file_ends_when_nobody_waits_for_it() {
+        let (path, leash) = (small(), Leash::new(Duration::from_secs(3_600)));
+        let file = File::open(path.path(), leash.hold()).unwrap();
+        let work = std::thread::spawn(move || file.migrations(ENDLESS).map(drop));
+        drop(leash);
+        assert!(work.join().unwrap().unwrap_err().contains("interrupted"));
+    }
 }

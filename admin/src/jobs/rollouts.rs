@@ -15,6 +15,9 @@ use crate::{
 /// Seconds without a word from whoever runs the commands: then no other begins.
 pub const SILENT: f64 = 30.0;
 
+/// Tenants of one rollout that are passed over in one look, since another job has them.
+const MOST_BUSY: usize = 100;
+
 /// One look at all rollouts that have something to do.
 pub async fn advance(plane: &ControlPlane, leader: i64) -> Result<(), CatalogError> {
     for rollout in plane.catalog.open_rollouts().await? {
@@ -40,7 +43,7 @@ async fn go_on(plane: &ControlPlane, leader: i64, rollout: &RolloutRow) -> Resul
                 plane.catalog.end_rollout(leader, rollout.id, end.into(), why.as_deref()).await?;
                 plane.job_over.notify_waiters();
             }
-            Move::Start(_) if rollout.kind == Kind::Exec && rollout.silent > SILENT => {
+            Move::Start { .. } if rollout.kind == Kind::Exec && rollout.silent > SILENT => {
                 if turns.iter().all(|(_, turn)| *turn != Turn::Running) {
                     let why = format!("nothing was heard of who runs the commands for {SILENT} s");
                     let stopped = RolloutState::Stopped;
@@ -48,12 +51,25 @@ async fn go_on(plane: &ControlPlane, leader: i64, rollout: &RolloutRow) -> Resul
                     plane.job_over.notify_waiters();
                 }
             }
-            Move::Start(places) => {
-                for item in places.into_iter().filter_map(|place| items.get(place)) {
+            Move::Start { waiting, free } => {
+                let (mut free, mut busy) = (free, 0);
+                for item in waiting.into_iter().filter_map(|place| items.get(place)) {
+                    if free == 0 || busy == MOST_BUSY {
+                        break;
+                    }
                     plane.fuse.burn_of(rollout.kind.as_str(), rollout.created_at);
-                    let begun = plane.catalog.begin_turn(leader, rollout, item.tenant).await?;
-                    // One that is skipped makes room for the next.
-                    has_changed |= begun == Begun::Skipped;
+                    match plane.catalog.begin_turn(leader, rollout, item.tenant).await? {
+                        Begun::Yes => free -= 1,
+                        // The next look finds out whether it still is.
+                        Begun::Busy => busy += 1,
+                        Begun::Skipped => has_changed = true,
+                        Begun::No => {}
+                        // A failure, which may be the last that may be.
+                        Begun::GivenUp => {
+                            has_changed = true;
+                            break;
+                        }
+                    }
                 }
             }
         }

@@ -213,7 +213,8 @@ async fn walk(lead: &Lead, id: i64) {
             // Somebody else knows better; if the job is still ours to do, the next look finds it where it is.
             Ok(false) => return,
             Err(error) => {
-                tracing::warn!(job = id, tenant = %job.name, %error, "a job waits; tried again");
+                let why = logged_of(&job, &error);
+                tracing::warn!(job = id, tenant = %job.name, error = why, "a job waits; tried again");
                 let _ = lead.plane.catalog.progress(id, &format!("waits: {error}")).await;
                 (site, slot) = (self::site(lead), None);
                 tokio::time::sleep(tries.again(&error)).await;
@@ -269,12 +270,30 @@ async fn advance(lead: &Lead, site: &mut Site, job: &mut JobRow, tries: &Tries) 
             told
         }
     };
-    tracing::info!(job = job.id, kind = job.work.kind(), tenant = %job.name, "{told}");
+    tracing::info!(job = job.id, kind = job.work.kind(), tenant = %job.name, "{}", logged(job, &next, told));
     *job = next;
     Ok(true)
 }
 
 const CANCELLED: &str = "cancelled on request";
+
+/// What the log has of it: not why something gave up that meets a tenant's rows, since PostgreSQL may quote them.
+fn logged(job: &JobRow, next: &JobRow, told: String) -> String {
+    let gave_up = next.error != job.error && told != CANCELLED;
+    match step_of(job) {
+        Some(step) if gave_up && job.work.meets_rows() => format!("{} gave up; the job says why", step.word()),
+        _ => told,
+    }
+}
+
+/// The same of what is tried again. Who is away was not asked about rows.
+fn logged_of(job: &JobRow, error: &StepError) -> String {
+    match error {
+        StepError::Away(_) => error.to_string(),
+        _ if job.work.meets_rows() => "the job's progress says why".to_owned(),
+        _ => error.to_string(),
+    }
+}
 
 /// There is a way back from where it was, and none from where it will be.
 fn is_last_chance(job: &JobRow, next: &JobRow) -> bool {

@@ -585,6 +585,12 @@ impl Work {
         matches!(self, Self::Migrate { .. } | Self::Exec { .. })
     }
 
+    /// What PostgreSQL says of it, or the caller's command, may hold values of a tenant's rows.
+    #[must_use]
+    pub fn meets_rows(&self) -> bool {
+        self.is_of_rollout() || matches!(self, Self::Import { .. })
+    }
+
     /// Whole databases go through it.
     #[must_use]
     pub fn moves_data(&self) -> bool {

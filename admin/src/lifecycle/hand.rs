@@ -73,8 +73,8 @@ pub async fn set_as_owner(site: &mut Site, entry: &Entry, role: &str) -> Result<
             Ok(()) => {}
             // A superuser's, and we are none; or one that PostgreSQL does not know any more, which is no error at a login either.
             Err(error) if error.as_db_error().is_some() && !error.is_closed() => {
-                let why = control::words(&error);
-                tracing::warn!(tenant = %entry.name, %setting, why, "a setting of the owner's role is not in force for this job");
+                let code = error.code().map_or("", SqlState::code);
+                tracing::warn!(tenant = %entry.name, %setting, code, "a setting of the owner's role is not in force for this job");
             }
             Err(error) => return Err(error.into()),
         }

@@ -6,12 +6,13 @@
 //!
 //! A file that is not transactional is done statement by statement, and the version table counts them. A crash between a
 //! statement and its count does that one statement again. Where it was CREATE INDEX CONCURRENTLY, an index is left that
-//! PostgreSQL calls invalid; it is looked for and named before such a file goes on, and after it.
+//! PostgreSQL calls invalid; it is looked for and named before such a file goes on, and after each statement. Indexes that were
+//! invalid before the file was first begun (the version table keeps which) are not the file's, and not looked at.
+//!
+//! PostgreSQL's message of a file that failed is for the job: it may quote a value. The log has file, line and SQLSTATE; what
+//! else PostgreSQL says (DETAIL, CONTEXT: whole rows, often) goes nowhere.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -24,7 +25,6 @@ use super::{
 };
 use crate::{
     catalog::{model::Entry, rollouts::Plan, store::JobRow},
-    control,
     jobs::work::Work,
     migrate::script::{self, Applied, Migration},
     sql::rollouts as sql,
@@ -34,6 +34,8 @@ use crate::{
 const MOST_VERSIONS: usize = 10_000;
 /// Between two tries of a file whose locks were not to be had: doubled up to the second. Who waits for the lock meanwhile gets it.
 const PAUSE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(10));
+/// Characters of a message of PostgreSQL's that a job has.
+const MOST_MESSAGE: usize = 500;
 /// For other processes to hear of it.
 const HEARD: Duration = Duration::from_secs(5);
 
@@ -176,20 +178,20 @@ impl Run<'_> {
 
     /// The file and its row, or nothing.
     async fn try_transaction(&mut self, file: &Migration) -> Result<(), Stopped> {
-        let rollout = self.rollout();
+        let (rollout, job) = (self.rollout(), self.job);
         let change = self.client.transaction().await.map_err(away)?;
         let number: String = change.query_one(sql::TRANSACTION, &[]).await.map_err(away)?.get(0);
-        change.batch_execute(&file.sql).await.map_err(|error| stopped(file, &file.sql, error))?;
+        change.batch_execute(&file.sql).await.map_err(|error| stopped(job, file, &file.sql, error))?;
         let count = i32::try_from(script::statements(&file.sql).map_or(0, |found| found.len())).unwrap_or(i32::MAX);
-        let after = change.query_one(sql::TRANSACTION, &[]).await.map_err(|error| stopped(file, "", error))?;
+        let after = change.query_one(sql::TRANSACTION, &[]).await.map_err(|error| stopped(job, file, "", error))?;
         if after.get::<_, String>(0) != number {
             return Err(Stopped::Failed(StepError::Refused(format!("{}: it ended its transaction", file.name))));
         }
         let row: [&(dyn tokio_postgres::types::ToSql + Sync); 5] =
             [&file.version, &file.name, &file.sha256(), &count, &rollout];
-        change.execute(sql::APPLIED, &row).await.map_err(|error| stopped(file, "", error))?;
+        change.execute(sql::APPLIED, &row).await.map_err(|error| stopped(job, file, "", error))?;
         self.site.plane.fuse.burn();
-        change.commit().await.map_err(|error| stopped(file, "", error))
+        change.commit().await.map_err(|error| stopped(job, file, "", error))
     }
 
     fn rollout(&self) -> i64 {
@@ -197,7 +199,8 @@ impl Run<'_> {
     }
 
     async fn wait(&self, file: &Migration, error: &Error, tries: u32, pause: Duration) -> Result<(), StepError> {
-        tracing::info!(job = self.job.id, tenant = %self.job.name, file = %file.name, tries, "{}", control::words(error));
+        let code = error.code().map_or("", SqlState::code);
+        tracing::info!(job = self.job.id, tenant = %self.job.name, file = %file.name, tries, code, "a file's locks were not to be had");
         let all = self.plan.lock_retries.saturating_add(1);
         self.tell(&format!("{}: its locks were not to be had, try {tries} of {all}", file.name)).await;
         tokio::time::sleep(pause).await;
@@ -214,20 +217,20 @@ impl Run<'_> {
     }
 
     async fn one_by_one(&mut self, file: &Migration, begun: Option<&Applied>) -> Result<(), StepError> {
-        let before = self.invalid_indexes().await?;
-        if begun.is_some() {
-            half_built(file, &before, "was begun before, and left")?;
-        }
+        let before = self.invalid_before(file).await?;
+        half_built(file, &self.left_invalid(&before).await?, "was begun before, and left")?;
         let sha256 = file.sha256();
         // One that was changed since begins anew.
         let done = begun.filter(|begun| begun.sha256 == sha256).map_or(0, |begun| begun.statements);
         let statements = script::statements(&file.sql).map_err(StepError::Refused)?;
         let (first, rollout) = (i32::try_from(done).unwrap_or(0), self.rollout());
-        self.client.execute(sql::BEGUN, &[&file.version, &file.name, &sha256, &first, &rollout]).await?;
+        let parameters: [&(dyn tokio_postgres::types::ToSql + Sync); 6] =
+            [&file.version, &file.name, &sha256, &first, &rollout, &before];
+        self.client.execute(sql::BEGUN, &parameters).await?;
         for (count, statement) in (1i32..).zip(&statements).skip(done) {
             self.site.plane.fuse.burn();
             let outcome = self.one(file, statement).await;
-            let left: BTreeSet<String> = self.invalid_indexes().await?.difference(&before).cloned().collect();
+            let left = self.left_invalid(&before).await?;
             match &outcome {
                 Err(StepError::Refused(why)) => half_built(file, &left, &format!("failed ({why}), and left"))?,
                 _ => half_built(file, &left, "left")?,
@@ -250,7 +253,8 @@ impl Run<'_> {
                 // It waits for clients without holding them up; given up, it would leave an index that is invalid.
                 self.client.batch_execute(&sql::set_lock_timeout(0)).await?;
             }
-            match self.client.batch_execute(statement).await.map_err(|error| stopped(file, statement, error)) {
+            match self.client.batch_execute(statement).await.map_err(|error| stopped(self.job, file, statement, error))
+            {
                 Ok(()) => return self.set_lock_timeout().await,
                 Err(Stopped::Failed(why)) => return Err(why),
                 Err(Stopped::Locked(error)) => self.wait(file, &error, tries, pause).await?,
@@ -263,9 +267,34 @@ impl Run<'_> {
         Ok(self.client.batch_execute(&sql::set_lock_timeout(self.plan.lock_timeout_ms)).await?)
     }
 
-    async fn invalid_indexes(&self) -> Result<BTreeSet<String>, StepError> {
-        let rows = self.client.query(sql::INVALID_INDEXES, &[]).await?;
-        Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+    /// Indexes that were invalid before the file was first begun: they are none of its doing. By their numbers, since the file may
+    /// drop one and make another of that name.
+    async fn invalid_before(&self, file: &Migration) -> Result<Vec<u32>, StepError> {
+        if !self.client.query_one(sql::HAS_INVALID_BEFORE, &[]).await?.try_get::<_, bool>(0)? {
+            self.client.batch_execute(sql::ADD_INVALID_BEFORE).await?;
+        }
+        let row = self.client.query_opt(sql::INVALID_BEFORE, &[&file.version]).await?;
+        match row.map(|row| row.try_get::<_, Option<Vec<u32>>>(0)).transpose()? {
+            Some(Some(before)) => Ok(before),
+            // It was begun by a Tenantry that wrote none down: all that there are may be its own.
+            Some(None) => Ok(Vec::new()),
+            None => {
+                let rows = self.client.query(sql::INVALID_INDEXES, &[]).await?;
+                Ok(rows.iter().map(|row| row.try_get(0)).collect::<Result<_, _>>()?)
+            }
+        }
+    }
+
+    /// Those that the file left: what another session is building is not finished, and nobody's fault yet.
+    async fn left_invalid(&self, before: &[u32]) -> Result<Vec<String>, StepError> {
+        let mut left = Vec::new();
+        for row in self.client.query(sql::INVALID_INDEXES, &[]).await? {
+            let (number, name, is_built): (u32, String, bool) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+            if !is_built && !before.contains(&number) {
+                left.push(name);
+            }
+        }
+        Ok(left)
     }
 }
 
@@ -287,7 +316,7 @@ fn again(error: StepError) -> StepError {
 }
 
 /// An index that was begun and not finished is named.
-fn half_built(file: &Migration, left: &BTreeSet<String>, what: &str) -> Result<(), StepError> {
+fn half_built(file: &Migration, left: &[String], what: &str) -> Result<(), StepError> {
     let Some(index) = left.first() else { return Ok(()) };
     Err(StepError::Refused(format!(
         "{}: it {what} the index {index} invalid, which nobody reads and everybody writes: DROP INDEX CONCURRENTLY {index}, \
@@ -300,28 +329,28 @@ fn away(error: Error) -> Stopped {
     Stopped::Failed(error.into())
 }
 
-/// What PostgreSQL says of a file. Its message, never the detail: that may hold rows.
-fn stopped(file: &Migration, sql: &str, error: Error) -> Stopped {
+/// What PostgreSQL says of a file, for its job.
+fn stopped(job: &JobRow, file: &Migration, sql: &str, error: Error) -> Stopped {
     let Some(told) = error.as_db_error() else { return away(error) };
     let code = told.code();
     if matches!(*code, SqlState::LOCK_NOT_AVAILABLE | SqlState::T_R_DEADLOCK_DETECTED) {
         return Stopped::Locked(error);
     }
-    // Shutting down, out of disk or of connections: later it may work.
-    if matches!(code.code().get(..2), Some("08" | "53" | "58"))
-        || matches!(*code, SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN)
-    {
-        return away(error);
-    }
     let line = match told.position() {
         Some(ErrorPosition::Original(at)) => {
             let before = sql.chars().take(usize::try_from(*at).unwrap_or(usize::MAX));
-            format!(", line {}", before.filter(|c| *c == '\n').count() + 1)
+            Some(before.filter(|c| *c == '\n').count() + 1)
         }
-        _ => String::new(),
+        _ => None,
     };
-    let name = &file.name;
-    Stopped::Failed(StepError::Refused(format!("{name}{line}: {} ({})", told.message(), code.code())))
+    tracing::warn!(job = job.id, tenant = %job.name, file = %file.name, line, code = code.code(), "PostgreSQL refused a file");
+    let line = line.map_or_else(String::new, |line| format!(", line {line}"));
+    let message: String = told.message().chars().take(MOST_MESSAGE).collect();
+    let why = format!("{}{line}: {message} ({})", file.name, code.code());
+    // Shutting down, out of disk or of connections: later it may work.
+    let may_pass = matches!(code.code().get(..2), Some("08" | "53" | "58"))
+        || matches!(*code, SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN);
+    Stopped::Failed(if may_pass { StepError::Away(why) } else { StepError::Refused(why) })
 }
 
 /// Exactly this tenant's: every process that serves it prepares anew what its clients have prepared.

@@ -1,7 +1,7 @@
 //! Waves: a canary first, then the rest in parts; what may begin next, and when to stop.
 //!
 //! What always holds: nobody of a wave begins before all of the wave before it are over; at most `parallel` are under way;
-//! once `stop_after` have failed, or one of the canary, nobody else begins; who is done is never begun again.
+//! one that cannot begin yet, since another job has it, keeps nobody else of its wave waiting; once `stop_after` have failed, or one of the canary, nobody else begins; who is done is never begun again.
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -13,7 +13,7 @@ pub const CANARY: u32 = 0;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Turn {
-    /// Its turn has not come; of a rollout that is over: it was not reached.
+    /// Its turn has not come, or another job has the tenant; of a rollout that is over: it was not reached.
     Waiting,
     Running,
     Done,
@@ -69,8 +69,11 @@ pub enum End {
 /// What comes next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Move {
-    /// These begin, by their places.
-    Start(Vec<usize>),
+    /// Of these, by their places and in this order, so many begin; one that cannot yet is passed over.
+    Start {
+        waiting: Vec<usize>,
+        free: usize,
+    },
     /// Those under way are waited for.
     Wait,
     End(End),
@@ -135,8 +138,8 @@ pub fn next(tenants: &[(u32, Turn)], limits: Limits) -> Move {
     }
     let free = usize::try_from(limits.parallel.max(1)).unwrap_or(usize::MAX).saturating_sub(running);
     let waits = tenants.iter().enumerate().filter(|(_, (of, turn))| *of == wave && *turn == Turn::Waiting);
-    let start: Vec<usize> = waits.map(|(place, _)| place).take(free).collect();
-    if start.is_empty() { Move::Wait } else { Move::Start(start) }
+    let waiting: Vec<usize> = waits.map(|(place, _)| place).collect();
+    if waiting.is_empty() || free == 0 { Move::Wait } else { Move::Start { waiting, free } }
 }
 
 #[cfg(test)]
@@ -150,8 +153,8 @@ mod tests {
         let mut begun = Vec::new();
         loop {
             match next(tenants, limits) {
-                Move::Start(places) => {
-                    for place in places {
+                Move::Start { waiting, free } => {
+                    for place in waiting.into_iter().take(free) {
                         assert_eq!(tenants[place].1, Turn::Waiting, "begun twice");
                         tenants[place].1 = Turn::Running;
                         begun.push(place);
@@ -237,6 +240,6 @@ mod tests {
     #[test]
     fn who_is_skipped_holds_up_nobody() {
         let tenants = [(0, Turn::Skipped), (1, Turn::Waiting), (2, Turn::Waiting)];
-        assert_eq!(next(&tenants, LIMITS), Move::Start(vec![1]));
+        assert_eq!(next(&tenants, LIMITS), Move::Start { waiting: vec![1], free: 2 });
     }
 }

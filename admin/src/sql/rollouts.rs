@@ -22,6 +22,10 @@ pub const OPEN_ROLLOUTS: &str = "SELECT id, kind, state, plan, command, error, a
      OR EXISTS (SELECT FROM tenantry.rollout_tenants t WHERE t.rollout = r.id AND t.state = 'running') ORDER BY id LIMIT 100";
 pub const ITEMS: &str = "SELECT tenant, name, wave, state, attempts, job, login, error, result, began_at, ended_at \
      FROM tenantry.rollout_tenants WHERE rollout = $1 ORDER BY place";
+/// Stands for all of a rollout that anybody is told, but for the results.
+pub const MARK: &str = "SELECT r.state || ' ' || coalesce((SELECT pg_catalog.md5(pg_catalog.string_agg( \
+       pg_catalog.concat_ws('|', t.state, t.attempts, t.job, t.login, t.error, t.began_at), ',' ORDER BY t.place)) \
+     FROM tenantry.rollout_tenants t WHERE t.rollout = r.id), '') FROM tenantry.rollouts r WHERE r.id = $1";
 pub const COUNTS: &str =
     "SELECT state, count(*) FROM tenantry.rollout_tenants WHERE rollout = $1 GROUP BY state ORDER BY state";
 pub const FILES: &str = "SELECT plan, files FROM tenantry.rollouts WHERE id = $1";
@@ -35,11 +39,17 @@ pub const SETTLE: &str = "UPDATE tenantry.rollout_tenants t SET \
        result = j.result, ended_at = j.updated_at \
      FROM tenantry.jobs j WHERE t.rollout = $1 AND t.state = 'running' AND j.id = t.job \
        AND j.state IN ('succeeded', 'failed', 'cancelled')";
-/// Whether its turn is still to come, and nobody stopped the rollout.
-pub const ITEM_FOR_UPDATE: &str = "SELECT FROM tenantry.rollout_tenants t JOIN tenantry.rollouts r ON r.id = t.rollout \
+/// Whether its turn is still to come, and nobody stopped the rollout; for how many seconds it could not begin, and why.
+pub const ITEM_FOR_UPDATE: &str = "SELECT extract(epoch FROM clock_timestamp() - t.began_at)::float8, t.error FROM tenantry.rollout_tenants t JOIN tenantry.rollouts r ON r.id = t.rollout \
      WHERE t.rollout = $1 AND t.tenant = $2 AND t.state = 'waiting' AND r.state = 'running' FOR UPDATE";
 pub const BEGIN_ITEM: &str = "UPDATE tenantry.rollout_tenants SET state = 'running', attempts = attempts + 1, job = $3, login = NULL, \
      outcome = NULL, error = NULL, result = NULL, began_at = now(), ended_at = NULL WHERE rollout = $1 AND tenant = $2";
+/// Its turn came, and another job has it.
+pub const BUSY_ITEM: &str = "UPDATE tenantry.rollout_tenants SET began_at = coalesce(began_at, now()), error = $3 \
+     WHERE rollout = $1 AND tenant = $2 AND state = 'waiting'";
+/// Without a job.
+pub const FAIL_ITEM: &str = "UPDATE tenantry.rollout_tenants SET state = 'failed', error = $3, ended_at = now() \
+     WHERE rollout = $1 AND tenant = $2 AND state = 'waiting'";
 pub const SKIP_ITEM: &str = "UPDATE tenantry.rollout_tenants SET state = 'skipped', error = $3, ended_at = now() \
      WHERE rollout = $1 AND tenant = $2 AND state = 'waiting'";
 pub const END_ROLLOUT: &str = "UPDATE tenantry.rollouts SET state = $2, error = $3, verifier = NULL, updated_at = now() \
@@ -48,9 +58,9 @@ pub const CANCEL_JOBS: &str = "UPDATE tenantry.jobs j SET cancel = true FROM ten
      WHERE t.rollout = $1 AND t.state = 'running' AND j.id = t.job AND j.state IN ('queued', 'running')";
 pub const HAS_RUNNING: &str =
     "SELECT EXISTS (SELECT FROM tenantry.rollout_tenants WHERE rollout = $1 AND state = 'running')";
-/// Those that failed or could not be reached have another turn.
-pub const REWIND_ITEMS: &str = "UPDATE tenantry.rollout_tenants SET state = 'waiting' \
-     WHERE rollout = $1 AND state IN ('failed', 'skipped')";
+/// Those that failed or could not be reached have another turn; nobody was waited for yet.
+pub const REWIND_ITEMS: &str = "UPDATE tenantry.rollout_tenants SET state = 'waiting', error = NULL, began_at = NULL \
+     WHERE rollout = $1 AND state IN ('failed', 'skipped', 'waiting')";
 pub const RESUME_ROLLOUT: &str = "UPDATE tenantry.rollouts SET state = 'running', error = NULL, verifier = $2, seen_at = now(), \
      updated_at = now() WHERE id = $1";
 
@@ -106,18 +116,27 @@ pub const VERSIONS: &str = "SELECT version, pg_catalog.left(name, 1000), pg_cata
 pub const APPLIED: &str = "INSERT INTO tenantry.migrations (version, name, sha256, transactional, statements, rollout, applied_at) \
      VALUES ($1, $2, $3, true, $4, $5, now()) ON CONFLICT (version) DO UPDATE SET name = excluded.name, \
      sha256 = excluded.sha256, transactional = true, statements = excluded.statements, rollout = excluded.rollout, applied_at = now()";
-/// Of one that is not transactional: it begins.
-pub const BEGUN: &str = "INSERT INTO tenantry.migrations (version, name, sha256, transactional, statements, rollout) \
-     VALUES ($1, $2, $3, false, $4, $5) ON CONFLICT (version) DO UPDATE SET name = excluded.name, \
-     sha256 = excluded.sha256, transactional = false, statements = excluded.statements, rollout = excluded.rollout";
+/// Which indexes were invalid before a file that is not transactional was first begun. Version tables of before have no such column.
+pub const HAS_INVALID_BEFORE: &str = "SELECT EXISTS (SELECT FROM pg_catalog.pg_attribute \
+     WHERE attrelid = 'tenantry.migrations'::regclass AND attname = 'invalid_before' AND NOT attisdropped)";
+pub const ADD_INVALID_BEFORE: &str = "ALTER TABLE tenantry.migrations ADD COLUMN IF NOT EXISTS invalid_before oid[]";
+pub const INVALID_BEFORE: &str = "SELECT invalid_before FROM tenantry.migrations WHERE version = $1";
+/// Of one that is not transactional: it begins, or goes on.
+pub const BEGUN: &str = "INSERT INTO tenantry.migrations (version, name, sha256, transactional, statements, rollout, invalid_before) \
+     VALUES ($1, $2, $3, false, $4, $5, $6) ON CONFLICT (version) DO UPDATE SET name = excluded.name, \
+     sha256 = excluded.sha256, transactional = false, statements = excluded.statements, rollout = excluded.rollout, \
+     invalid_before = excluded.invalid_before";
 /// So many of its statements are done.
 pub const DONE_SO_FAR: &str = "UPDATE tenantry.migrations SET statements = $2 WHERE version = $1";
 pub const FINISHED: &str = "UPDATE tenantry.migrations SET statements = $2, applied_at = now() WHERE version = $1";
 pub const TRANSACTION: &str = "SELECT pg_catalog.pg_current_xact_id()::text";
-/// Indexes that were begun and not finished: nobody reads them, and everybody writes them.
-pub const INVALID_INDEXES: &str = "SELECT pg_catalog.format('%I.%I', n.nspname, c.relname) FROM pg_catalog.pg_index i \
+/// Indexes that were begun and not finished: nobody reads them, and everybody writes them. And whether another session is
+/// building it.
+pub const INVALID_INDEXES: &str = "SELECT i.indexrelid, pg_catalog.format('%I.%I', n.nspname, c.relname), EXISTS ( \
+       SELECT FROM pg_catalog.pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid AND p.pid <> pg_catalog.pg_backend_pid()) \
+     FROM pg_catalog.pg_index i \
      JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-     WHERE NOT i.indisvalid AND c.relkind = 'i' AND n.nspname !~ '^pg_' ORDER BY 1";
+     WHERE NOT i.indisvalid AND c.relkind = 'i' AND n.nspname !~ '^pg_' ORDER BY 2";
 
 /// A login for a command that is run for a tenant: its sessions begin as the tenant's owner, so that what it makes is the
 /// owner's. It has the owner's rights also where a session forgets whom it began as.

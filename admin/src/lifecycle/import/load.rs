@@ -9,17 +9,20 @@ use futures_util::SinkExt as _;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tokio_postgres::{Client, CopyInSink, Error, error::SqlState};
+use tokio_postgres::{
+    Client, CopyInSink, Error,
+    error::{DbError, SqlState},
+};
 
 use super::super::{
     Site, StepError,
     progress::{Progress, mib},
 };
-use super::{aside, verify};
+use super::{aside, in_time, verify};
 use crate::{
     catalog::store::JobRow,
     import::{
-        file::{Chunk, File, Refused, Sums},
+        file::{Chunk, File, Hold, Refused, Sums},
         plan::{MIGRATIONS, Plan, TablePlan},
         problems::Problems,
     },
@@ -30,6 +33,10 @@ use crate::{
 const UNDER_WAY: usize = 4;
 /// Rows of one table that PostgreSQL may refuse before the others are not looked for: each costs another pass.
 const MOST_REFUSED: usize = 20;
+/// Characters of what PostgreSQL says of a row.
+const MOST_TOLD: usize = 500;
+/// Numbers that are told, over all tables, which are not the same afterwards.
+const MOST_LOSSES: usize = 1_000;
 /// Migrations that are named.
 const MOST_NAMED: usize = 20;
 
@@ -40,7 +47,11 @@ pub struct Load {
     pub sums: Vec<Sums>,
     /// Whoever reads it takes it along. (SQLite's connection is not for several threads at once.)
     file: Mutex<Option<File>>,
+    hold: Hold,
     problems: Problems,
+    /// Numbers that their columns do not hold as they are: by column, and the first of them.
+    rounded: serde_json::Map<String, Value>,
+    losses: Vec<Value>,
     /// The tables cannot take anything; what would not fit is told all the same.
     is_blocked: bool,
     rows: (u64, u64),
@@ -56,14 +67,17 @@ struct Pass {
 }
 
 impl Load {
-    pub fn new(client: Client, file: File, plan: Plan, problems: Problems) -> Self {
+    pub fn new(client: Client, (file, hold): (File, Hold), plan: Plan, problems: Problems) -> Self {
         let rows = (0, plan.tables.iter().map(|table| table.rows).sum());
         Self {
             client,
             plan,
             sums: Vec::new(),
             file: Mutex::new(Some(file)),
+            hold,
             problems,
+            rounded: serde_json::Map::new(),
+            losses: Vec::new(),
             is_blocked: false,
             rows,
             bytes: 0,
@@ -71,7 +85,7 @@ impl Load {
     }
 
     /// Locks, looks whether there is room, makes room where that is meant.
-    pub async fn prepare(&mut self) -> Result<(), StepError> {
+    pub async fn prepare(&mut self, site: &Site) -> Result<(), StepError> {
         let mut tables: Vec<&TablePlan> = self.plan.tables.iter().collect();
         // All who lock several do so in one order.
         tables.sort_by(|one, other| (&one.schema, &one.name).cmp(&(&other.schema, &other.name)));
@@ -81,7 +95,7 @@ impl Load {
         let before = self.problems.total();
         self.look_for_room().await?;
         self.look_for_followers().await?;
-        self.look_at_migrations().await?;
+        self.look_at_migrations(site).await?;
         self.is_blocked = self.problems.total() > before;
         for key in &self.plan.to_defer {
             let child = verify::name_of(&self.client, &self.plan, key.child).await?;
@@ -121,7 +135,7 @@ impl Load {
     }
 
     /// The same migrations here and there: else the tables are not those of the file.
-    async fn look_at_migrations(&mut self) -> Result<(), StepError> {
+    async fn look_at_migrations(&mut self, site: &Site) -> Result<(), StepError> {
         let Some(table) = self.plan.tables.iter().find(|table| table.name == MIGRATIONS) else { return Ok(()) };
         let rows = self.client.query(&sql::migrations(Some(&table.schema), &table.name), &[]).await?;
         let there = rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?)));
@@ -134,6 +148,7 @@ impl Load {
         })
         .await?;
         *self.file.get_mut() = Some(file);
+        self.in_time(site)?;
         let here = here.map_err(StepError::Refused)?;
         let name = table.name.clone();
         for ((app, migration), place) in here
@@ -157,14 +172,41 @@ impl Load {
         let mut progress = Progress::of(job.id);
         for table in tables {
             let sums = if table.rows == 0 || table.columns.is_empty() {
-                Sums { rows: 0, columns: vec![(0, 0); table.columns.len()] }
+                Sums::of(&table)
             } else {
                 site.plane.fuse.burn();
                 self.table(site, &mut progress, &table).await?
             };
             self.sums.push(sums);
         }
-        self.look_for_broken_keys().await
+        self.look_for_broken_keys().await?;
+        self.in_time(site)
+    }
+
+    /// What SQLite was stopped in is no problem of the file's.
+    fn in_time(&self, site: &Site) -> Result<(), StepError> {
+        in_time(site, &self.hold)
+    }
+
+    /// Of a table that was read.
+    fn note_losses(&mut self, table: &TablePlan, sums: &Sums) {
+        for (column, (_, count)) in table.columns.iter().zip(&sums.columns).filter(|(_, (_, count))| *count > 0) {
+            self.rounded.insert(format!("{}.{}", table.name, column.name), json!(count));
+        }
+        let room = MOST_LOSSES.saturating_sub(self.losses.len());
+        self.losses.extend(sums.losses.iter().take(room).map(|loss| {
+            json!({
+                "column": format!("{}.{}", table.name, loss.column), "row": loss.row, "value": loss.value, "held": loss.held,
+            })
+        }));
+    }
+
+    /// Also where there are problems.
+    pub fn tell_losses(&self, result: &mut Value) {
+        if !self.rounded.is_empty() {
+            result["rounded"] = Value::Object(self.rounded.clone());
+            result["rounded_rows"] = json!(self.losses);
+        }
     }
 
     async fn look_for_broken_keys(&mut self) -> Result<(), StepError> {
@@ -191,6 +233,7 @@ impl Load {
         loop {
             (self.rows.0, self.bytes) = (rows, bytes);
             let pass = self.pass(site, progress, table, &refused).await?;
+            self.in_time(site)?;
             let error = match (pass.sums, pass.sent) {
                 (Err(why), _) => {
                     self.problems.add(pass.problems);
@@ -199,6 +242,7 @@ impl Load {
                 }
                 (Ok(sums), Ok(())) => {
                     self.problems.add(pass.problems);
+                    self.note_losses(table, &sums);
                     return Ok(sums);
                 }
                 (Ok(_), Err(error)) => error,
@@ -223,7 +267,11 @@ impl Load {
             // To its end, whatever PostgreSQL says.
             self.is_blocked = true;
             let pass = self.pass(site, progress, table, &refused).await?;
+            self.in_time(site)?;
             self.problems.add(pass.problems);
+            if let Ok(sums) = &pass.sums {
+                self.note_losses(table, sums);
+            }
             self.is_blocked = false;
             return sums;
         }
@@ -362,14 +410,29 @@ fn refusal(error: &Error, before: &[Refused]) -> Option<Result<Refused, String>>
     if matches!(code.get(..2), Some("08" | "40" | "53" | "57" | "58")) || *told.code() == SqlState::LOCK_NOT_AVAILABLE {
         return None;
     }
-    let detail = told.detail().unwrap_or_default().to_owned();
-    let Some(line) = told.where_().and_then(line_of) else {
-        let why = if detail.is_empty() { told.message().to_owned() } else { format!("{}: {detail}", told.message()) };
-        return Some(Err(why));
-    };
+    let Some(line) = told.where_().and_then(line_of) else { return Some(Err(in_words(told))) };
     // Those that stayed out have no line.
     let at = before.iter().fold(line, |at, row| if row.at <= at { at + 1 } else { at });
-    Some(Ok(Refused { at, why: told.message().to_owned(), detail }))
+    Some(Ok(Refused { at, why: short(told.message()), detail: key_of(told) }))
+}
+
+/// What PostgreSQL says, for the job's result.
+pub fn in_words(told: &DbError) -> String {
+    let (message, key) = (short(told.message()), key_of(told));
+    if key.is_empty() { message } else { format!("{message}: {key}") }
+}
+
+/// The key that is there twice, or leads nowhere. Every other detail may be a whole row, of which the row's name is enough.
+fn key_of(told: &DbError) -> String {
+    let is_of_key = matches!(
+        *told.code(),
+        SqlState::UNIQUE_VIOLATION | SqlState::FOREIGN_KEY_VIOLATION | SqlState::EXCLUSION_VIOLATION
+    );
+    told.detail().filter(|_| is_of_key).map_or_else(String::new, short)
+}
+
+fn short(text: &str) -> String {
+    text.chars().take(MOST_TOLD).collect()
 }
 
 /// Of "COPY shop_order, line 17, column total: ...".

@@ -22,7 +22,7 @@ use super::{
 use crate::{
     catalog::{model::Entry, store::JobRow},
     import::{
-        file::File,
+        file::{File, Hold, Leash},
         plan::{self, OF_DJANGO, SourceTable},
         problems::Problems,
         spool,
@@ -147,16 +147,30 @@ async fn run(
 ) -> Result<(), StepError> {
     let Work::Import { file, replace, .. } = &job.work else { return Ok(()) };
     let path = path(site, file);
+    // Dropped with us, also where the job is cancelled: no thread works on.
+    let leash = Leash::new(site.plane.file().admin.import_timeout);
+    let (hold, of_file) = (leash.hold(), leash.hold());
     let opened = aside(move || {
-        let (file, mut problems) = (File::open(&path)?, Problems::default());
+        let (file, mut problems) = (File::open(&path, of_file)?, Problems::default());
         let tables = file.tables(&mut problems)?;
         Ok::<_, String>((file, tables, problems))
     });
-    let (file, source, problems) = opened.await?.map_err(StepError::Refused)?;
+    let opened = opened.await?;
+    in_time(site, &hold)?;
+    let (file, source, problems) = opened.map_err(StepError::Refused)?;
     let client = hand.connect(site, &entry.database).await?;
     site.plane.fuse.burn();
-    let done = load(site, job, client, file, (source, problems, replace), result, keep).await;
+    let done = load(site, job, client, (file, hold), (source, problems, replace), result, keep).await;
     done.map_err(StepError::in_the_middle)
+}
+
+/// What was read before the deadline counts.
+fn in_time(site: &Site, hold: &Hold) -> Result<(), StepError> {
+    if !hold.is_late() {
+        return Ok(());
+    }
+    let limit = humantime::format_duration(site.plane.file().admin.import_timeout);
+    Err(StepError::Refused(format!("the file is not read to its end after {limit} (admin.import_timeout)")))
 }
 
 /// In one transaction, which is committed if it is to be kept.
@@ -164,7 +178,7 @@ async fn load(
     site: &Site,
     job: &JobRow,
     client: Client,
-    file: File,
+    file: (File, Hold),
     (source, mut problems, replace): (Vec<SourceTable>, Problems, &[String]),
     result: &mut Value,
     keep: bool,
@@ -181,8 +195,9 @@ async fn load(
         ));
     }
     let mut load = Load::new(client, file, plan, problems);
-    load.prepare().await?;
+    load.prepare(site).await?;
     load.fill(site, job).await?;
+    load.tell_losses(result);
     load.refuse_problems(result)?;
     load.check_keys(result).await?;
     load.verify(result).await?;

@@ -9,9 +9,8 @@ use serde_json::{Value, json};
 use tokio_postgres::{Client, Row};
 
 use super::super::StepError;
-use super::load::Load;
+use super::load::{Load, in_words};
 use crate::{
-    control,
     import::{
         file::Sums,
         plan::{Plan, TablePlan},
@@ -50,7 +49,7 @@ impl Load {
         }
         if let Err(error) = self.client.batch_execute(sql::ALL_IMMEDIATE).await {
             let Some(told) = error.as_db_error() else { return Err(error.into()) };
-            let why = format!("{}: {}", control::words(&error), told.detail().unwrap_or_default());
+            let why = in_words(told);
             let table = told.table().unwrap_or_default().to_owned();
             return Err(self.refuse(&table, &why, result));
         }
@@ -64,19 +63,13 @@ impl Load {
 
     /// Counts and checksums.
     pub async fn verify(&mut self, result: &mut Value) -> Result<(), StepError> {
-        let (mut tables, mut rounded) = (serde_json::Map::new(), serde_json::Map::new());
+        let mut tables = serde_json::Map::new();
         for (table, sums) in self.plan.tables.iter().zip(&self.sums) {
             let row = self.client.query_one(&sql::checksums(table), &[]).await?;
             let told = same(table, sums, &row)?;
             tables.insert(format!("{}.{}", table.schema, table.name), told);
-            for (column, (_, count)) in table.columns.iter().zip(&sums.columns).filter(|(_, (_, count))| *count > 0) {
-                rounded.insert(format!("{}.{}", table.name, column.name), json!(count));
-            }
         }
         result["tables"] = Value::Object(tables);
-        if !rounded.is_empty() {
-            result["rounded"] = Value::Object(rounded);
-        }
         self.tell(result);
         Ok(())
     }
