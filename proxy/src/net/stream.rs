@@ -175,10 +175,9 @@ impl Outgoing {
                 }
             }
         }
-        if self.buf.capacity() > 0 {
-            // What is rare keeps no memory: an idle client owns no buffer.
-            self.buf = BytesMut::new();
-        }
+        // What is rare keeps no memory: an idle client owns no buffer. (A buffer that was read to its end has no capacity, and
+        // its memory all the same.)
+        self.buf = BytesMut::new();
         if self.flushing {
             match Pin::new(stream).poll_flush(cx) {
                 Poll::Ready(Ok(())) => self.flushing = false,

@@ -40,6 +40,8 @@ pub struct ServerConn {
     pub plans: u32,
     /// It has been used since its session was last as new.
     pub used: bool,
+    /// A string of its last user's held what could have left something that nothing shows (`Signs::hints`).
+    pub hinted: bool,
     /// Its role begins a session as another one (`ALTER ROLE ... SET role`).
     pub begins_as_another: bool,
     /// The client's first bytes of this use, for as long as they may have to be dealt with once more.

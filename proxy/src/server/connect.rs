@@ -205,6 +205,7 @@ pub async fn connect_within(
                 sequences_of: 0,
                 plans: 0,
                 used: false,
+                hinted: false,
                 begins_as_another,
                 kept: Vec::new(),
             };

@@ -4,6 +4,7 @@ pub mod conn;
 pub mod connect;
 pub mod credentials;
 pub mod named;
+pub mod quoted;
 pub mod settings;
 pub mod signs;
 pub mod sql;

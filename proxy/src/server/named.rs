@@ -3,10 +3,19 @@
 //! What always holds: a statement ends where PostgreSQL ends it, whatever is quoted (unless `standard_conforming_strings` is
 //! off), so that the statements that are found are those that run, in their order. Pure.
 
-use super::words::is_blank;
+use super::{
+    quoted::{is_of_word, quoted_length},
+    words::is_blank,
+};
 
-/// PostgreSQL's names have no more bytes; a longer one would be cut, and is not read.
+/// PostgreSQL's names have no more bytes: in the protocol a longer one counts as far as that; in SQL it is not read.
 const MAX_NAME: usize = 63;
+
+/// What PostgreSQL knows a statement or a portal by, whatever its client calls it.
+#[must_use]
+pub fn known_by(name: &[u8]) -> &[u8] {
+    name.get(..MAX_NAME).unwrap_or(name)
+}
 
 /// What SQL does with the name of a prepared statement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,52 +109,6 @@ fn end_of_statement(text: &[u8]) -> usize {
     text.len()
 }
 
-/// How long the quoted thing or the comment is that may begin here; `before`: what stands before it.
-fn quoted_length(text: &[u8], before: &[u8]) -> Option<usize> {
-    let find = |needle: &[u8], from: usize| {
-        let rest = text.get(from..)?;
-        let at = rest.windows(needle.len()).position(|window| window == needle);
-        // What has no end goes on to the end of the text.
-        Some(at.map_or(text.len(), |at| from.saturating_add(at).saturating_add(needle.len())))
-    };
-    match text {
-        [b'\'', ..] if matches!(before, [.., b'e' | b'E']) && !matches!(before, [.., b, _] if is_of_word(*b)) => {
-            let mut at = 1_usize;
-            loop {
-                at = match text.get(at..) {
-                    Some([b'\\', _, ..] | [b'\'', b'\'', ..]) => at.saturating_add(2),
-                    Some([b'\'', ..]) => return Some(at.saturating_add(1)),
-                    Some([_, ..]) => at.saturating_add(1),
-                    _ => return Some(text.len()),
-                };
-            }
-        }
-        [quote @ (b'\'' | b'"'), ..] => find(&[*quote], 1),
-        [b'-', b'-', ..] => {
-            let end = text.iter().position(|b| matches!(b, b'\n' | b'\r'));
-            Some(end.map_or(text.len(), |end| end.saturating_add(1)))
-        }
-        [b'/', b'*', ..] => {
-            let (mut depth, mut at) = (1_u32, 2_usize);
-            while depth > 0 {
-                match text.get(at..at.saturating_add(2)) {
-                    Some(b"/*") => (depth, at) = (depth.saturating_add(1), at.saturating_add(2)),
-                    Some(b"*/") => (depth, at) = (depth.saturating_sub(1), at.saturating_add(2)),
-                    Some(_) => at = at.saturating_add(1),
-                    None => return Some(text.len()),
-                }
-            }
-            Some(at)
-        }
-        [b'$', rest @ ..] if !before.last().copied().is_some_and(is_of_word) => {
-            let tag = rest.iter().position(|b| *b == b'$')?;
-            let is_tag = rest.get(..tag)?.iter().all(|b| is_of_word(*b)) && !rest.first()?.is_ascii_digit();
-            if is_tag { find(text.get(..tag.saturating_add(2))?, tag.saturating_add(2)) } else { None }
-        }
-        _ => None,
-    }
-}
-
 /// The next word behind blanks and comments, or the quote that opens a quoted name; and what follows.
 fn word(mut text: &[u8]) -> Option<(&[u8], &[u8])> {
     loop {
@@ -165,10 +128,6 @@ fn word(mut text: &[u8]) -> Option<(&[u8], &[u8])> {
     }
     let end = text.iter().position(|b| !is_of_word(*b)).unwrap_or(text.len());
     (end > 0).then(|| text.split_at_checked(end)).flatten()
-}
-
-fn is_of_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'$' | 0x80..)
 }
 
 /// A quoted name, behind its opening quote.

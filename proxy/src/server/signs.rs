@@ -10,6 +10,7 @@ use tenantry_wire::{extended::Parse, frame::HEADER};
 
 use super::{
     named::Named,
+    quoted,
     words::{self, Words, is_blank},
 };
 
@@ -40,6 +41,9 @@ pub struct Signs {
     pub resets: bool,
     /// `setseed` or `SET seed`: what `random()` gives is state, which nothing shows and nothing resets.
     pub seeds: bool,
+    /// One of the two above, but only inside strings, which hardly anything runs: nobody is pinned for that, and the
+    /// connection is wiped, and its seed drawn anew, before somebody else uses it.
+    pub hints: bool,
     /// PREPARE: SQL may have given a name.
     pub prepares: bool,
     /// DISCARD or DEALLOCATE: perhaps of all statements.
@@ -88,6 +92,7 @@ impl Signs {
         self.commits |= other.commits;
         self.advances |= other.advances;
         self.seeds |= other.seeds;
+        self.hints |= other.hints;
         self.resets |= other.resets;
         self.prepares |= other.prepares;
         self.creates |= other.creates;
@@ -119,13 +124,34 @@ impl Signs {
     /// Of a text that is all there.
     #[must_use]
     pub fn of(text: &[u8]) -> Self {
-        let mut scan = Scan::default();
         let mut signs = Self::default();
-        scan.feed(text, &mut signs);
-        scan.finish(&mut signs);
+        signs.add(text, &mut Scan::default());
         signs.named = Named::of(text).map(Box::new);
         signs
     }
+
+    /// What one more text shows, that is all there.
+    pub fn add(&mut self, text: &[u8], scan: &mut Scan) {
+        let before = (self.opaque, self.seeds);
+        scan.reset();
+        scan.feed(text, self);
+        scan.finish(self);
+        if (self.opaque, self.seeds) != before
+            && let Some(outside) = outside_of_strings(text)
+        {
+            (self.opaque, self.seeds) = (before.0 || outside.opaque, before.1 || outside.seeds);
+            self.hints = true;
+        }
+    }
+}
+
+/// What a text shows apart from what its strings hold; `None` if it may run those, or nobody can say what is a string.
+#[cold]
+fn outside_of_strings(text: &[u8]) -> Option<Signs> {
+    let (mut scan, mut signs) = (Scan::default(), Signs::default());
+    scan.feed(&quoted::without_strings(text)?, &mut signs);
+    scan.finish(&mut signs);
+    (!scan.defines && !scan.is_block).then_some(signs)
 }
 
 /// What a substring tells.
@@ -522,7 +548,7 @@ impl Scan {
     }
 }
 
-/// PostgreSQL's white space.
+/// What the first word of a statement tells.
 fn first_word(is: &impl Fn(&str) -> bool, signs: &mut Signs) -> Verb {
     if is("select") || is("update") || is("delete") {
         return Verb::Other;
@@ -745,6 +771,35 @@ mod tests {
         assert_eq!(of("SELECT setseed(0.5)"), (false, false, true));
         assert_eq!(of("SET SESSION seed TO 0.5"), (false, false, true));
         assert_eq!(of("SELECT seed FROM plants"), (false, false, false));
+    }
+
+    #[test]
+    fn what_stands_in_a_string_pins_nobody() {
+        let of = |text: &str| {
+            let signs = Signs::of(text.as_bytes());
+            (signs.seeds, signs.opaque, signs.hints)
+        };
+        for text in [
+            "INSERT INTO t VALUES ('how does setseed(1) work?')",
+            "INSERT INTO t VALUES ('a; SET seed TO 1')",
+            "SELECT 1 FROM pg_proc WHERE proname = 'set_config'",
+            "SELECT set_config('app.x', 'setseed', true), 'dblink_connect'",
+            "SELECT f('select setseed(0.5)')",
+        ] {
+            assert_eq!(of(text), (false, false, true), "{text}");
+        }
+        for text in ["SELECT setseed(0.5), 'x'", "SELECT 'x' -- don't\n, setseed(0.5)", "SELECT $$'$$, setseed(1), ''"] {
+            assert_eq!(of(text).0, true, "{text}");
+        }
+        // What may run its strings, and where nobody can say what is one.
+        for text in [
+            "DO 'BEGIN PERFORM setseed(1); END'",
+            "SELECT 1; CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'SELECT setseed(1)'",
+            r"SELECT '\', setseed(1), '",
+        ] {
+            assert_eq!(of(text).0, true, "{text}");
+        }
+        assert!(of("SELECT set_config($1, $2, false), 'x'").1);
     }
 
     #[test]

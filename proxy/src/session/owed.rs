@@ -656,7 +656,7 @@ impl Owed {
 
     fn forget(&mut self, entry: &Entry) {
         if entry.undo.is_none() && matches!(entry.what, What::Request(_, For::Client)) {
-            // Most: nothing else is counted of them.
+            // Most: nothing else is counted of them, and what is in doubt is so because of an entry that has something to undo.
             self.client_owed -= 1;
             return;
         }

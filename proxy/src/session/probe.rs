@@ -188,9 +188,14 @@ pg_catalog.gen_random_uuid()::pg_catalog.text, 0), 1000000) OPERATOR(pg_catalog.
 /// The statement that only a replay which succeeded leaves behind, for as long as it takes to look.
 pub const GUARD: &[u8] = b"tenantry_guard";
 
-/// Writes what wipes a session. `guarded`: if PostgreSQL does not do it, it discards what comes behind: a statement that
+/// Writes what wipes a session; `begins_as_another`: DISCARD ALL forgets whom its role begins as. `guarded`: if PostgreSQL does not do it, it discards what comes behind: a statement that
 /// is still there cannot be prepared once more.
-pub fn write_wipe(out: &mut BytesMut, owed: &mut Owed, guarded: bool) -> Result<(), FrameError> {
+pub fn write_wipe(
+    out: &mut BytesMut,
+    owed: &mut Owed,
+    begins_as_another: bool,
+    guarded: bool,
+) -> Result<(), FrameError> {
     let guard = Parse { name: GUARD, query: b"", types: b"\0\0" };
     if guarded {
         guard.write_as(out, GUARD)?;
@@ -198,6 +203,10 @@ pub fn write_wipe(out: &mut BytesMut, owed: &mut Owed, guarded: bool) -> Result<
     }
     message::write_query(out, "DISCARD ALL")?;
     owed.push(Kind::Query, For::Us, None);
+    if begins_as_another {
+        message::write_query(out, "RESET ROLE")?;
+        owed.push(Kind::Query, For::Us, None);
+    }
     if guarded {
         guard.write_as(out, GUARD)?;
         owed.push_guard(Kind::Parse);

@@ -465,9 +465,10 @@ impl Session {
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
         let plans = self.pool.plans();
         let reads_sequences = self.pool.reads_sequences();
-        if conn.used && (self.strict || self.pool.functions.are_opaque()) {
+        let hinted = std::mem::take(&mut conn.hinted);
+        if conn.used && (self.strict || self.pool.functions.are_opaque() || hinted) {
             let guarded = conn.label.may_time_out();
-            probe::write_wipe(&mut self.to_server.buf, &mut self.owed, guarded)
+            probe::write_wipe(&mut self.to_server.buf, &mut self.owed, conn.begins_as_another, guarded)
                 .map_err(|_| End::Fatal(errors::internal()))?;
             conn.label = Settings::default();
             conn.forget_statements(plans);
@@ -477,7 +478,7 @@ impl Session {
         }
         // Also its own of an earlier transaction: what it would find is what it did on this connection, not the last it did.
         let has_given = conn.used && reads_sequences;
-        let is_seeded = conn.used && self.pool.functions.leave_seeds();
+        let is_seeded = hinted || (conn.used && self.pool.functions.leave_seeds());
         conn.used = true;
         let is_stale = conn.plans != plans && !conn.prepared.is_empty();
         let mut first = String::new();
@@ -609,6 +610,7 @@ impl Session {
         if self.take_back_lent()? {
             return Ok(());
         }
+        self.pass_on_hints();
         let now = Millis::now();
         if self.needs_probe(now) {
             return self.start_probe(now);
@@ -625,6 +627,15 @@ impl Session {
         }
         self.give_back(now);
         Ok(())
+    }
+
+    /// What may yet have been run out of a string is for who uses the connection next.
+    fn pass_on_hints(&mut self) {
+        if self.signs.hints
+            && let Some(conn) = self.lease.as_mut().and_then(Lease::conn)
+        {
+            conn.hinted = true;
+        }
     }
 
     /// A replay went ahead of a request that is not all there yet: its transaction ends here.
@@ -879,6 +890,7 @@ impl Session {
 
     async fn finish(mut self, end: End) {
         self.enter(SessionEvent::End);
+        self.pass_on_hints();
         if self.made_stale || (self.creates && self.has_prepared) {
             self.pool.plans_are_stale();
         }

@@ -27,7 +27,7 @@ use crate::{
     pool::{lease::Lease, stats::Stats},
     server::{
         conn::Unnamed,
-        named::{Named, NamedUse},
+        named::{Named, NamedUse, known_by},
         signs::{Asks, Signs},
         statements::{self, Columns, Statement},
     },
@@ -66,6 +66,11 @@ enum Fit {
     /// This one does.
     Yes(Arc<Statement>),
     No(Step),
+}
+
+/// Of a Describe or a Close.
+fn target_of(body: &[u8]) -> Option<Target<'_>> {
+    Target::read(body).map(|target| Target { name: known_by(target.name), ..target })
 }
 
 impl Session {
@@ -293,9 +298,7 @@ impl Session {
         let advanced = self.signs.advances;
         (self.signs.sequences, self.signs.asks_names) = (false, false);
         if whole {
-            self.scan.reset();
-            self.scan.feed(text, &mut self.signs);
-            self.scan.finish(&mut self.signs);
+            self.signs.add(text, &mut self.scan);
         }
         let named = self.named_in(text, whole);
         let mut asks = self.signs.asks();
@@ -358,7 +361,7 @@ impl Session {
             return Step::Incomplete;
         }
         self.tally.queries += 1;
-        let portal = portal.and_then(|body| body.split(|b| *b == 0).next());
+        let portal = portal.and_then(|body| body.split(|b| *b == 0).next()).map(known_by);
         let Some(name) = portal.and_then(|portal| self.deallocates.remove(portal)) else {
             self.owed.push(Kind::Execute, For::Client, None);
             return Step::Forward(Sink::Forward);
@@ -388,7 +391,7 @@ impl Session {
         if !whole {
             return Ok(Step::Incomplete);
         }
-        let Some(parse) = Parse::read(body) else {
+        let Some(parse) = Parse::read(body).map(|parse| Parse { name: known_by(parse.name), ..parse }) else {
             // Malformed inside: PostgreSQL says how.
             self.owed.push(Kind::Parse, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
@@ -424,11 +427,12 @@ impl Session {
 
     /// Too large to keep: streamed through. Its text is looked at in passing, types and all; that can only suspect too much.
     fn parse_large_unnamed(&mut self) -> Step {
+        let before = self.names.unnamed().cloned();
         self.names.replace_unnamed(None);
         // Its text is looked at as it passes, for this batch; whatever comes of it later is suspected.
         self.names.unnamed_signs = Signs { suspect: true, commits: true, listens: true, ..Signs::default() };
         self.own_unnamed();
-        self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed(None))));
+        self.owed.push(Kind::Parse, For::Client, Some(Box::new(Undo::Unnamed(before))));
         Step::Forward(Sink::Scan)
     }
 
@@ -471,6 +475,9 @@ impl Session {
         if self.names.len() >= MAX_NAMES {
             return self.poison(run, errors::too_many_statements());
         }
+        if !self.names.has_room(&self.limits.memory) {
+            return self.poison(run, errors::out_of_memory());
+        }
         let sql_gives_names = self.signs.prepares || self.pins.has(PinReason::Prepare) || self.sql_gives_names;
         if !parse.name.is_empty() && sql_gives_names {
             self.occupy(parse.name, run)?;
@@ -492,7 +499,7 @@ impl Session {
         self.names.insert(parse.name, Arc::clone(&statement));
         Stats::count(&self.pool.stats.parses);
         let Some(conn) = self.lease.as_mut().and_then(Lease::conn) else { return Err(End::ServerLost) };
-        run.cut(&mut self.to_server.buf, header.total());
+        run.cut_to_write(&mut self.to_server.buf, header.total());
         let may_be_refused = self.owed.status() == status::FAILED || self.owed.is_status_in_doubt();
         if (conn.plans != plans || may_be_refused) && conn.prepared.touch(statement.id) {
             // What is there may not fit the tables any more, and the client asks for one that does; or PostgreSQL may refuse it
@@ -550,6 +557,7 @@ impl Session {
             self.owed.push(Kind::Bind, For::Client, None);
             return Ok(Step::Forward(Sink::Forward));
         };
+        let head = BindHead { statement: known_by(head.statement), ..head };
         if head.portal.is_empty() {
             self.bound = None;
         }
@@ -581,7 +589,7 @@ impl Session {
             return self.poison(run, errors::out_of_memory());
         }
         let first = HEADER.saturating_add(head.length);
-        run.cut(&mut self.to_server.buf, first);
+        run.cut_to_write(&mut self.to_server.buf, first);
         // Where names are asked for, there must be none but the client's.
         let name = if shown == Shown::Yes {
             self.lend_statement(head.statement, &statement, run)?;
@@ -643,7 +651,7 @@ impl Session {
         let is_known = |named: &&Named| named.verb == NamedUse::Deallocate && self.names.get(&named.name).is_some();
         let name = signs.named.as_deref().filter(is_known).map(|named| named.name.as_slice().into());
         // A named one that is there is not replaced, but refused.
-        self.deallocates.entry(portal.into()).or_insert(name);
+        self.deallocates.entry(known_by(portal).into()).or_insert(name);
     }
 
     /// The client is about to use its unnamed statement: makes sure that it is on this server connection and not
@@ -666,7 +674,7 @@ impl Session {
 
     fn describe(&mut self, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
         let header = Header { tag: frontend::DESCRIBE, body: body.len() };
-        match Target::read(body) {
+        match target_of(body) {
             Some(target) if target.is_statement() && target.name.is_empty() && self.names.get(b"").is_none() => {
                 if self.owed.is_unnamed_in_doubt() && !self.is_settled(run) {
                     return Ok(Step::Wait);
@@ -692,7 +700,7 @@ impl Session {
                     Fit::Yes(statement) => statement,
                     Fit::No(step) => return Ok(step),
                 };
-                run.cut(&mut self.to_server.buf, header.total());
+                run.cut_to_write(&mut self.to_server.buf, header.total());
                 self.put_on_server(&statement)?;
                 let written =
                     extended::write_statement_target(&mut self.to_server.buf, frontend::DESCRIBE, &statement.name);
@@ -756,8 +764,8 @@ impl Session {
     /// Closing a name is the client's business alone: the shared statement stays where it is.
     fn close(&mut self, body: &[u8], run: &mut Run<'_>) -> Result<Step, End> {
         let header = Header { tag: frontend::CLOSE, body: body.len() };
-        let Some(target) = Target::read(body).filter(Target::is_statement) else {
-            if let Some(portal) = Target::read(body).filter(|_| !self.deallocates.is_empty()) {
+        let Some(target) = target_of(body).filter(Target::is_statement) else {
+            if let Some(portal) = target_of(body).filter(|_| !self.deallocates.is_empty()) {
                 self.deallocates.remove(portal.name);
             }
             self.owed.push(Kind::Close, For::Client, None);

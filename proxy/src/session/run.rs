@@ -4,8 +4,11 @@
 
 use bytes::BytesMut;
 
-/// Room for what most messages are when they are written anew.
-const SMALL: usize = 256;
+/// Most that is taken at once for messages that are written anew: what most batches of a client take.
+const ROOM: usize = 1024;
+
+/// By which a message may be longer then: our name for a statement.
+const NAMES: usize = 32;
 
 /// The bytes at hand and the part of them that is to be forwarded as it stands.
 #[derive(Debug)]
@@ -24,12 +27,17 @@ impl<'a> Run<'a> {
         self.bytes.get(self.start..self.at).unwrap_or_default()
     }
 
+    /// The same before something is written to `out`, which takes memory once for that and for what follows it, not bit by bit.
+    pub(super) fn cut_to_write(&mut self, out: &mut BytesMut, next: usize) {
+        if out.is_empty() {
+            let rest = self.bytes.len().saturating_sub(self.start);
+            out.reserve(rest.min(ROOM).saturating_add(NAMES));
+        }
+        self.cut(out, next);
+    }
+
     /// Puts the pending bytes into `out` and begins anew after `next` bytes of what follows.
     pub(super) fn cut(&mut self, out: &mut BytesMut, next: usize) {
-        if out.capacity() == 0 {
-            // What is written in small pieces takes its memory once.
-            out.reserve(self.bytes.len().min(SMALL).saturating_add(SMALL));
-        }
         out.extend_from_slice(self.pending());
         self.at = self.at.saturating_add(next);
         self.start = self.at;

@@ -7,10 +7,17 @@ use std::{collections::HashSet, sync::Arc};
 use bytes::Bytes;
 use foldhash::{HashMap, HashMapExt};
 
-use crate::server::{signs::Signs, statements::Statement};
+use crate::{
+    net::memory::{Held, Memory},
+    server::{signs::Signs, statements::Statement},
+};
 
 /// Most names that one client may hold; past it a Parse is answered with 54000.
 pub const MAX_NAMES: usize = 65_536;
+/// Memory for names is taken for so many at once; any client may have the first of them.
+const LUMP: usize = 256;
+/// What a name takes at most, with its place in the table.
+const NAME: usize = 256;
 /// A longer unnamed Parse is not remembered: its Bind must come on the same server connection.
 pub const MAX_UNNAMED: usize = 64 * 1024;
 
@@ -38,12 +45,25 @@ pub struct Names {
     last_number: u64,
     /// What running it may leave behind; known also when it is too large to be kept.
     pub unnamed_signs: Signs,
+    /// For names beyond the first `LUMP`, one for each `LUMP` of them.
+    held: Vec<Held>,
 }
 
 impl Names {
     #[must_use]
     pub fn get(&self, name: &[u8]) -> Option<&Arc<Statement>> {
         self.names.get(name).map(|named| &named.statement)
+    }
+
+    /// Whether there is memory for one name more, which is taken from that of all clients.
+    pub fn has_room(&mut self, memory: &Arc<Memory>) -> bool {
+        if self.names.len() < self.held.len().saturating_add(1).saturating_mul(LUMP) {
+            return true;
+        }
+        let held = memory.take(LUMP.saturating_mul(NAME));
+        let is_enough = held.is_some();
+        self.held.extend(held);
+        is_enough
     }
 
     pub fn insert(&mut self, name: &[u8], statement: Arc<Statement>) {
@@ -75,7 +95,7 @@ impl Names {
     pub fn keep(&mut self, later: &HashSet<Box<[u8]>>, unnamed: bool) {
         self.changes = self.changes.wrapping_add(1);
         if later.is_empty() {
-            self.names = HashMap::new();
+            (self.names, self.held) = (HashMap::new(), Vec::new());
         } else {
             self.names.retain(|name, _| later.contains(name));
         }
