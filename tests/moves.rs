@@ -811,8 +811,10 @@ async fn a_server_keeps_no_more_log_for_a_copy_that_follows_than_it_may_and_some
 async fn a_login_that_following_would_need_is_tried_before_anything_is_copied() {
     let house = House::new().await;
     house.create("shop").await;
-    let reject = "DO $do$ BEGIN EXECUTE format('COPY (SELECT ''host shop \"/^tenantry-.*-send$\" 127.0.0.1/32 reject'' UNION ALL SELECT \
-                  regexp_split_to_table(pg_read_file(%1$L), E''\\n'')) TO %1$L', current_setting('hba_file')); END $do$";
+    // What it was is read before COPY empties the file.
+    let reject = "DO $do$ DECLARE file text := current_setting('hba_file'); was text := pg_read_file(file); BEGIN EXECUTE format( \
+                    'COPY (SELECT ''host shop \"/^tenantry-.*-send$\" 127.0.0.1/32 reject'' UNION ALL \
+                     SELECT regexp_split_to_table(%L, E''\\n'')) TO %L', was, file); END $do$";
     house.other.sql(reject).await;
     house.other.sql("SELECT pg_reload_conf()").await;
     let why = house.fails("/v1/tenants/shop/move", json!({ "server": "other" })).await;
@@ -887,17 +889,17 @@ async fn a_limit_of_connections_in_postgresql_has_room_for_a_move_beside_the_cli
 #[tokio::test]
 async fn a_floor_that_was_promised_to_another_meanwhile_keeps_the_tenant_where_it_is() {
     let house = House::new().await;
-    let tenant = house.create_as(json!({ "name": "shop", "server": "main", "floor": 5 })).await;
+    let tenant = house.create_as(json!({ "name": "shop", "server": "main", "floor": 15 })).await;
     let mut client = house.proxy.connect(&tenant).login().await;
     client.run("CREATE TABLE t (n int PRIMARY KEY)").await;
     client.run("BEGIN").await;
     client.run("INSERT INTO t VALUES (1)").await;
     let job = house.begin("/v1/tenants/shop/move", json!({ "server": "other" })).await;
     house.at(job, "replicate").await;
-    house.create_as(json!({ "name": "rival", "server": "other", "floor": 28 })).await;
+    house.create_as(json!({ "name": "rival", "server": "other", "floor": 18 })).await;
     client.run("COMMIT").await;
     let ended = house.end_of(job).await;
-    assert!(ended["error"].as_str().is_some_and(|why| why.contains("the floor of 5 does not fit at other")), "{ended}");
+    assert!(ended["error"].as_str().is_some_and(|why| why.contains("the floor of 15 does not fit at other")), "{ended}");
     assert_eq!(
         client.value("SELECT count(*) || ' ' || current_setting('port') FROM t").await,
         format!("1 {}", house.main.port())

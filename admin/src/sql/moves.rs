@@ -233,11 +233,23 @@ pub fn try_subscription(name: &str, conninfo: &str) -> String {
 /// For the slot of a subscription that is made in parts, which waits for transactions that are open.
 pub const NO_LIMIT: &str = "SET search_path = pg_catalog; SET statement_timeout = 0; SET lock_timeout = 0";
 pub const CREATE_SLOT: &str = "SELECT pg_catalog.pg_create_logical_replication_slot($1::text::name, 'pgoutput'::name)";
-/// What fails inside is told without the text of the statement, which has a password.
-pub const SUBSCRIBE: &str = "CREATE FUNCTION pg_temp.tenantry_subscribe(name text, conninfo text) RETURNS text LANGUAGE plpgsql \
-     SET search_path = pg_catalog, pg_temp AS $body$ BEGIN EXECUTE pg_catalog.format('CREATE SUBSCRIPTION %I CONNECTION %L PUBLICATION %I \
-       WITH (connect = false, slot_name = %L, origin = none, streaming = off)', name, conninfo, name, name); RETURN name; \
+/// A subscription that leads nowhere yet, with a slot that is there.
+pub fn create_idle_subscription(name: &str) -> String {
+    format!(
+        "CREATE SUBSCRIPTION {name} CONNECTION 'dbname=nowhere password=none' PUBLICATION {name} \
+         WITH (connect = false, slot_name = {}, origin = none, streaming = off)",
+        text(name),
+        name = id(name),
+    )
+}
+
+/// Says where it leads, which has a password: as a parameter, and what fails inside is told without the text of the statement. (A
+/// warning would be logged with it; there is none to be had here.)
+pub const MAKE_SUBSCRIBE: &str = "CREATE FUNCTION pg_temp.tenantry_subscribe(name text, conninfo text) RETURNS text LANGUAGE plpgsql \
+     SET search_path = pg_catalog, pg_temp AS $body$ BEGIN \
+       EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I CONNECTION %L', name, conninfo); RETURN name; \
      EXCEPTION WHEN OTHERS THEN RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM; END $body$";
+pub const SUBSCRIBE_QUIETLY: &str = "SELECT pg_temp.tenantry_subscribe($1::text, $2::text)";
 /// Of one that was made without a word to the other server; its slot is there.
 pub fn begin_subscription(name: &str, copy_data: bool) -> [String; 2] {
     let name = id(name);

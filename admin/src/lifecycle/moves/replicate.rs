@@ -93,11 +93,11 @@ pub async fn begin(site: &mut Site, direction: &Direction, copy_data: bool) -> R
         }
         if !Abilities::of(site, &direction.from.server).await?.makes_senders() {
             // It was made in parts, and an earlier try may not have come to the last.
+            let login = make_sender(site, direction).await?;
+            let conninfo = conninfo(site, &direction.from, &login)?;
             let client = as_applier(site, direction).await?;
-            for statement in of::begin_subscription(&direction.name, copy_data) {
-                site.plane.fuse.burn();
-                client.batch_execute(&statement).await?;
-            }
+            let led = lead(site, direction, &client, &conninfo, copy_data).await;
+            return led.map_err(|error| told(&error, &direction.from, &direction.to));
         }
         return Ok(());
     }
@@ -140,17 +140,30 @@ async fn subscribe_quietly(
     sender.batch_execute(of::NO_LIMIT).await?;
     sender.query_one(of::CREATE_SLOT, &[name]).await?;
     drop(sender);
-    let parts = async {
-        client.batch_execute(of::SUBSCRIBE).await?;
+    site.plane.fuse.burn();
+    Ok(match client.batch_execute(&of::create_idle_subscription(name)).await {
+        Ok(()) => lead(site, direction, client, conninfo, copy_data).await,
+        Err(error) => Err(error),
+    })
+}
+
+/// An idle subscription is told where it leads, and begins. May be done again.
+async fn lead(
+    site: &Site,
+    direction: &Direction,
+    client: &Client,
+    conninfo: &str,
+    copy_data: bool,
+) -> Result<(), tokio_postgres::Error> {
+    let name = &direction.name;
+    client.batch_execute(of::MAKE_SUBSCRIBE).await?;
+    site.plane.fuse.burn();
+    client.query_one(of::SUBSCRIBE_QUIETLY, &[name, &conninfo]).await?;
+    for statement in of::begin_subscription(name, copy_data) {
         site.plane.fuse.burn();
-        client.query_one("SELECT pg_temp.tenantry_subscribe($1, $2)", &[name, &conninfo]).await?;
-        for statement in of::begin_subscription(name, copy_data) {
-            site.plane.fuse.burn();
-            client.batch_execute(&statement).await?;
-        }
-        Ok(())
-    };
-    Ok(parts.await)
+        client.batch_execute(&statement).await?;
+    }
+    Ok(())
 }
 
 /// Whether `to` can log in at `from` for what is to follow later: before anything is copied for nothing. Leaves nothing.
