@@ -862,7 +862,7 @@ async fn a_limit_of_connections_in_postgresql_has_room_for_a_move_beside_the_cli
         limits.iter().map(|(key, on)| (key.as_str(), toml::Value::clone(on))).collect();
     let (main, other) = (Cluster::start_with(LOGICAL).leaked(), Cluster::start_with(LOGICAL).leaked());
     let house = House::with(main, other, &["online_moves=1"], &limits).await;
-    let tenant = house.create_as(json!({ "name": "shop", "server": "main", "ceiling": 2 })).await;
+    let tenant = house.create_as(json!({ "name": "shop", "server": "main", "spec": { "ceiling": 2 } })).await;
     let mut first = house.proxy.connect(&tenant).login().await;
     Bank::tables(&mut first, 2_000).await;
     let limit = async |server: &'static Cluster, wanted: &str| {
@@ -889,17 +889,20 @@ async fn a_limit_of_connections_in_postgresql_has_room_for_a_move_beside_the_cli
 #[tokio::test]
 async fn a_floor_that_was_promised_to_another_meanwhile_keeps_the_tenant_where_it_is() {
     let house = House::new().await;
-    let tenant = house.create_as(json!({ "name": "shop", "server": "main", "floor": 15 })).await;
+    let tenant = house.create_as(json!({ "name": "shop", "server": "main", "spec": { "floor": 15 } })).await;
     let mut client = house.proxy.connect(&tenant).login().await;
     client.run("CREATE TABLE t (n int PRIMARY KEY)").await;
     client.run("BEGIN").await;
     client.run("INSERT INTO t VALUES (1)").await;
     let job = house.begin("/v1/tenants/shop/move", json!({ "server": "other" })).await;
     house.at(job, "replicate").await;
-    house.create_as(json!({ "name": "rival", "server": "other", "floor": 18 })).await;
+    house.create_as(json!({ "name": "rival", "server": "other", "spec": { "floor": 18 } })).await;
     client.run("COMMIT").await;
     let ended = house.end_of(job).await;
-    assert!(ended["error"].as_str().is_some_and(|why| why.contains("the floor of 15 does not fit at other")), "{ended}");
+    assert!(
+        ended["error"].as_str().is_some_and(|why| why.contains("the floor of 15 does not fit at other")),
+        "{ended}"
+    );
     assert_eq!(
         client.value("SELECT count(*) || ' ' || current_setting('port') FROM t").await,
         format!("1 {}", house.main.port())

@@ -313,7 +313,7 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         | Step::DropCopy
         | Step::DropCarriedRoles
         | Step::DropKept
-        | Step::ForgetKept => moves::perform(site, job, &entry, step, result).await,
+        | Step::ForgetKept => Box::pin(moves::perform(site, job, &entry, step, result)).await,
     }
 }
 

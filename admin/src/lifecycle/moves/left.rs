@@ -69,14 +69,14 @@ pub async fn note(
         left["why"] = json!(ended.why);
     }
     let seen = site.plane.copies.seen(entry.number);
-    let until = seen.as_ref().and_then(|seen| seen.applied).or_else(|| kept.ended.as_ref().map(|ended| ended.at));
-    if kept.follows || kept.ended.is_some() {
-        left["applied_until"] = json!(until.and_then(|at| at.format(&Rfc3339).ok()));
-        left["position"] = json!(seen.and_then(|seen| seen.position));
-    } else {
-        left["applied_until"] = json!(kept.since.format(&Rfc3339).ok());
-    }
     let direction = pair.back(site);
+    // Until the move all of it was there, whether anybody saw it follow since or not.
+    let until = seen.as_ref().and_then(|seen| seen.applied).unwrap_or(kept.since);
+    left["applied_until"] = json!(until.format(&Rfc3339).ok());
+    left["position"] = json!(match pair.lost {
+        None => replicate::confirmed(site, &direction).await?,
+        Some(_) => seen.and_then(|seen| seen.position),
+    });
     if kept.follows && pair.lost.is_none() && replicate::is_subscribed(site, &direction).await? {
         let at = position(site, place).await?;
         if reached(site, &direction, &at, WELL).await? {
@@ -96,12 +96,9 @@ fn words(left: &Value, is_lost: bool, follows_well: bool) -> String {
     if follows_well {
         return format!("nothing that was written at {place} until clients were stopped, but changes of its tables");
     }
-    let since = left["applied_until"].as_str().map_or_else(
-        || "nobody knows since when: the process that runs the jobs had not seen it follow".to_owned(),
-        |at| format!("since {at}, and perhaps of a moment before"),
-    );
+    let since = left["applied_until"].as_str().unwrap_or_default();
     let then = if is_lost { "cannot be reached, and is closed once it is back" } else { "is kept, closed" };
-    format!("what was written at {place} {since}; that copy {then}")
+    format!("what was written at {place} since {since}, or since a time after that; that copy {then}")
 }
 
 /// As of any move; a server that goes meanwhile is left as it is.
@@ -252,7 +249,7 @@ mod tests {
         let known = json!({ "at": "other", "applied_until": "2026-11-28T10:00:00Z" });
         let told = words(&known, true, false);
         assert!(told.contains("other since 2026-11-28T10:00:00Z") && told.contains("once it is back"), "{told}");
-        assert!(words(&json!({ "at": "other" }), false, false).contains("nobody knows"));
+        assert!(words(&known, false, false).contains("is kept, closed"));
         assert!(words(&known, false, true).starts_with("nothing"));
     }
 }

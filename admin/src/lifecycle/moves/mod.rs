@@ -15,6 +15,7 @@ mod replicate;
 mod roles;
 mod still;
 
+use futures_util::future::BoxFuture;
 use serde_json::Value;
 use tenantry_config::Floors;
 
@@ -119,7 +120,8 @@ pub async fn perform(
     step: Step,
     result: &mut Value,
 ) -> Result<(), StepError> {
-    let done = step_of_move(site, job, entry, step, result).await;
+    let pair = Pair::of(job, entry, result)?;
+    let done = step_of_move(site, job, entry, &pair, step, result).await;
     match done {
         // A slot keeps the log of the server that clients use.
         Err(error)
@@ -134,56 +136,75 @@ pub async fn perform(
     }
 }
 
-async fn step_of_move(
-    site: &mut Site,
-    job: &JobRow,
-    entry: &Entry,
+/// Each step on the heap, and made in a frame of its own: together they would not fit a thread's stack.
+fn step_of_move<'a>(
+    site: &'a mut Site,
+    job: &'a JobRow,
+    entry: &'a Entry,
+    pair: &'a Pair,
     step: Step,
-    result: &mut Value,
-) -> Result<(), StepError> {
-    let pair = Pair::of(job, entry, result)?;
+    result: &'a mut Value,
+) -> BoxFuture<'a, Result<(), StepError>> {
     match step {
-        Step::CarryRoles => roles::carry(site, &pair).await,
-        Step::MakeCopy => {
-            copy::make(site, job, &pair, result).await?;
+        Step::CarryRoles => boxed(|| async move { roles::carry(site, pair).await }),
+        Step::MakeCopy => boxed(|| async move {
+            copy::make(site, job, pair, result).await?;
             // A dump begins with clients waiting.
             still_fits(site, &pair.new)
+        }),
+        Step::TryFollowing if result["follows"] == true => {
+            boxed(|| async move { replicate::rehearse(site, &pair.back(site)).await })
         }
-        Step::TryFollowing if result["follows"] == true => replicate::rehearse(site, &pair.back(site)).await,
-        Step::TryFollowing => Ok(()),
-        Step::CopySchema => copy::schema(site, job, &pair, result).await,
-        Step::Replicate => replicate::begin(site, &pair.forward(site), true).await,
-        Step::AwaitCopy => replicate::await_copy(site, job, &pair.forward(site), result).await,
-        Step::FollowBack if result["follows"] == true => replicate::begin(site, &pair.back(site), false).await,
-        Step::FollowBack => Ok(()),
-        Step::CatchUp => cutover::catch_up(site, job, entry, &pair, result).await,
-        Step::FenceForMove if is_forced(job) => left::fence(site, job, entry, &pair, result).await,
-        Step::FenceForMove => cutover::fence(site, entry, &pair).await,
-        Step::LastRows => left::last_rows(site, job, entry, &pair, result).await,
-        Step::AwaitApplied => cutover::await_applied(site, &pair.away(site, entry)).await,
-        Step::CopyData => copy::data(site, job, &pair, result).await,
-        Step::Verify => cutover::verify(site, job, entry, &pair, result).await,
-        Step::Seal => cutover::seal(site, job, entry, &pair, result).await,
-        Step::SwitchServer => cutover::switch(site, job, entry, &pair, result).await,
-        Step::OpenCopy => cutover::open(site, job, entry, &pair, result).await,
-        Step::AnalyzeCopy => copy::analyze(site, &pair.new).await,
-        Step::EndReplication if is_forced(job) => left::end(site, job, entry, &pair.forward(site), result).await,
-        Step::EndFollowing if is_forced(job) => left::end(site, job, entry, &pair.back(site), result).await,
-        Step::EndReplication => replicate::end(site, &pair.forward(site)).await,
-        Step::EndFollowing => replicate::end(site, &pair.back(site)).await,
-        Step::MendSequences => left::mend_sequences(site, &pair).await,
-        Step::DropCopy => copy::drop(site, job, &pair, result).await,
-        Step::DropCarriedRoles => roles::drop_carried(site, &pair).await,
-        Step::DropKept => kept::drop(site, entry, result).await,
-        Step::ForgetKept => {
-            site.change(entry.number, |e| {
+        Step::TryFollowing => boxed(|| async { Ok(()) }),
+        Step::CopySchema => boxed(|| async move { copy::schema(site, job, pair, result).await }),
+        Step::Replicate => boxed(|| async move { replicate::begin(site, &pair.forward(site), true).await }),
+        Step::AwaitCopy => boxed(|| async move { replicate::await_copy(site, job, &pair.forward(site), result).await }),
+        Step::FollowBack if result["follows"] == true => {
+            boxed(|| async move { replicate::begin(site, &pair.back(site), false).await })
+        }
+        Step::FollowBack => boxed(|| async { Ok(()) }),
+        Step::CatchUp => boxed(|| async move { cutover::catch_up(site, job, entry, pair, result).await }),
+        Step::FenceForMove if is_forced(job) => {
+            boxed(|| async move { left::fence(site, job, entry, pair, result).await })
+        }
+        Step::FenceForMove => boxed(|| async move { cutover::fence(site, entry, pair).await }),
+        Step::LastRows => boxed(|| async move { left::last_rows(site, job, entry, pair, result).await }),
+        Step::AwaitApplied => boxed(|| async move { cutover::await_applied(site, &pair.away(site, entry)).await }),
+        Step::CopyData => boxed(|| async move { copy::data(site, job, pair, result).await }),
+        Step::Verify => boxed(|| async move { cutover::verify(site, job, entry, pair, result).await }),
+        Step::Seal => boxed(|| async move { cutover::seal(site, job, entry, pair, result).await }),
+        Step::SwitchServer => boxed(|| async move { cutover::switch(site, job, entry, pair, result).await }),
+        Step::OpenCopy => boxed(|| async move { cutover::open(site, job, entry, pair, result).await }),
+        Step::AnalyzeCopy => boxed(|| async move { copy::analyze(site, &pair.new).await }),
+        Step::EndReplication if is_forced(job) => {
+            boxed(|| async move { left::end(site, job, entry, &pair.forward(site), result).await })
+        }
+        Step::EndFollowing if is_forced(job) => {
+            boxed(|| async move { left::end(site, job, entry, &pair.back(site), result).await })
+        }
+        Step::EndReplication => boxed(|| async move { replicate::end(site, &pair.forward(site)).await }),
+        Step::EndFollowing => boxed(|| async move { replicate::end(site, &pair.back(site)).await }),
+        Step::MendSequences => boxed(|| async move { left::mend_sequences(site, pair).await }),
+        Step::DropCopy => boxed(|| async move { copy::drop(site, job, pair, result).await }),
+        Step::DropCarriedRoles => boxed(|| async move { roles::drop_carried(site, pair).await }),
+        Step::DropKept => boxed(|| async move { kept::drop(site, entry, result).await }),
+        Step::ForgetKept => boxed(|| async move {
+            let forget = |e: &mut Entry| {
                 e.kept = None;
                 Ok(())
-            })
-            .await
+            };
+            site.change(entry.number, forget).await
+        }),
+        other => {
+            boxed(move || async move { Err(StepError::Refused(format!("{} is no step of a move", other.word()))) })
         }
-        other => Err(StepError::Refused(format!("{} is no step of a move", other.word()))),
     }
+}
+
+fn boxed<'a, F: Future<Output = Result<(), StepError>> + Send + 'a>(
+    make: impl FnOnce() -> F,
+) -> BoxFuture<'a, Result<(), StepError>> {
+    Box::pin(make())
 }
 
 /// Floors that were promised at the server meanwhile: looked at once more, before anybody waits.

@@ -192,12 +192,17 @@ pub async fn rehearse(site: &mut Site, direction: &Direction) -> Result<(), Step
     })
 }
 
+/// The position in the log up to which all is known to be applied, if there is a slot.
+pub async fn confirmed(site: &mut Site, Direction { from, name, .. }: &Direction) -> Result<Option<String>, StepError> {
+    let slot = site.control(&from.server).await?.query_opt(of::CONFIRMED, &[name]).await?;
+    Ok(slot.map_or(Ok(None), |row| row.try_get(0))?)
+}
+
 /// How far a direction has come (confirmed, received; positions in the log that only grow while it works), and how often
 /// something could not be applied.
 pub async fn come(site: &mut Site, direction: &Direction) -> Result<((u64, u64), i64), StepError> {
-    let Direction { from, to, name, .. } = direction;
-    let slot = site.control(&from.server).await?.query_opt(of::CONFIRMED, &[name]).await?;
-    let confirmed = slot.map_or(Ok(None), |row| row.try_get::<_, Option<String>>(0))?;
+    let Direction { to, name, .. } = direction;
+    let confirmed = confirmed(site, direction).await?;
     let row = site.control(&to.server).await?.query_opt(of::RECEIVED, &[&to.database, name]).await?;
     let (received, failures) = match row {
         Some(row) => (row.try_get::<_, Option<String>>(0)?, row.try_get::<_, Option<i64>>(1)?),
