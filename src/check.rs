@@ -405,8 +405,12 @@ mod tests {
 
     #[test]
     fn what_has_no_database_wants_nothing_but_its_promise_counts() {
-        let archived =
-            tenantry_config::Standing { number: Some(1), state: tenantry_config::TenantState::Archived, plans: 0 };
+        let archived = tenantry_config::Standing {
+            number: Some(1),
+            state: tenantry_config::TenantState::Archived,
+            plans: 0,
+            room: 0,
+        };
         let (settings, slots) = settings(vec![
             ("a", Tenant { floor: 8, ..Tenant::default() }),
             ("b", Tenant { floor: 5, standing: archived, ..Tenant::default() }),

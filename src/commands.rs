@@ -433,6 +433,9 @@ fn found(job: &Value) -> String {
         let (archive, bytes) = (word(&result["archive"]), result["bytes"].as_u64().unwrap_or(0));
         told.push_str(&format!("; archive {archive}, {}", indicatif::HumanBytes(bytes)));
     }
+    if result["left_behind"].is_object() {
+        told.push_str(&format!("; left behind: {}", word(&result["left_behind"]["what"])));
+    }
     if job["kind"] == "import" {
         let (rows, tables) = (word(&result["rows"]), result["tables"].as_object().map_or(0, Map::len));
         told.push_str(&format!("; {rows} rows in {tables} tables, counts, checksums and foreign keys compared"));

@@ -102,8 +102,18 @@ async fn a_command_runs_as_each_tenants_owner_through_a_session_of_its_own() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_second_session_makes_is_the_owners_too() {
+    second_sessions(json!({})).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_second_session_makes_is_the_owners_too_where_each_begins_wiped() {
+    second_sessions(json!({ "isolation": "strict" })).await;
+}
+
+async fn second_sessions(spec: Value) {
     let (proxy, api) = control_proxy().await;
-    create_all(&api, &["shop"]).await;
+    let made = api.post("/v1/tenants", json!({ "name": "shop", "spec": spec })).await;
+    assert_eq!(made.status, 201, "{}", made.body);
     let exec = Exec::new(&proxy, &api);
     in_database("shop", "SET ROLE shop; CREATE SCHEMA app").await;
     cluster().sql("ALTER ROLE shop SET search_path = app").await;

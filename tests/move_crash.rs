@@ -427,3 +427,33 @@ async fn a_rollback_and_a_confirmation_survive_kill_9_at_every_second_effect() {
         }
     }
 }
+
+/// The copy follows, and force is said all the same: nothing is left behind, and what was left is dropped in the end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rollback_by_force_survives_kill_9_at_every_second_effect() {
+    let mut court = Court::new().await;
+    let (mut n, stride) = effects(1, 2);
+    loop {
+        assert!(n < MOST_EFFECTS, "it never lived to see its end");
+        let from = court.at;
+        court.send("/v1/tenants/shop/move", &json!({ "server": NAMES[1 - from], "wait_ms": 5_000 })).await;
+        assert_eq!(court.last().await["state"], "succeeded", "before effect {n}");
+        court.settled(n).await;
+        court.restart(Some((n, "rollback_move"))).await;
+        let lived = court.send("/v1/tenants/shop/move/rollback", &json!({ "force": true })).await;
+        if !lived {
+            court.restart(None).await;
+        }
+        let last = court.last().await;
+        assert_eq!(last["state"], "succeeded", "at effect {n}: {last}");
+        court.settled(n).await;
+        assert_eq!(court.at, from, "at effect {n}");
+        court.calmly("/v1/tenants/shop/move/confirm").await;
+        court.settled(n).await;
+        if lived {
+            assert!(n > 20, "only {n} effects: what was killed?");
+            return;
+        }
+        n += stride;
+    }
+}

@@ -40,17 +40,35 @@ impl House {
     }
 
     async fn of(main: &'static Cluster, other: &'static Cluster, variables: &[&str]) -> Self {
+        Self::with(main, other, variables, &[]).await
+    }
+
+    /// With further settings.
+    async fn with(
+        main: &'static Cluster,
+        other: &'static Cluster,
+        variables: &[&str],
+        settings: &[(&str, toml::Value)],
+    ) -> Self {
         for server in [main, other] {
             control_role_with(server, variables).await;
         }
         let builder = control_builder(ProxyBuilder::new(main)).set("admin.archive_stall_timeout", "60s");
-        let proxy = with_server(builder, "other", other.address()).set("servers.other.cap", 30).start().await;
+        let mut builder = with_server(builder, "other", other.address()).set("servers.other.cap", 30);
+        for (key, value) in settings {
+            builder = builder.set(key, value.clone());
+        }
+        let proxy = builder.start().await;
         let api = Api::new(&proxy, "admin").await;
         Self { main, other, proxy, api }
     }
 
     async fn create(&self, name: &str) -> Tenant {
-        let made = self.api.post("/v1/tenants", json!({ "name": name, "server": "main" })).await;
+        self.create_as(json!({ "name": name, "server": "main" })).await
+    }
+
+    async fn create_as(&self, spec: Value) -> Tenant {
+        let made = self.api.post("/v1/tenants", spec).await;
         assert_eq!(made.status, 201, "{}", made.body);
         tenantry_testkit::control::tenant_of(&made.body)
     }
@@ -75,6 +93,14 @@ impl House {
             assert!(!is_over && start.elapsed() < PATIENCE, "{step} does not come: {job}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Does it, which must fail; why.
+    async fn fails(&self, path: &str, body: Value) -> String {
+        let job = self.begin(path, body).await;
+        let ended = self.end_of(job).await;
+        assert_eq!(ended["state"], "failed", "{path}: {ended}");
+        ended["error"].as_str().unwrap_or_default().to_owned()
     }
 
     /// How a job ended.
@@ -454,6 +480,17 @@ async fn a_transaction_that_does_not_end_keeps_the_tenant_where_it_is_unless_it_
         .await;
     assert_eq!(slow.until_ready().await.error("57014").code, "57014");
     assert_eq!(slow.value("SELECT current_setting('port')").await, house.other.port().to_string());
+
+    // One that does nothing in its transaction has nothing to cancel: it is ended, and the others are not.
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    client.run("BEGIN").await;
+    client.run("INSERT INTO t VALUES (1)").await;
+    let body = json!({ "server": "main", "method": "dump", "wait_ms": 100, "cancel": true });
+    house.job("/v1/tenants/shop/move", body).await;
+    let ended = client.until_end().await;
+    assert_eq!(ended.faults().first().map(|fault| fault.code.as_str()), Some("57P01"));
+    let found = slow.value("SELECT count(*) || ' ' || current_setting('port') FROM t").await;
+    assert_eq!(found, format!("0 {}", house.main.port()));
 }
 
 #[tokio::test]
@@ -529,7 +566,9 @@ async fn a_cancel_at_any_time_before_the_route_changes_leaves_everything_as_it_w
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_online_move_from_postgresql_15_to_16_loses_nothing_and_says_that_its_rollback_would() {
-    let (main, other) = (Cluster::start_as("15", LOGICAL).leaked(), Cluster::start_as("16", LOGICAL).leaked());
+    // Where no role can be made to send, the control role does: its password is in no statement that a log may have.
+    let logged = format!("{LOGICAL}\nlog_statement = ddl");
+    let (main, other) = (Cluster::start_as("15", LOGICAL).leaked(), Cluster::start_as("16", &logged).leaked());
     let house = House::of(main, other, &["online_moves=1"]).await;
     let tenant = house.create("shop").await;
     let mut first = house.proxy.connect(&tenant).login().await;
@@ -548,6 +587,10 @@ async fn an_online_move_from_postgresql_15_to_16_loses_nothing_and_says_that_its
     assert_eq!(house.refusal(main, &tenant).await.as_deref(), Some("55000"), "sealed");
     let refused = house.api.post("/v1/tenants/shop/move/rollback", json!({})).await;
     assert_eq!(refused.status, 409, "{}", refused.body);
+    let log = other.log();
+    let has_password =
+        |line: &&str| line.contains("secret-of-the-control-role") && line.to_lowercase().contains("subscri");
+    assert_eq!((log.contains("tenantry_subscribe"), log.lines().find(has_password)), (true, None));
     house.job("/v1/tenants/shop/move/confirm", json!({})).await;
     assert_eq!((house.left_over(main).await, house.left_over(other).await), (String::new(), String::new()));
     assert_eq!(house.databases(main, "shop").await, "0");
@@ -610,4 +653,268 @@ async fn a_client_that_listens_hears_on_at_the_new_server() {
         assert_eq!(said, "after");
         while heard(&mut listener, Duration::from_millis(200)).await.is_some() {}
     }
+}
+
+const WITH_NUMBERS: &str = "CREATE TABLE t (id serial PRIMARY KEY, x text)";
+
+async fn followed(house: &House, count: &str) {
+    eventually("the old copy has followed", async || {
+        (house.main.sql_in("shop", "SELECT count(*) FROM t").await.as_deref() == Some(count)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_copy_that_cannot_be_followed_any_more_is_gone_back_to_by_force_with_what_it_has() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run(WITH_NUMBERS).await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    client.run("INSERT INTO t (x) VALUES ('followed')").await;
+    followed(&house, "1").await;
+    client.run("ALTER TABLE t ADD y int").await;
+    client.run("INSERT INTO t (x, y) VALUES ('lost', 1)").await;
+    let why = house.fails("/v1/tenants/shop/move/rollback", json!({})).await;
+    assert!(why.contains("cannot be applied at main") && why.contains("--force"), "{why}");
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.other.port().to_string());
+
+    let forced = house.job("/v1/tenants/shop/move/rollback", json!({ "force": true })).await;
+    let left = &forced["result"]["left_behind"];
+    assert!(left["what"].as_str().is_some_and(|what| what.contains("written at other since")), "{forced}");
+    assert!(left["applied_until"].is_string() && left["position"].is_string(), "{left}");
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.main.port().to_string());
+    // The number of the row that stayed behind is not given a second time.
+    assert_eq!(client.value("INSERT INTO t (x) VALUES ('after') RETURNING id").await, "3");
+    assert_eq!(client.value("SELECT string_agg(x, ' ' ORDER BY id) FROM t").await, "followed after");
+    let view = house.view("shop").await;
+    assert_eq!((&view["moved"]["from"], &view["moved"]["warning"]), (&json!("other"), &Value::Null));
+    assert_eq!(
+        house.refusal(house.other, &tenant).await.as_deref(),
+        Some("55000"),
+        "what was left is closed, and kept"
+    );
+    assert_eq!((house.left_over(house.main).await, house.left_over(house.other).await), (String::new(), String::new()));
+    assert_eq!(house.main.sql_in("shop", "SELECT count(*) FROM pg_publication").await.as_deref(), Some("0"));
+
+    // And there again: nothing of the first move is in its way.
+    house.job("/v1/tenants/shop/move/rollback", json!({ "force": true })).await;
+    assert_eq!(client.value("SELECT string_agg(x, ' ' ORDER BY id) FROM t").await, "followed lost");
+    assert_eq!(house.other.sql_in("shop", "SELECT count(*) FROM pg_publication").await.as_deref(), Some("0"));
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    assert_eq!(house.databases(house.main, "shop").await, "0");
+}
+
+#[tokio::test]
+async fn a_server_that_is_lost_before_the_move_is_confirmed_is_left_by_force_and_closed_once_it_is_back() {
+    let house = House::new().await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run(WITH_NUMBERS).await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    client.run("INSERT INTO t (x) SELECT 'row' FROM generate_series(1, 5)").await;
+    followed(&house, "5").await;
+    client.leave().await;
+    house.other.shutdown("QUIT");
+    let why = house.fails("/v1/tenants/shop/move/rollback", json!({})).await;
+    assert!(why.contains("other cannot be reached") && why.contains("--force"), "{why}");
+
+    let forced = house.job("/v1/tenants/shop/move/rollback", json!({ "force": true })).await;
+    let what = forced["result"]["left_behind"]["what"].as_str().unwrap_or_default();
+    assert!(what.contains("cannot be reached, and is closed once it is back"), "{forced}");
+    let mut client = house.proxy.connect(&tenant).login().await;
+    assert_eq!(client.value("INSERT INTO t (x) VALUES ('after') RETURNING id").await, "6", "no number twice");
+    assert_eq!(
+        client.value("SELECT count(*) || ' ' || current_setting('port') FROM t").await,
+        format!("6 {}", house.main.port())
+    );
+    assert_eq!(house.left_over(house.main).await, "", "nothing is applied here any more");
+    let warning = house.view("shop").await["moved"]["warning"].to_string();
+    assert!(warning.contains("other could not be closed"), "{warning}");
+    for verb in ["rollback", "confirm"] {
+        let body = if verb == "rollback" { json!({ "force": true }) } else { json!({}) };
+        let why = house.fails(&format!("/v1/tenants/shop/move/{verb}"), body).await;
+        assert!(why.contains("other") && why.contains("cannot be reached"), "{verb}: {why}");
+    }
+
+    house.other.start_again().await;
+    eventually("the copy that was left is closed", async || {
+        house.view("shop").await["moved"]["warning"].is_null().then_some(())
+    })
+    .await;
+    assert_eq!(house.refusal(house.other, &tenant).await.as_deref(), Some("55000"));
+    assert_eq!(house.left_over(house.other).await, "");
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    assert_eq!(house.databases(house.other, "shop").await, "0");
+    assert_eq!(client.value("SELECT count(*) FROM t").await, "6");
+}
+
+#[tokio::test]
+async fn a_server_keeps_no_more_log_for_a_copy_that_follows_than_it_may_and_somebody_is_told_before() {
+    let limit = [("admin.max_followed_wal", toml::Value::from("64MiB"))];
+    let (main, other) = (Cluster::start_with(LOGICAL).leaked(), Cluster::start_with(LOGICAL).leaked());
+    let house = House::with(main, other, &["online_moves=1"], &limit).await;
+    let tenant = house.create("shop").await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int PRIMARY KEY)").await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    let kept = async || {
+        let metrics = house.proxy.metrics().await;
+        let line = metrics.lines().find(|line| line.starts_with("tenantry_followed_wal_bytes{"))?.to_owned();
+        assert!(line.contains("tenant=\"shop\",server=\"other\""), "{line}");
+        line.rsplit(' ').next()?.parse::<f64>().ok()
+    };
+    eventually("the metric", kept).await;
+    // Nobody confirms anything: the other end is stopped.
+    let stopped =
+        house.main.sql_in("shop", "SELECT format('ALTER SUBSCRIPTION %I DISABLE', subname) FROM pg_subscription").await;
+    house.main.sql_in("shop", &stopped.expect("a subscription")).await;
+    let write = async |mib: u32| {
+        let sql = format!(
+            "SELECT count(pg_logical_emit_message(false, 'test', repeat('x', 1 << 20))) FROM generate_series(1, {mib})"
+        );
+        house.other.sql(&sql).await;
+    };
+    write(40).await;
+    let warned =
+        eventually("a warning", async || house.view("shop").await["moved"]["warning"].as_str().map(str::to_owned))
+            .await;
+    assert!(warned.contains("admin.max_followed_wal"), "{warned}");
+    assert!(kept().await.is_some_and(|bytes| bytes > 32e6));
+    write(40).await;
+    let ended = eventually("an end of it", async || {
+        let moved = house.view("shop").await["moved"].clone();
+        (moved["follows"] == false).then_some(moved)
+    })
+    .await;
+    assert!(
+        ended["ended"]["why"].as_str().is_some_and(|why| why.contains("more than admin.max_followed_wal")),
+        "{ended}"
+    );
+    assert_eq!(house.other.sql("SELECT count(*) FROM pg_replication_slots").await.as_deref(), Some("0"));
+    eventually("the old copy lets nobody in", async || {
+        (house.refusal(house.main, &tenant).await.as_deref() == Some("55000")).then_some(())
+    })
+    .await;
+    assert_eq!((house.left_over(house.main).await, house.left_over(house.other).await), (String::new(), String::new()));
+    let refused = house.api.post("/v1/tenants/shop/move/rollback", json!({})).await;
+    assert!(
+        refused.status == 409 && refused.body["detail"].to_string().contains("max_followed_wal"),
+        "{}",
+        refused.body
+    );
+    house.job("/v1/tenants/shop/move/rollback", json!({ "force": true })).await;
+    assert_eq!(client.value("SELECT current_setting('port')").await, house.main.port().to_string());
+}
+
+#[tokio::test]
+async fn a_login_that_following_would_need_is_tried_before_anything_is_copied() {
+    let house = House::new().await;
+    house.create("shop").await;
+    // What it was is read before COPY empties the file.
+    let reject = "DO $do$ DECLARE file text := current_setting('hba_file'); was text := pg_read_file(file); BEGIN EXECUTE format( \
+                    'COPY (SELECT ''host shop \"/^tenantry-.*-send$\" 127.0.0.1/32 reject'' UNION ALL \
+                     SELECT regexp_split_to_table(%L, E''\\n'')) TO %L', was, file); END $do$";
+    house.other.sql(reject).await;
+    house.other.sql("SELECT pg_reload_conf()").await;
+    let why = house.fails("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    assert!(why.contains("could not follow") && why.contains("pg_hba.conf"), "{why}");
+    let job = house.api.get("/v1/jobs?limit=1").await.body["items"][0].clone();
+    let at = job["result"]["turned_at"].as_u64().and_then(|at| usize::try_from(at).ok()).unwrap_or(0);
+    let plan = house.api.post("/v1/tenants/shop/move?dry_run=true", json!({ "server": "other" })).await;
+    assert_eq!(plan.body["job"]["result"]["steps"][at], "try_following", "{job}");
+    assert_eq!((house.left_over(house.main).await, house.left_over(house.other).await), (String::new(), String::new()));
+    assert_eq!(house.databases(house.other, "shop").await, "0");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_move_from_postgresql_16_to_18_and_back_and_there_by_a_dump_loses_nothing() {
+    let (main, other) = (Cluster::start_as("16", LOGICAL).leaked(), Cluster::start_as("18", LOGICAL).leaked());
+    let house = House::of(main, other, &["online_moves=1"]).await;
+    let tenant = house.create("shop").await;
+    main.sql("ALTER ROLE shop VALID UNTIL '2100-01-01 00:00:00+00'").await;
+    let mut first = house.proxy.connect(&tenant).login().await;
+    Bank::tables(&mut first, 5_000).await;
+    let bank = Bank::open(&house, &tenant, 8).await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other", "verify": "full" })).await;
+    bank.more().await;
+    assert_eq!(first.value("SELECT current_setting('server_version_num')::int / 10000").await, "18");
+    let until = "SELECT rolvaliduntil AT TIME ZONE 'UTC' FROM pg_roles WHERE rolname = 'shop'";
+    assert_eq!(other.sql(until).await.as_deref(), Some("2100-01-01 00:00:00"));
+    house.job("/v1/tenants/shop/move/rollback", json!({ "verify": "full" })).await;
+    bank.more().await;
+    assert_eq!(first.value("SELECT current_setting('server_version_num')::int / 10000").await, "16");
+    house.job("/v1/tenants/shop/move", json!({ "server": "other", "method": "dump" })).await;
+    bank.more().await;
+    let (told, _) = bank.close().await;
+    balanced(&mut first, &told, 5_000).await;
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    assert_eq!(house.databases(main, "shop").await, "0");
+    // What reads a server of 18 says something that one of 16 does not know.
+    let why = house.fails("/v1/tenants/shop/move", json!({ "server": "main", "method": "dump" })).await;
+    assert!(why.contains("pg_dump is of version 16, and the server of 18"), "{why}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_limit_of_connections_in_postgresql_has_room_for_a_move_beside_the_clients() {
+    let limits = ["main", "other"].map(|server| (format!("servers.{server}.control.connection_limits"), true.into()));
+    let limits: Vec<(&str, toml::Value)> =
+        limits.iter().map(|(key, on)| (key.as_str(), toml::Value::clone(on))).collect();
+    let (main, other) = (Cluster::start_with(LOGICAL).leaked(), Cluster::start_with(LOGICAL).leaked());
+    let house = House::with(main, other, &["online_moves=1"], &limits).await;
+    let tenant = house.create_as(json!({ "name": "shop", "server": "main", "spec": { "ceiling": 2 } })).await;
+    let mut first = house.proxy.connect(&tenant).login().await;
+    Bank::tables(&mut first, 2_000).await;
+    let limit = async |server: &'static Cluster, wanted: &str| {
+        eventually(format!("a limit of {wanted}"), async || {
+            let found = server.sql("SELECT datconnlimit FROM pg_database WHERE datname = 'shop'").await;
+            (found.as_deref() == Some(wanted)).then_some(())
+        })
+        .await;
+    };
+    limit(main, "2").await;
+    let bank = Bank::open(&house, &tenant, 8).await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    bank.more().await;
+    house.job("/v1/tenants/shop/move/rollback", json!({})).await;
+    bank.more().await;
+    limit(main, "2").await;
+    house.job("/v1/tenants/shop/move", json!({ "server": "other", "method": "dump" })).await;
+    let (told, _) = bank.close().await;
+    balanced(&mut first, &told, 2_000).await;
+    house.job("/v1/tenants/shop/move/confirm", json!({})).await;
+    limit(other, "2").await;
+}
+
+#[tokio::test]
+async fn a_floor_that_was_promised_to_another_meanwhile_keeps_the_tenant_where_it_is() {
+    let house = House::new().await;
+    let tenant = house.create_as(json!({ "name": "shop", "server": "main", "spec": { "floor": 15 } })).await;
+    let mut client = house.proxy.connect(&tenant).login().await;
+    client.run("CREATE TABLE t (n int PRIMARY KEY)").await;
+    client.run("BEGIN").await;
+    client.run("INSERT INTO t VALUES (1)").await;
+    let job = house.begin("/v1/tenants/shop/move", json!({ "server": "other" })).await;
+    house.at(job, "replicate").await;
+    house.create_as(json!({ "name": "rival", "server": "other", "spec": { "floor": 18 } })).await;
+    client.run("COMMIT").await;
+    let ended = house.end_of(job).await;
+    assert!(
+        ended["error"].as_str().is_some_and(|why| why.contains("the floor of 15 does not fit at other")),
+        "{ended}"
+    );
+    assert_eq!(
+        client.value("SELECT count(*) || ' ' || current_setting('port') FROM t").await,
+        format!("1 {}", house.main.port())
+    );
+}
+
+#[tokio::test]
+async fn files_of_a_dump_that_no_job_needs_are_gone_after_a_start() {
+    let house = House::new().await;
+    let left = house.proxy.dir().join("moves").join("4711");
+    std::fs::create_dir_all(left.join("dump")).expect("a directory");
+    std::fs::write(left.join("dump").join("toc.dat"), "rows").expect("a file");
+    house.proxy.restart(&[]).await;
+    eventually("they are gone", async || (!left.exists()).then_some(())).await;
 }

@@ -339,6 +339,24 @@ async fn a_text_that_is_sent_again_is_suspected_again() {
 }
 
 #[tokio::test]
+async fn a_word_in_a_string_pins_nobody_and_what_it_may_have_left_is_gone() {
+    let (tenant, proxy) = two_servers().await;
+    proxy.connect(&tenant).login().await.run("CREATE TABLE posts (body text)").await;
+    // Nobody is pinned: there are only two connections.
+    let mut writers = Vec::new();
+    for n in 0..5 {
+        let mut writer = proxy.connect(&tenant).login().await;
+        writer.run(&format!("INSERT INTO posts VALUES ('{n}: how does setseed(0.5) work?')")).await;
+        let text = "SELECT 'dblink_connect' WHERE $1 <> 'set_config'";
+        writer.ask(&[say::unnamed(text, &[Some("x")]), say::sync()].concat()).await.ok();
+        writers.push(writer);
+    }
+    for writer in &mut writers {
+        assert_eq!(writer.value("SELECT count(*) FROM posts").await, "5");
+    }
+}
+
+#[tokio::test]
 async fn many_clients_with_different_settings_on_two_servers() {
     let (tenant, proxy) = two_servers().await;
     let mut clients = Vec::new();

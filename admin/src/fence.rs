@@ -1,4 +1,5 @@
-//! The hard fence: PostgreSQL's own CONNECTION LIMIT of each tenant's database, kept equal to the tenant's ceiling.
+//! The hard fence: PostgreSQL's own CONNECTION LIMIT of each tenant's database, kept equal to the tenant's ceiling; while it
+//! moves, and what is written is sent to a copy, with room for what does that.
 //!
 //! What always holds: only servers whose `control.connection_limits` says so are touched; a limit that is right is not
 //! written; each server has a task of its own, so one that hangs or refuses holds up no other, and new settings of a
@@ -181,7 +182,8 @@ fn wanted(settings: &Settings, server: &str) -> Wanted {
     for (name, tenant) in here.filter(|(_, tenant)| tenant.standing.state.has_database()) {
         let database = tenant.database.clone().unwrap_or_else(|| name.to_string());
         let limit = wanted.entry(database).or_insert(Limit { ceiling: Some(0), tenants: Vec::new() });
-        limit.ceiling = limit.ceiling.zip(tenant.ceiling).map(|(sum, ceiling)| sum.saturating_add(ceiling));
+        let own = tenant.ceiling.map(|ceiling| ceiling.saturating_add(tenant.standing.room));
+        limit.ceiling = limit.ceiling.zip(own).map(|(sum, own)| sum.saturating_add(own));
         limit.tenants.push(name.to_string());
     }
     for limit in wanted.values_mut() {
@@ -255,10 +257,20 @@ mod tests {
     }
 
     #[test]
+    fn a_move_has_room_beside_its_clients() {
+        let mut settings = Settings::default();
+        let standing = Standing { number: Some(1), state: TenantState::Active, plans: 0, room: 4 };
+        put(&mut settings, "a", Tenant { ceiling: Some(2), standing: standing.clone(), ..Tenant::default() });
+        put(&mut settings, "b", Tenant { standing, ..Tenant::default() });
+        let wanted = wanted(&settings, "main");
+        assert_eq!((wanted["a"].ceiling, wanted["b"].ceiling), (Some(6), None));
+    }
+
+    #[test]
     fn a_tenant_without_a_database_has_no_fence() {
         let mut settings = Settings::default();
         for state in TenantState::ALL {
-            let standing = Standing { number: Some(1), state, plans: 0 };
+            let standing = Standing { number: Some(1), state, plans: 0, room: 0 };
             put(&mut settings, state.as_str(), Tenant { ceiling: Some(2), standing, ..Tenant::default() });
         }
         let fenced: Vec<_> = wanted(&settings, "main").into_keys().collect();

@@ -106,6 +106,7 @@ impl Fleet {
             let Some(entry) = known.tenants.iter().find(|entry| entry.number == *number) else { continue };
             let count = match order {
                 Order::Cancel => data.cancel_running(&entry.name, Some(*number)),
+                Order::End if entry.held => data.end_transactions(&entry.name, Some(*number)),
                 Order::End => data.end_sessions(&entry.name, Some(*number), true),
             };
             let count = u32::try_from(count).unwrap_or(u32::MAX);

@@ -51,7 +51,7 @@ const fn level(name: &'static str, labels: &'static str, help: &'static str) -> 
 const POOL: &str = "tenant, role";
 
 /// All that `/metrics` shows.
-pub const METRICS: [Metric; 49] = [
+pub const METRICS: [Metric; 50] = [
     level("tenantry_build_info", "version", "1; the version is in the label"),
     level("tenantry_settings_stale", "", "1 after a reload that failed: the settings in force are older than the file"),
     level("tenantry_draining", "", "1 after the process was asked to stop"),
@@ -125,6 +125,11 @@ pub const METRICS: [Metric; 49] = [
         "tenant, server",
         "1 if PostgreSQL's CONNECTION LIMIT of the database is the tenant's ceiling, 0 if it could not be made so; only with connection_limits",
     ),
+    level(
+        "tenantry_followed_wal_bytes",
+        "tenant, server",
+        "Log that the tenant's server keeps for the copy of a move that follows it; told by the process that runs the jobs",
+    ),
     level("tenantry_pinned_leases", POOL, "Server connections kept beyond their transaction now"),
     count(
         "tenantry_pins_total",
@@ -190,6 +195,14 @@ const POOL_COUNTERS: [Total; 16] = [
     ("tenantry_settings_replays_total", |s| s.replays.load(Relaxed)),
 ];
 
+/// Log that a server keeps for the copy of a move.
+#[derive(Debug)]
+pub(crate) struct Followed {
+    pub tenant: String,
+    pub server: String,
+    pub bytes: u64,
+}
+
 /// Installs the process's recorder; called once, by `main`.
 ///
 /// # Errors
@@ -215,8 +228,12 @@ fn build() -> PrometheusRecorder {
 }
 
 /// One scrape's worth: everything that is there is set anew.
-pub(crate) fn publish(view: &dyn View, status: &Status, fences: &Fences) {
+pub(crate) fn publish(view: &dyn View, status: &Status, fences: &Fences, followed: &[Followed]) {
     let snapshot = view.snapshot();
+    for Followed { tenant, server, bytes } in followed {
+        let labels = vec![Label::new("tenant", tenant.clone()), Label::new("server", server.clone())];
+        gauge!("tenantry_followed_wal_bytes", labels).set(bytes_of_disk(*bytes));
+    }
     for ((server, tenant), stands) in fences.all() {
         let labels = vec![Label::new("tenant", tenant), Label::new("server", server)];
         gauge!("tenantry_tenant_fenced", labels).set(f64::from(u8::from(stands)));
@@ -330,6 +347,11 @@ fn number(n: impl TryInto<u32>) -> f64 {
     f64::from(n.try_into().unwrap_or(u32::MAX))
 }
 
+/// To the KiB.
+fn bytes_of_disk(n: u64) -> f64 {
+    number(n / 1024) * 1024.0
+}
+
 /// Exact up to 4 GiB, and to the KiB above it.
 fn bytes(n: usize) -> f64 {
     u32::try_from(n).map_or_else(|_| number(n / 1024) * 1024.0, f64::from)
@@ -438,7 +460,8 @@ mod tests {
             let view = Still(snapshot(), [("28P01".to_owned(), 4)].into());
             let status = Status::default();
             status.set_catalog(Some(true));
-            publish(&view, &status, &Fences::one("main", "acme"));
+            let followed = Followed { tenant: "acme".to_owned(), server: "main".to_owned(), bytes: 1 << 20 };
+            publish(&view, &status, &Fences::one("main", "acme"), &[followed]);
             recorder.handle().render()
         });
         for metric in METRICS {
@@ -474,7 +497,7 @@ mod tests {
         let recorder = build();
         let scrape = |snapshot: &Snapshot| {
             metrics::with_local_recorder(&recorder, || {
-                publish(&Still(snapshot.clone(), BTreeMap::new()), &Status::default(), &Fences::default())
+                publish(&Still(snapshot.clone(), BTreeMap::new()), &Status::default(), &Fences::default(), &[])
             });
             recorder.handle().render()
         };

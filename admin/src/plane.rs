@@ -26,7 +26,8 @@ use crate::{
     },
     fleet::{Everywhere, Fleet},
     fuse::Fuse,
-    lifecycle::StepError,
+    lifecycle::{StepError, copies::Copies},
+    metrics::Followed,
     view::Plane,
 };
 
@@ -43,6 +44,8 @@ pub struct ControlPlane {
     pub job_over: Notify,
     pub fuse: Fuse,
     pub fleet: Fleet,
+    /// What copies of moves cost that follow, where this process runs the jobs.
+    pub copies: Copies,
     file: ArcSwap<Settings>,
     /// What is served: for those who keep something in step with it.
     merged: watch::Sender<Arc<Settings>>,
@@ -117,6 +120,7 @@ impl ControlPlane {
             file: ArcSwap::from_pointee(file),
             known: ArcSwap::from_pointee(known.unwrap_or_default()),
             fleet: Fleet::default(),
+            copies: Copies::default(),
             reading: Mutex::default(),
             serving: parking_lot::Mutex::default(),
             is_within_reach: AtomicBool::new(is_fresh),
@@ -203,6 +207,13 @@ impl ControlPlane {
         self.known.store(Arc::clone(&known));
         self.fleet.applied(&before, &known, self.data.as_ref());
         Ok(problems)
+    }
+
+    /// For a scrape.
+    pub(crate) fn followed(&self) -> Vec<Followed> {
+        let seen = self.copies.all().into_iter();
+        seen.filter_map(|seen| Some(Followed { tenant: seen.tenant, server: seen.server, bytes: seen.bytes? }))
+            .collect()
     }
 
     /// A suspended tenant gives up the server connections that it has opened since.
@@ -378,6 +389,10 @@ mod tests {
         }
 
         fn end_sessions(&self, _: &str, _: Option<i64>, _: bool) -> usize {
+            0
+        }
+
+        fn end_transactions(&self, _: &str, _: Option<i64>) -> usize {
             0
         }
 

@@ -74,7 +74,8 @@ async fn collect(app: Arc<App>) -> Option<String> {
     // With thousands of pools this takes milliseconds: too long for a thread that carries sessions.
     tokio::task::spawn_blocking(move || {
         work.status.set_catalog(work.plane.as_ref().map(|plane| plane.is_within_reach()));
-        metrics::publish(&*work.view, &work.status, &work.fences);
+        let followed = work.plane.as_ref().map(|plane| plane.followed()).unwrap_or_default();
+        metrics::publish(&*work.view, &work.status, &work.fences, &followed);
         work.recorder.render()
     })
     .await

@@ -68,6 +68,8 @@ pub trait Plane: View {
     fn cancel_running(&self, tenant: &str, number: Option<i64>) -> usize;
     /// Ends sessions, those in a transaction too if `at_once`; how many are in one.
     fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize;
+    /// Ends sessions that are in a transaction, at once; how many.
+    fn end_transactions(&self, tenant: &str, number: Option<i64>) -> usize;
     /// Gives up a tenant's server connections: idle ones now, others as they come to rest.
     fn release(&self, tenant: &str);
     /// The key with which a role's pool proves itself to PostgreSQL, if a client's login told it. A secret.
@@ -162,6 +164,10 @@ impl Plane for Directory {
 
     fn end_sessions(&self, tenant: &str, number: Option<i64>, at_once: bool) -> usize {
         Directory::end_sessions(self, tenant, number, at_once)
+    }
+
+    fn end_transactions(&self, tenant: &str, number: Option<i64>) -> usize {
+        Directory::end_transactions(self, tenant, number)
     }
 
     fn explain(&self, tenant: &str) -> Vec<(String, Explanation)> {

@@ -166,7 +166,7 @@ mod tests {
     fn an_archived_tenant_keeps_its_promise_and_a_dropped_one_does_not() {
         let mut settings = settings(is(5), &[("a", 3), ("b", 3)]);
         let mut put = |state| {
-            settings.tenants.get_mut("b").unwrap().standing = Standing { number: Some(1), state, plans: 0 };
+            settings.tenants.get_mut("b").unwrap().standing = Standing { number: Some(1), state, plans: 0, room: 0 };
             floors_fit(&settings, |_| None).is_ok()
         };
         assert!(!put(TenantState::Archived));

@@ -60,7 +60,7 @@ section!(Pool {
 });
 section!(Admin {
     address, cert_file, key_file, client_ca_file, catalog, state_dir, archives, archives_volatile, archive_stall_timeout,
-    imports_dir, max_import_size, import_timeout, postgres_bin, extensions, public_address;
+    imports_dir, max_import_size, import_timeout, max_followed_wal, postgres_bin, extensions, public_address;
     ;
 });
 section!(Log { filter, format; ; });

@@ -223,6 +223,9 @@ pub struct Admin {
     /// An import may be at work on its file for so long, from opening it to its last row; PostgreSQL, which takes the rows meanwhile,
     /// included.
     pub import_timeout: Duration,
+    /// After a move: log (WAL) that a server may keep for the copy that follows it. Past it the copy follows no more, and a
+    /// rollback leaves behind what was written since; at half of it there is a warning.
+    pub max_followed_wal: usize,
     /// Directory of `pg_dump` and `pg_restore`, as new as the newest server; without it they are searched in `PATH`.
     pub postgres_bin: Option<PathBuf>,
     /// Extensions that `create` may install, separated by commas.
@@ -365,6 +368,8 @@ pub struct Standing {
     pub state: TenantState,
     /// Grows when its tables were changed around its clients: what is prepared on its server connections is dropped then.
     pub plans: i64,
+    /// Connections that a job has beside those of its clients: PostgreSQL's own limit of its database has room for them.
+    pub room: u32,
 }
 
 /// A role that may log in (`[[tenants.NAME.roles]]` or `[[roles]]`).
@@ -514,6 +519,7 @@ impl Default for Admin {
             max_import_size: 4 << 30,
             // 4 GiB are read in minutes; what takes hours does not end.
             import_timeout: Duration::from_secs(2 * 3_600),
+            max_followed_wal: 4 << 30,
             postgres_bin: None,
             extensions: "citext, hstore, pg_trgm, unaccent, btree_gin, btree_gist, uuid-ossp, pgcrypto".to_owned(),
             public_address: None,

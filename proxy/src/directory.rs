@@ -284,6 +284,13 @@ impl Directory {
         self.registry.end_those(|at| at.is_of(&place.tenant, place.number), reason)
     }
 
+    /// Ends those of the tenant's sessions that are in a transaction, with 57P01; the others only wait. How many.
+    pub fn end_transactions(&self, tenant: &str, number: Option<i64>) -> usize {
+        let Some(tenant) = self.find_one(tenant, number) else { return 0 };
+        let place = tenant.place();
+        self.registry.end_transactions(|at| at.is_of(&place.tenant, place.number), EndReason::Moved)
+    }
+
     /// Gives up the tenant's server connections: idle ones now, lent ones as they come to rest. Its next query opens new ones.
     pub fn release(&self, tenant: &str) {
         if let Some(tenant) = self.find(tenant) {

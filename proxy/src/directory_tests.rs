@@ -82,7 +82,7 @@ async fn a_login_under_way_across_a_reload_gets_what_is_now() {
     let budget = directory.snapshot().pools[0].snapshot.budget.unwrap();
     assert_eq!(budget.ceiling, 7);
     // Taken out, or drained, while somebody logs in.
-    shop(&mut settings).standing = Standing { number: None, state: TenantState::Drained, plans: 0 };
+    shop(&mut settings).standing = Standing { number: None, state: TenantState::Drained, plans: 0, room: 0 };
     directory.reload(settings.clone()).unwrap();
     assert_eq!(directory.enter("shop", &proved).unwrap_err().code, "57P03");
     settings.tenants.clear();

@@ -31,7 +31,8 @@ pub struct Move {
 #[derive(Debug, Args)]
 pub struct RollbackMove {
     pub name: String,
-    /// What was written since the move stays behind, at the place that is left.
+    /// What was written since the old copy followed may stay behind, at the place that is left, which need not answer: for a copy
+    /// that does not follow (any more), or a server that is lost.
     #[arg(long)]
     pub force: bool,
     #[command(flatten)]
@@ -58,7 +59,7 @@ pub struct Pause {
     /// How long open transactions may take then; past it nothing is moved. Without it 30s, or what query_wait_timeout allows.
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     pub wait: Option<Duration>,
-    /// Past it, cancel what runs.
+    /// Past it, cancel what runs, and end sessions whose transaction stays open.
     #[arg(long)]
     pub cancel: bool,
     /// How much is compared meanwhile: every table in full, or what takes no time.

@@ -48,7 +48,8 @@ pub struct MoveTenant {
     #[serde(default)]
     #[schema(minimum = 0, maximum = 600_000)]
     pub wait_ms: Option<u64>,
-    /// Past it, statements that run are cancelled; what stays open all the same keeps the tenant where it is.
+    /// Past it, statements that run are cancelled, and sessions whose transaction is open all the same are ended (57P01); what keeps
+    /// a server connection outside a transaction keeps the tenant where it is.
     #[serde(default)]
     pub cancel: bool,
     /// How much is compared while clients wait; null: `fast` of an online move, `full` of a dump. `fast`: tables of together 16
@@ -81,7 +82,9 @@ pub struct RollbackMove {
     /// As of a move; null: `fast`.
     #[serde(default)]
     pub verify: Option<Compared>,
-    /// What was written since the move stays behind, at the place that is left.
+    /// What was written since the old copy followed may stay behind, at the place that is left: for a copy that does not follow, or
+    /// whose following is broken, or where the server that is left is lost. The job tells in `result.left_behind` what, as far as it is
+    /// known.
     #[serde(default)]
     pub force: bool,
 }
@@ -153,7 +156,8 @@ fn no_copy() -> Problem {
 
 /// Goes back to the server where the tenant was before it was moved. What was written since goes with it, where the old copy
 /// followed the new one (an online move between servers that can do that); else it must be said with `force` that it stays
-/// behind: the place that is left is the kept copy then, and nothing of it is dropped.
+/// behind: the place that is left is the kept copy then, and nothing of it is dropped. With `force` the server that is left need not
+/// answer: its copy is closed once it is back.
 #[utoipa::path(post, path = "/v1/tenants/{tenant}/move/rollback", operation_id = "rollback_move", request_body = Option<RollbackMove>,
     params(("tenant" = String, Path), DryRun, ("If-Match" = Option<String>, Header), ("Idempotency-Key" = Option<String>, Header),
         ("Prefer" = Option<String>, Header, description = "wait=SECONDS or respond-async")),
@@ -177,16 +181,15 @@ pub async fn rollback(
         let kept = entry.kept.as_ref().ok_or_else(no_copy)?;
         let follows = kept.follows && !wish.force;
         if !follows && !wish.force {
+            let then = kept.ended.as_ref().map_or_else(
+                || "as it was then".to_owned(),
+                |ended| format!("as it was at {}, when it ended to follow: {}", ended.at, ended.why),
+            );
             return Err(Problem::wrong_state(format!(
-                "what was written since the move is only at {}, and {} would be as it was then: say force if that is what you \
-                 want; the place that is left is kept",
+                "what was written since is only at {}, and {} would be {then}; say force if that is what you want; the place \
+                 that is left is kept",
                 entry.server, kept.server
             )));
-        }
-        if kept.follows && wish.force {
-            return Err(Problem::invalid(
-                "force: the old copy follows the new one, and nothing would be left behind; leave it out",
-            ));
         }
         check::floors(
             &entry.spec,

@@ -9,7 +9,7 @@ use utoipa::{IntoParams, ToSchema};
 
 use crate::{
     catalog::{
-        model::{Access, Entry, Isolation, Kept, Method, Mode, Spec},
+        model::{Access, Ended, Entry, Isolation, Kept, Method, Mode, Spec},
         store::JobRow,
     },
     jobs::work::{JobState, Step, Work},
@@ -61,11 +61,37 @@ pub struct Moved {
     pub follows: bool,
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
+    /// It followed, and does not any more.
+    pub ended: Option<Ended>,
+    /// What somebody should do something about.
+    pub warning: Option<String>,
 }
 
-impl From<&Kept> for Moved {
-    fn from(kept: &Kept) -> Self {
-        Self { from: kept.server.clone(), method: kept.method, follows: kept.follows, since: kept.since }
+impl Moved {
+    fn of(kept: &Kept, at: &str) -> Self {
+        let warning = if kept.is_open {
+            Some(format!(
+                "the copy at {} could not be closed, since that server was away: it is as soon as it is back; until then \
+                 whoever reaches it around Tenantry may write there",
+                kept.server
+            ))
+        } else if kept.follows && kept.is_dear {
+            Some(format!(
+                "{at} keeps more than half of admin.max_followed_wal of its log for the copy at {}: confirm the move, or roll \
+                 it back",
+                kept.server
+            ))
+        } else {
+            None
+        };
+        Self {
+            from: kept.server.clone(),
+            method: kept.method,
+            follows: kept.follows,
+            since: kept.since,
+            ended: kept.ended.clone(),
+            warning,
+        }
     }
 }
 
@@ -674,7 +700,7 @@ impl TenantView {
             spec: entry.spec.clone(),
             address,
             live,
-            moved: entry.kept.as_ref().map(Moved::from),
+            moved: entry.kept.as_ref().map(|kept| Moved::of(kept, &entry.server)),
             created_at: Some(entry.created_at),
             updated_at: Some(entry.updated_at),
         }

@@ -14,12 +14,14 @@ use std::{sync::Arc, time::Duration};
 use arc_swap::ArcSwap;
 use deadpool_postgres::{Manager, ManagerConfig, Object, Pool, PoolError, RecyclingMethod, Runtime, Timeouts};
 use rand::{Rng, distr::Alphanumeric};
+use serde_json::Value;
 use tenantry_config::{Control, Server, TenantState};
 use tokio_postgres::{Row, error::SqlState, types::Json};
 
 use self::model::{Access, Entry, Known, Order, Token};
 use crate::{
     control::{self, ControlError},
+    jobs::work::Work,
     sql::catalog as sql,
 };
 
@@ -189,6 +191,7 @@ impl Catalog {
         let tenants = moment.query(sql::TENANTS, &[]).await?;
         let tokens = moment.query(sql::TOKENS, &[]).await?;
         let orders = moment.query(sql::ORDERS, &[]).await?;
+        let moves = moment.query(sql::OPEN_MOVES, &[]).await?;
         moment.commit().await?;
         Ok(Known {
             catalog: meta.try_get(0)?,
@@ -196,6 +199,7 @@ impl Catalog {
             tenants: tenants.iter().map(entry).collect::<Result<_, _>>()?,
             tokens: tokens.iter().map(token).collect::<Result<_, _>>()?,
             orders: orders.iter().map(order).collect::<Result<_, _>>()?,
+            room: moves.iter().map(room).collect::<Result<_, _>>()?,
         })
     }
 
@@ -270,6 +274,12 @@ pub(crate) fn entry(row: &Row) -> Result<Entry, CatalogError> {
         plans: row.try_get(13)?,
         kept: row.try_get::<_, Option<Json<_>>>(14)?.map(|kept| kept.0),
     })
+}
+
+/// What a job that this version cannot read needs, nobody here knows.
+fn room(row: &Row) -> Result<(i64, u32), CatalogError> {
+    let work: Value = row.try_get(1)?;
+    Ok((row.try_get(0)?, serde_json::from_value::<Work>(work).map_or(0, |work| work.room())))
 }
 
 fn order(row: &Row) -> Result<(i64, Order), CatalogError> {

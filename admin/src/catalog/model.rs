@@ -23,15 +23,21 @@ pub struct Known {
     /// By tenant number: what is to be done to its sessions.
     #[serde(default)]
     pub orders: BTreeMap<i64, Order>,
+    /// By tenant number: connections that an open job of a move has beside its clients.
+    #[serde(default)]
+    pub room: BTreeMap<i64, u32>,
 }
 
-/// What is done to the sessions of a tenant that is drained, once its transactions had their time.
+/// While a copy follows: who sends, and who looks.
+const ROOM_TO_FOLLOW: u32 = 3;
+
+/// What is done to the sessions of a tenant that is drained or moved, once its transactions had their time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Order {
     /// Running statements are cancelled.
     Cancel,
-    /// Sessions end, those in a transaction too.
+    /// Sessions end, those in a transaction too; of a tenant that is held only these.
     End,
 }
 
@@ -101,6 +107,26 @@ pub struct Kept {
     pub fingerprint: String,
     #[serde(with = "time::serde::rfc3339")]
     pub since: OffsetDateTime,
+    /// PostgreSQL's number of the one that clients use; 0: not known.
+    #[serde(default)]
+    pub live_oid: u32,
+    /// Its server was away when clients left it: whoever gets in there may still write. It is closed once it is back.
+    #[serde(default)]
+    pub is_open: bool,
+    /// Since when it does not follow any more, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<Ended>,
+    /// The log that is kept for it has come near the limit.
+    #[serde(default)]
+    pub is_dear: bool,
+}
+
+/// A copy that followed, and does not any more.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Ended {
+    pub why: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
 }
 
 /// A role that may log in to a tenant.
@@ -318,7 +344,10 @@ impl Known {
             } else if !names.insert(id.clone()) {
                 told.push(format!("tenant {id}: the settings file has that name, which counts"));
             } else {
-                merged.tenants.insert(id, entry.settings(file));
+                let mut tenant = entry.settings(file);
+                let room = self.room.get(&entry.number).copied().unwrap_or(0);
+                tenant.standing.room = tenant.standing.room.max(room);
+                merged.tenants.insert(id, tenant);
             }
         }
         // Only once all names are known: a name wins over an alias.
@@ -369,7 +398,12 @@ impl Entry {
             max_client_conn: self.spec.max_client_conn,
             roles: self.roles.iter().filter_map(role).collect(),
             aliases: self.aliases.iter().filter_map(|alias| TenantId::parse(alias).ok()).collect(),
-            standing: Standing { number: Some(self.number), state, plans: self.plans },
+            standing: Standing {
+                number: Some(self.number),
+                state,
+                plans: self.plans,
+                room: if self.kept.as_ref().is_some_and(|kept| kept.follows) { ROOM_TO_FOLLOW } else { 0 },
+            },
         }
     }
 }

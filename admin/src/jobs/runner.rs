@@ -40,6 +40,8 @@ const MOVERS: usize = 4;
 const MIGRATORS: usize = 16;
 /// Jobs of other processes' API, and those left by a crash, are looked for this often; our own are told at once.
 const LOOK: Duration = Duration::from_secs(1);
+/// So many of these looks apart it is looked for what jobs left on this host.
+const SWEEP: u32 = 60;
 /// A step that may be interrupted looks for a cancel this often.
 const LOOK_FOR_CANCEL: Duration = Duration::from_millis(250);
 /// The connection with the lock has to answer within this.
@@ -53,8 +55,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Runs jobs until `stop`.
 pub async fn run(plane: Arc<ControlPlane>, stop: CancellationToken) {
+    let mut turns = 0u32;
     loop {
         let turn = async {
+            // Also where the jobs are run by another process: what they left here is here.
+            if turns.is_multiple_of(SWEEP) {
+                lifecycle::sweep_spools(&plane).await;
+            }
             if let Err(error) = lead(&plane).await {
                 tracing::debug!(%error, "jobs are not run here now");
             }
@@ -62,7 +69,7 @@ pub async fn run(plane: Arc<ControlPlane>, stop: CancellationToken) {
         };
         tokio::select! {
             () = stop.cancelled() => return,
-            () = turn => {}
+            () = turn => turns = turns.wrapping_add(1),
         }
     }
 }
@@ -94,6 +101,8 @@ async fn lead(plane: &Arc<ControlPlane>) -> Result<(), StepError> {
     let mut told = BTreeSet::new();
     // Dropped on the way out: what runs stops at its next await.
     let mut running = JoinSet::new();
+    let mut aside = JoinSet::new();
+    aside.spawn(lifecycle::copies::watch(Arc::clone(plane), number));
     loop {
         let sign = timeout(SIGN_OF_LIFE, lock.simple_query("")).await;
         sign.map_err(|_| StepError::Away("the connection with the lock gives no sign of life".to_owned()))??;

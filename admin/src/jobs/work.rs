@@ -160,7 +160,7 @@ pub enum Work {
         method: Method,
         /// Milliseconds for transactions to finish, while clients are held.
         wait: u64,
-        /// Past it, what runs is cancelled.
+        /// Past it, what runs is cancelled, and whose transaction stays open is ended.
         cancel: bool,
         verify: Compared,
         /// Streams of pg_dump and pg_restore.
@@ -173,7 +173,7 @@ pub enum Work {
         wait: u64,
         cancel: bool,
         verify: Compared,
-        /// What was written since is there, too; else it stays behind, at the place that is left.
+        /// What was written since is there, too; else it may stay behind, at the place that is left, which may be lost.
         follows: bool,
     },
     /// The copy that a move left behind is dropped.
@@ -300,6 +300,8 @@ pub enum Step {
     CarryRoles,
     /// A database there, which nobody gets into.
     MakeCopy,
+    /// Whether the old server could log in at the new one, to follow it later.
+    TryFollowing,
     /// Its tables, and all that is no row.
     CopySchema,
     /// Publication, slot and subscription: rows are copied, and what is written is applied.
@@ -318,6 +320,10 @@ pub enum Step {
     CopyData,
     /// Sequences are set, and both copies compared.
     Verify,
+    /// On the way back by force: what can still be had from the place that is left.
+    LastRows,
+    /// And no sequence of the copy gives a number that is in its tables.
+    MendSequences,
     /// A copy that follows nobody lets nobody in at all.
     Seal,
     /// The tenant is at the other server.
@@ -450,6 +456,7 @@ impl Work {
                 S::Check,
                 S::CarryRoles,
                 S::MakeCopy,
+                S::TryFollowing,
                 S::CopySchema,
                 S::Replicate,
                 S::AwaitCopy,
@@ -501,10 +508,15 @@ impl Work {
                 S::Hold,
                 S::AwaitQuiet,
                 S::FenceForMove,
+                S::LastRows,
                 S::Seal,
                 S::SwitchServer,
+                // From here on nothing is applied to what clients are about to write in.
+                S::EndFollowing,
+                S::MendSequences,
                 S::OpenCopy,
                 S::Release,
+                S::EndReplication,
             ],
             _ => vec![S::Check, S::EndFollowing, S::DropKept, S::ForgetKept],
         }
@@ -556,7 +568,7 @@ impl Work {
                 (S::Release, S::Hold),
                 // The slot at the server that clients use goes first: each of these may have to wait for the other server.
                 (S::EndReplication, S::Replicate),
-                (S::EndFollowing, S::FollowBack),
+                (S::EndFollowing, S::TryFollowing),
                 (S::DropCopy, S::MakeCopy),
                 (S::DropCarriedRoles, S::CarryRoles),
             ],
@@ -597,6 +609,18 @@ impl Work {
         self.plan().iter().any(|step| {
             matches!(step, Step::Dump | Step::Load | Step::Fill | Step::Rehearse | Step::AwaitCopy | Step::CopyData)
         })
+    }
+
+    /// Connections that it has in the tenant's database beside those of its clients: whoever looks and compares, who sends what is
+    /// written, tables that are copied at once, and streams of a dump.
+    #[must_use]
+    pub fn room(&self) -> u32 {
+        match self {
+            Self::Move { method: Method::Online, .. } => 10,
+            Self::Move { streams, .. } => streams.saturating_add(5),
+            Self::MoveBack { .. } | Self::ConfirmMove => 5,
+            _ => 0,
+        }
     }
 
     /// While this step of `plan` runs or is tried again, clients wait or are refused: not for ever.

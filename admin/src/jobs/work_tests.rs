@@ -110,12 +110,11 @@ impl World {
     fn before(work: &Work, state: &'static str) -> Self {
         let is_there = !matches!(work, Work::Create { .. }) && state != "archived";
         let was_moved = matches!(work, Work::MoveBack { .. } | Work::ConfirmMove);
-        let follows = matches!(work, Work::MoveBack { follows: true, .. } | Work::ConfirmMove);
         Self {
             sites: if was_moved { [CLOSED, OPEN] } else { [OPEN, NOTHING] },
             at: usize::from(was_moved),
             is_kept: was_moved,
-            replicates: [false, follows],
+            replicates: [false, was_moved],
             state,
             held: false,
             name: "a",
@@ -230,7 +229,7 @@ impl World {
         use Step as S;
         let (here, other) = (self.at, 1 - self.at);
         match step {
-            S::Check | S::AwaitQuiet => {}
+            S::Check | S::AwaitQuiet | S::TryFollowing | S::LastRows | S::MendSequences => {}
             S::CarryRoles => self.sites[other].roles = true,
             S::MakeCopy => self.sites[other].is_there = true,
             S::CopySchema | S::AwaitCopy | S::CatchUp | S::AwaitApplied | S::CopyData | S::Verify => {
@@ -329,6 +328,17 @@ fn a_move_on_its_way_back_first_drops_the_slot_of_the_server_that_clients_use() 
         let at = |wanted| way.iter().position(|step| *step == wanted).unwrap();
         assert!(at(Step::EndReplication) < at(Step::EndFollowing), "{way:?}");
     }
+}
+
+#[test]
+fn by_force_nothing_is_applied_any_more_to_what_clients_are_let_into() {
+    let plan = back(false).plan();
+    let at = |wanted| plan.iter().position(|step| *step == wanted).unwrap();
+    assert!(at(Step::SwitchServer) < at(Step::EndFollowing) && at(Step::EndFollowing) < at(Step::OpenCopy), "{plan:?}");
+    assert!(
+        at(Step::EndFollowing) < at(Step::MendSequences) && at(Step::MendSequences) < at(Step::OpenCopy),
+        "{plan:?}"
+    );
 }
 
 #[test]

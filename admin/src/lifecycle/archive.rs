@@ -38,7 +38,7 @@ const PARTS_UNDER_WAY: usize = 4;
 pub async fn find_programs(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
     let version = site.control(&entry.server).await?.query_one("SHOW server_version_num", &[]).await?;
     let wanted = version.try_get::<_, String>(0)?.parse::<u32>().unwrap_or(0) / 10_000;
-    program::check(site, &entry.server, wanted).await?;
+    program::check(site, (&entry.server, wanted), (&entry.server, wanted)).await?;
     let place = place(site, job, entry)?;
     site.plane.fuse.burn();
     place.sweep();

@@ -36,6 +36,7 @@ use crate::{
 };
 
 pub use import::sweep_uploads;
+pub use moves::{copies, sweep_spools};
 
 /// Why a step is not done.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -240,6 +241,8 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::AwaitTransactions => traffic::await_transactions(site, job, &entry, result).await,
         Step::Drained => traffic::drained(site, &entry).await,
         Step::Reopen => traffic::reopen(site, &entry, result).await,
+        // It was lost before it was fenced.
+        Step::LiftFence if result["lost"] == moves::BEFORE_THE_FENCE => Ok(()),
         Step::LiftFence => preflight::lift_fence(site, &entry, result).await,
         Step::NameBack => database::name_back(site, job, &entry, result).await,
         Step::HandOver => separate::hand_over(site, job, &entry).await,
@@ -289,6 +292,7 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         Step::CloseLogin => login::close(site, &entry).await,
         Step::CarryRoles
         | Step::MakeCopy
+        | Step::TryFollowing
         | Step::CopySchema
         | Step::Replicate
         | Step::AwaitCopy
@@ -298,6 +302,8 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         | Step::AwaitApplied
         | Step::CopyData
         | Step::Verify
+        | Step::LastRows
+        | Step::MendSequences
         | Step::Seal
         | Step::SwitchServer
         | Step::OpenCopy
@@ -307,7 +313,7 @@ pub async fn perform(site: &mut Site, job: &JobRow, step: Step, result: &mut Val
         | Step::DropCopy
         | Step::DropCarriedRoles
         | Step::DropKept
-        | Step::ForgetKept => moves::perform(site, job, &entry, step, result).await,
+        | Step::ForgetKept => Box::pin(moves::perform(site, job, &entry, step, result)).await,
     }
 }
 

@@ -30,25 +30,48 @@ const SETS_TRANSACTION_TIMEOUT: u32 = 17;
 /// Looks within the time that a stall takes.
 const LOOKS: u32 = 10;
 
-/// The programs, of the server's version; or of a newer one that the server takes.
-pub async fn check(site: &Site, server: &str, wanted: u32) -> Result<(), StepError> {
+/// The programs, for a dump of the one server that is loaded at the other (the same, or another), each with its version.
+pub async fn check(site: &Site, from: (&str, u32), to: (&str, u32)) -> Result<(), StepError> {
     let settings = site.plane.file();
-    tls(site.plane.server_of(&settings, server)?.0)?;
-    for name in ["pg_dump", "pg_restore"] {
-        let mut command = Command::new(path(site, name)?);
-        let output = timeout(START, command.env_clear().kill_on_drop(true).arg("--version").output()).await;
-        let output = output.map_err(|_| StepError::Refused(format!("{name} hangs")))?.map_err(cannot_run)?;
-        let major = major(&String::from_utf8_lossy(&output.stdout));
-        let is_too_new = |major| major >= SETS_TRANSACTION_TIMEOUT && wanted < SETS_TRANSACTION_TIMEOUT;
-        if major.is_none_or(|major| major < wanted || is_too_new(major)) {
-            return Err(StepError::Refused(format!(
-                "{name} is of version {}, and the server of {wanted}: install the client programs of that version, or set \
-                 admin.postgres_bin to where they are",
-                major.map_or_else(|| "unknown".to_owned(), |major| major.to_string())
-            )));
-        }
+    for (server, _) in [from, to] {
+        tls(site.plane.server_of(&settings, server)?.0)?;
     }
-    Ok(())
+    let (dump, restore) = (version(site, "pg_dump").await?, version(site, "pg_restore").await?);
+    unfit((dump, restore), (from.1, to.1)).map_or(Ok(()), |why| Err(StepError::Refused(why)))
+}
+
+async fn version(site: &Site, name: &str) -> Result<u32, StepError> {
+    let mut command = Command::new(path(site, name)?);
+    let output = timeout(START, command.env_clear().kill_on_drop(true).arg("--version").output()).await;
+    let output = output.map_err(|_| StepError::Refused(format!("{name} hangs")))?.map_err(cannot_run)?;
+    let major = major(&String::from_utf8_lossy(&output.stdout));
+    major.ok_or_else(|| StepError::Refused(format!("{name} does not tell its version")))
+}
+
+/// Why these versions of pg_dump and pg_restore do not do for a dump of the one server that is loaded at the other. pg_dump reads
+/// no server that is newer than itself, and pg_restore no file of a newer pg_dump; an older file is loaded by any newer server.
+fn unfit((dump, restore): (u32, u32), (from, to): (u32, u32)) -> Option<String> {
+    let is_border = restore >= SETS_TRANSACTION_TIMEOUT && to < SETS_TRANSACTION_TIMEOUT;
+    let instead = "install client programs that do, or set admin.postgres_bin to where they are";
+    if dump < from {
+        Some(format!("pg_dump is of version {dump}, and the server of {from}, which it does not read: {instead}"))
+    } else if restore < dump {
+        Some(format!(
+            "pg_restore is of version {restore}, and pg_dump of {dump}, whose files it does not read: {instead}"
+        ))
+    } else if is_border && from < SETS_TRANSACTION_TIMEOUT {
+        Some(format!(
+            "pg_restore is of version {restore}, and the server of {to}, to which that says something that it does not know \
+             (SET transaction_timeout): {instead}; those of 16 do"
+        ))
+    } else if is_border {
+        Some(format!(
+            "a dump of version {from} is not loaded by a server of {to}: what reads the one says something that the other does \
+             not know (SET transaction_timeout); choose a server of {SETS_TRANSACTION_TIMEOUT} or newer"
+        ))
+    } else {
+        None
+    }
 }
 
 /// Of "pg_dump (PostgreSQL) 16.14".
@@ -282,6 +305,30 @@ mod tests {
         assert_eq!(words(ServerTlsMode::Require, Some("/ca")), Some(("verify-ca", Some("/ca".to_owned()))));
         assert_eq!(words(ServerTlsMode::VerifyCa, None), None);
         assert_eq!(words(ServerTlsMode::VerifyFull, None), Some(("verify-full", Some("system".to_owned()))));
+    }
+
+    #[test]
+    fn pg_dump_must_read_the_source_and_pg_restore_must_say_what_the_target_knows() {
+        for ((bin, from, to), is_fit) in [
+            ((16, 16, 16), true),
+            ((16, 15, 16), true),
+            ((16, 15, 18), true),
+            ((16, 16, 18), true),
+            ((18, 16, 18), true),
+            ((18, 18, 18), true),
+            ((18, 18, 17), true),
+            ((16, 16, 15), true),
+            ((15, 16, 16), false),
+            ((16, 17, 18), false),
+            ((18, 16, 16), false),
+            ((18, 18, 16), false),
+        ] {
+            let why = unfit((bin, bin), (from, to));
+            assert_eq!(why.is_none(), is_fit, "{bin}, {from} to {to}: {why:?}");
+        }
+        assert!(unfit((17, 16), (16, 16)).is_some_and(|why| why.contains("pg_restore is of version 16")));
+        assert!(unfit((18, 18), (16, 16)).is_some_and(|why| why.contains("those of 16 do")));
+        assert!(unfit((18, 18), (18, 16)).is_some_and(|why| why.contains("choose a server")));
     }
 
     #[test]

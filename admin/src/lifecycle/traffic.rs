@@ -58,13 +58,20 @@ pub async fn await_quiet(site: &Site, job: &JobRow, entry: &Entry) -> Result<(),
     let limit = Duration::from_millis(wait);
     let mut seen = until(site, entry, limit, Everywhere::is_quiet).await?;
     if !seen.is_quiet() && cancel {
-        // One that a crash left would not be a new one.
-        site.order(entry.number, None).await?;
-        site.order(entry.number, Some(Order::Cancel)).await?;
-        seen = until(site, entry, AFTER_CANCEL, Everywhere::is_quiet).await?;
-        site.order(entry.number, None).await?;
+        // A client has a moment for the end of its own that it makes of it; who does nothing is ended.
+        for order in [Order::Cancel, Order::End] {
+            seen = ordered(site, entry, order, AFTER_CANCEL / 2, Everywhere::is_quiet).await?;
+            if seen.is_quiet() {
+                break;
+            }
+        }
     }
-    if seen.is_quiet() {
+    // Of a server that does not answer nothing ends by itself: who waits for it is ended, and PostgreSQL's end is not waited for.
+    let is_lost = !job.result["lost"].is_null();
+    if !seen.is_quiet() && is_lost {
+        seen = ordered(site, entry, Order::End, CLOSING, Everywhere::is_at_rest).await?;
+    }
+    if seen.is_quiet() || is_lost && seen.is_at_rest() {
         return Ok(());
     }
     let (limit, Everywhere { told, behind }) = (humantime::format_duration(limit), seen);
@@ -76,6 +83,21 @@ pub async fn await_quiet(site: &Site, job: &JobRow, entry: &Entry) -> Result<(),
         ),
         _ => format!("{behind} Tenantry processes had not heard of it after {limit}"),
     }))
+}
+
+async fn ordered(
+    site: &Site,
+    entry: &Entry,
+    order: Order,
+    limit: Duration,
+    holds: impl Fn(&Everywhere) -> bool,
+) -> Result<Everywhere, StepError> {
+    // One that a crash left would not be a new one.
+    site.order(entry.number, None).await?;
+    site.order(entry.number, Some(order)).await?;
+    let seen = until(site, entry, limit, holds).await?;
+    site.order(entry.number, None).await?;
+    Ok(seen)
 }
 
 pub async fn stop_transactions(site: &Site, entry: &Entry) -> Result<(), StepError> {

@@ -152,6 +152,8 @@ pub const OTHERS: &str = "SELECT i.revision, i.busy FROM tenantry.instances i \
 /// And away with what was left by those that ended otherwise.
 pub const LEAVE: &str = "DELETE FROM tenantry.instances WHERE id = $1 OR seen_at < now() - interval '1 hour'";
 
+pub const OPEN_MOVES: &str = "SELECT tenant, work FROM tenantry.jobs WHERE state IN ('queued', 'running', 'undoing') \
+     AND work->>'kind' IN ('move', 'move_back', 'confirm_move')";
 pub const ORDERS: &str = "SELECT tenant, what FROM tenantry.orders";
 pub const GIVE_ORDER: &str = "INSERT INTO tenantry.orders (tenant, what) VALUES ($1, $2) \
      ON CONFLICT (tenant) DO UPDATE SET what = excluded.what";

@@ -55,8 +55,9 @@ pub const IN_THE_WAY: &str = "WITH own AS ( \
      ORDER BY 1, 2 LIMIT 500";
 
 pub const EXTENSIONS: &str =
-    "SELECT extname::text FROM pg_catalog.pg_extension WHERE extname <> 'plpgsql' ORDER BY extname";
-pub const IS_AVAILABLE: &str = "SELECT FROM pg_catalog.pg_available_extensions WHERE name = $1::text";
+    "SELECT extname::text, extversion FROM pg_catalog.pg_extension WHERE extname <> 'plpgsql' ORDER BY extname";
+/// The version that it would be of.
+pub const IS_AVAILABLE: &str = "SELECT default_version FROM pg_catalog.pg_available_extensions WHERE name = $1::text";
 
 /// Roles that something in a database, or a right to it, belongs to.
 pub const ROLES_IN: &str = "SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_shdepend s \
@@ -64,14 +65,17 @@ pub const ROLES_IN: &str = "SELECT DISTINCT r.rolname::text FROM pg_catalog.pg_s
      JOIN pg_catalog.pg_database d ON d.oid = s.dbid OR s.dbid = 0 AND s.classid = 'pg_catalog.pg_database'::regclass AND d.oid = s.objid \
      WHERE d.datname = $1::text AND r.oid >= 16384 ORDER BY 1";
 
-/// May log in, inherits, connection limit, own settings, whether it is more than a login.
+/// May log in, inherits, connection limit, own settings, whether it is more than a login, until when its password is good.
 pub const ROLE_FACTS: &str = "SELECT rolcanlogin, rolinherit, rolconnlimit, coalesce(rolconfig, '{}'::text[]), \
-     rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls FROM pg_catalog.pg_roles WHERE rolname = $1::text";
+     rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls, rolvaliduntil::text \
+     FROM pg_catalog.pg_roles WHERE rolname = $1::text";
 
-/// What these roles are members of.
-pub const MEMBERSHIPS: &str = "SELECT m.rolname::text, g.rolname::text FROM pg_catalog.pg_auth_members a \
+/// What these roles are members of, and how: ADMIN, INHERIT, SET (the last two since PostgreSQL 16), whoever granted it.
+pub const MEMBERSHIPS: &str = "SELECT m.rolname::text, g.rolname::text, bool_or(a.admin_option), \
+       bool_or((pg_catalog.to_jsonb(a)->>'inherit_option')::bool), bool_or((pg_catalog.to_jsonb(a)->>'set_option')::bool) \
+     FROM pg_catalog.pg_auth_members a \
      JOIN pg_catalog.pg_roles m ON m.oid = a.member JOIN pg_catalog.pg_roles g ON g.oid = a.roleid \
-     WHERE m.rolname = ANY ($1::text[]) ORDER BY 1, 2";
+     WHERE m.rolname = ANY ($1::text[]) GROUP BY 1, 2 ORDER BY 1, 2";
 
 /// What a tenant's tables, and all that belongs to them, look like; no row counts. The same server tells it in the same words.
 pub const FINGERPRINT: &str = "WITH own AS ( \
@@ -133,8 +137,18 @@ pub fn create_role_like(
     )
 }
 
-pub fn grant_role(role: &str, to: &str) -> String {
-    format!("GRANT {} TO {}", id(role), id(to))
+/// `options`: INHERIT and SET, where both the server that they are from and the one where this is said know them.
+pub fn grant_role(role: &str, to: &str, admin: bool, options: Option<(bool, bool)>) -> String {
+    let with = match options {
+        Some((inherit, set)) => format!(" WITH ADMIN {admin}, INHERIT {inherit}, SET {set}"),
+        None if admin => " WITH ADMIN OPTION".to_owned(),
+        None => String::new(),
+    };
+    format!("GRANT {} TO {}{with}", id(role), id(to))
+}
+
+pub fn valid_until(role: &str, until: &str) -> String {
+    format!("ALTER ROLE {} VALID UNTIL {}", id(role), text(until))
 }
 
 /// A role that the other server logs in as, to be told what is written: it reads as the tenant's owner, and becomes nobody. What
@@ -206,6 +220,45 @@ pub fn create_subscription(name: &str, conninfo: &str, copy_data: bool) -> Strin
     )
 }
 
+/// Whether the other server lets us in and has what we want of it; nothing is left of it here or there.
+pub fn try_subscription(name: &str, conninfo: &str) -> String {
+    format!(
+        "BEGIN; CREATE SUBSCRIPTION {name} CONNECTION {} PUBLICATION {name} WITH (connect = true, enabled = false, \
+         create_slot = false, slot_name = NONE, copy_data = false); ROLLBACK",
+        text(conninfo),
+        name = id(name),
+    )
+}
+
+/// For the slot of a subscription that is made in parts, which waits for transactions that are open.
+pub const NO_LIMIT: &str = "SET search_path = pg_catalog; SET statement_timeout = 0; SET lock_timeout = 0";
+pub const CREATE_SLOT: &str = "SELECT pg_catalog.pg_create_logical_replication_slot($1::text::name, 'pgoutput'::name)";
+/// A subscription that leads nowhere yet, with a slot that is there.
+pub fn create_idle_subscription(name: &str) -> String {
+    format!(
+        "CREATE SUBSCRIPTION {name} CONNECTION 'dbname=nowhere password=none' PUBLICATION {name} \
+         WITH (connect = false, slot_name = {}, origin = none, streaming = off)",
+        text(name),
+        name = id(name),
+    )
+}
+
+/// Says where it leads, which has a password: as a parameter, and what fails inside is told without the text of the statement. (A
+/// warning would be logged with it; there is none to be had here.)
+pub const MAKE_SUBSCRIBE: &str = "CREATE FUNCTION pg_temp.tenantry_subscribe(name text, conninfo text) RETURNS text LANGUAGE plpgsql \
+     SET search_path = pg_catalog, pg_temp AS $body$ BEGIN \
+       EXECUTE pg_catalog.format('ALTER SUBSCRIPTION %I CONNECTION %L', name, conninfo); RETURN name; \
+     EXCEPTION WHEN OTHERS THEN RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = SQLERRM; END $body$";
+pub const SUBSCRIBE_QUIETLY: &str = "SELECT pg_temp.tenantry_subscribe($1::text, $2::text)";
+/// Of one that was made without a word to the other server; its slot is there.
+pub fn begin_subscription(name: &str, copy_data: bool) -> [String; 2] {
+    let name = id(name);
+    [
+        format!("ALTER SUBSCRIPTION {name} ENABLE"),
+        format!("ALTER SUBSCRIPTION {name} REFRESH PUBLICATION WITH (copy_data = {copy_data})"),
+    ]
+}
+
 /// One after the other: a slot that cannot be reached keeps nothing from being dropped here.
 pub fn drop_subscription(name: &str) -> [String; 3] {
     let name = id(name);
@@ -229,6 +282,19 @@ pub const HAS_APPLIED: &str = "SELECT coalesce(bool_or(w.latest_end_lsn >= $3::t
      FROM pg_catalog.pg_stat_subscription w JOIN pg_catalog.pg_subscription s ON s.oid = w.subid \
      JOIN pg_catalog.pg_database d ON d.oid = s.subdbid WHERE d.datname = $1::text AND s.subname = $2::text AND w.relid IS NULL";
 
+/// What the slot $1 has confirmed.
+pub const CONFIRMED: &str =
+    "SELECT confirmed_flush_lsn::text FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text";
+/// What a subscription has received, and how often it failed.
+pub const RECEIVED: &str = "SELECT (SELECT max(w.received_lsn)::text FROM pg_catalog.pg_stat_subscription w WHERE w.subid = s.oid AND w.relid IS NULL), \
+       (SELECT e.apply_error_count FROM pg_catalog.pg_stat_subscription_stats e WHERE e.subid = s.oid) \
+     FROM pg_catalog.pg_subscription s JOIN pg_catalog.pg_database d ON d.oid = s.subdbid \
+     WHERE d.datname = $1::text AND s.subname = $2::text";
+/// Of the slot $1: how its log stands, how much of it is kept, where the server is, whether what is confirmed is past $2, and
+/// what is.
+pub const KEPT_LOG: &str = "SELECT wal_status, pg_catalog.pg_wal_lsn_diff(pg_catalog.pg_current_wal_lsn(), restart_lsn)::int8, \
+       pg_catalog.pg_current_wal_lsn()::text, coalesce(confirmed_flush_lsn >= $2::text::pg_catalog.pg_lsn, false), \
+       confirmed_flush_lsn::text FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text";
 pub const SLOT: &str = "SELECT active_pid, wal_status FROM pg_catalog.pg_replication_slots WHERE slot_name = $1::text";
 /// Ours, and those of tables that were being copied; who uses them is ended.
 pub const END_SLOTS: &str = "SELECT slot_name::text, active_pid, CASE WHEN active_pid IS NOT NULL THEN pg_catalog.pg_terminate_backend(active_pid) END \
@@ -281,6 +347,35 @@ pub fn set_sequences(sequences: &[(String, String, i64, bool)]) -> String {
         format!("pg_catalog.setval({sequence}::regclass, {last}, {called})")
     };
     format!("SELECT {}", sequences.iter().map(one).collect::<Vec<_>>().join(", "))
+}
+
+/// Sequences that count upwards, the whole numbers' columns that they are for, and the most that they may give.
+pub const COUNTED_COLUMNS: &str = "WITH of AS ( \
+       SELECT d.objid AS sequence, d.refobjid AS relation, d.refobjsubid AS number FROM pg_catalog.pg_depend d \
+         WHERE d.classid = 'pg_catalog.pg_class'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass AND d.deptype IN ('a', 'i') \
+           AND d.refobjsubid > 0 \
+       UNION SELECT d.refobjid, f.adrelid, f.adnum FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_attrdef f ON f.oid = d.objid \
+         WHERE d.classid = 'pg_catalog.pg_attrdef'::regclass AND d.refclassid = 'pg_catalog.pg_class'::regclass) \
+     SELECT n.nspname::text, s.relname::text, m.nspname::text, t.relname::text, a.attname::text, q.seqmax FROM of \
+     JOIN pg_catalog.pg_sequence q ON q.seqrelid = of.sequence AND q.seqincrement > 0 \
+     JOIN pg_catalog.pg_class s ON s.oid = q.seqrelid JOIN pg_catalog.pg_namespace n ON n.oid = s.relnamespace \
+     JOIN pg_catalog.pg_class t ON t.oid = of.relation AND t.relkind IN ('r', 'p') \
+     JOIN pg_catalog.pg_namespace m ON m.oid = t.relnamespace \
+     JOIN pg_catalog.pg_attribute a ON a.attrelid = t.oid AND a.attnum = of.number \
+       AND a.atttypid IN ('int2'::regtype, 'int4'::regtype, 'int8'::regtype) \
+     WHERE n.nspname !~ '^pg_' AND n.nspname <> 'information_schema' ORDER BY 1, 2, 3, 4, 5";
+
+/// A sequence gives no number that the column has; one that is further stays.
+pub fn raise_sequence((schema, name): (&str, &str), (of, table, column): (&str, &str, &str), most: i64) -> String {
+    let sequence = format!("{}.{}", id(schema), id(name));
+    format!(
+        "SELECT pg_catalog.setval({}::regclass, m.n) FROM (SELECT max({}) AS n FROM {}.{}) AS m, {sequence} AS s \
+         WHERE m.n >= s.last_value AND m.n <= {most}",
+        text(&sequence),
+        id(column),
+        id(of),
+        id(table),
+    )
 }
 
 /// Views that hold rows, in the order in which they were made.

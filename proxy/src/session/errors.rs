@@ -175,6 +175,11 @@ pub fn ended(reason: EndReason) -> ErrorResponse {
         EndReason::Dropped => {
             (sqlstate::DATABASE_DROPPED, "terminating connection: the database was dropped", "DROPPED")
         }
+        EndReason::Moved => (
+            sqlstate::ADMIN_SHUTDOWN,
+            "terminating connection: its transaction was open, and the database is being moved",
+            "MOVED",
+        ),
         EndReason::Killed => {
             (sqlstate::ADMIN_SHUTDOWN, "terminating connection due to administrator command", "KILLED")
         }

@@ -44,6 +44,8 @@ pub enum EndReason {
     DrainedNow = 8,
     /// Its database is gone: when its transaction is over.
     Dropped = 9,
+    /// Its transaction was open when its tenant had to leave the server.
+    Moved = 10,
 }
 
 impl EndReason {
@@ -58,6 +60,7 @@ impl EndReason {
             Self::Drained,
             Self::DrainedNow,
             Self::Dropped,
+            Self::Moved,
         ]
         .into_iter()
         .find(|r| *r as u8 == n)
@@ -274,6 +277,14 @@ impl Registry {
             shared.ask_to_end(reason);
         }
         busy
+    }
+
+    /// Ends the sessions of one tenant that are in a transaction, at once; how many.
+    pub fn end_transactions(&self, is_meant: impl Fn(&Place) -> bool, reason: EndReason) -> usize {
+        let mut sessions = self.of(is_meant);
+        sessions.retain(|shared| matches!(shared.state(), SessionState::Active | SessionState::IdleInTransaction));
+        sessions.iter().for_each(|shared| shared.ask_to_end(reason));
+        sessions.len()
     }
 
     /// Asks those that have something running to cancel it, as their clients could; how many.

@@ -20,7 +20,10 @@ use super::{
     hand::{self, Hand},
 };
 use crate::{
-    catalog::{model::Entry, store::JobRow},
+    catalog::{
+        model::Entry,
+        store::{JobRow, MOST_OPEN_JOBS},
+    },
     import::{
         file::{File, Hold, Leash},
         plan::{self, OF_DJANGO, SourceTable},
@@ -31,9 +34,6 @@ use crate::{
     plane::ControlPlane,
     sql::import as sql,
 };
-
-/// As many open jobs as are read at once: beyond that nobody knows all of them.
-const MOST_OPEN_JOBS: usize = 1_000;
 
 /// Work on the file, which blocks.
 async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, StepError> {

@@ -13,7 +13,7 @@ use super::{Pair, Site, StepError, cutover, method_of, replicate};
 use crate::{
     catalog::{
         model::{Entry, Method},
-        store::JobRow,
+        store::{JobRow, MOST_OPEN_JOBS},
     },
     jobs::work::Work,
     lifecycle::{
@@ -24,11 +24,12 @@ use crate::{
         program::{Patience, Program, feed, quoted_conninfo},
         progress::{Progress, mib},
     },
+    plane::ControlPlane,
     sql::{self, moves as of},
 };
 
 pub async fn make(site: &mut Site, job: &JobRow, pair: &Pair, result: &mut Value) -> Result<(), StepError> {
-    let Pair { old, new } = pair;
+    let Pair { old, new, .. } = pair;
     let (name, temporary) = (&new.database, half_made(&database::catalog_id(site), new.number));
     let noted = copy_oid(result);
     if let Some(found) = database::look(site, &new.server, name).await? {
@@ -69,7 +70,7 @@ async fn make_empty(site: &mut Site, job: &JobRow, pair: &Pair, result: &mut Val
 /// Tables, indexes, functions, rights...; no rows.
 pub async fn schema(site: &mut Site, job: &JobRow, pair: &Pair, result: &mut Value) -> Result<(), StepError> {
     make_empty(site, job, pair, result).await?;
-    let Pair { old, new } = pair;
+    let Pair { old, new, .. } = pair;
     let source = hand::make(site, old, &[&old.database]).await?;
     let copied = async {
         let client = source.connect(site, &old.database).await?;
@@ -112,9 +113,38 @@ fn into(database: &str) -> String {
     format!("--dbname={}", quoted_conninfo(database))
 }
 
+/// In `admin.state_dir`.
+const SPOOLS: &str = "moves";
+
 /// Where the files of a dump are until they are loaded.
 fn spool(site: &Site, job: &JobRow) -> PathBuf {
-    site.plane.file().admin.state_dir.join("moves").join(job.id.to_string())
+    site.plane.file().admin.state_dir.join(SPOOLS).join(job.id.to_string())
+}
+
+/// Away with the files of dumps that no job needs any more: a process that lost the jobs to another left them where it was.
+pub async fn sweep_spools(plane: &ControlPlane) {
+    let dir = plane.file().admin.state_dir.join(SPOOLS);
+    let left: Vec<PathBuf> = std::fs::read_dir(&dir).into_iter().flatten().flatten().map(|file| file.path()).collect();
+    if left.is_empty() {
+        return;
+    }
+    let open = match plane.catalog.open_jobs().await {
+        Ok((jobs, unreadable)) if unreadable.is_empty() && jobs.len() < MOST_OPEN_JOBS => jobs,
+        _ => return,
+    };
+    let is_needed = |path: &PathBuf| {
+        let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+        name.is_none_or(|name| open.iter().any(|job| job.id.to_string() == name))
+    };
+    let over: Vec<PathBuf> = left.into_iter().filter(|path| !is_needed(path)).collect();
+    let removed = tokio::task::spawn_blocking(move || {
+        over.iter().try_for_each(|path| std::fs::remove_dir_all(path)).map(|()| over.len())
+    });
+    match removed.await {
+        Ok(Ok(0)) | Err(_) => {}
+        Ok(Ok(count)) => tracing::info!(count, "files of dumps that nobody needed were removed"),
+        Ok(Err(error)) => tracing::warn!(%error, "files of a dump that nobody needs cannot be removed"),
+    }
 }
 
 fn forget_spool(site: &Site, job: &JobRow) -> Result<(), StepError> {
@@ -147,7 +177,7 @@ pub async fn data(site: &mut Site, job: &JobRow, pair: &Pair, result: &mut Value
 
 async fn dump_and_load(site: &mut Site, job: &JobRow, pair: &Pair, dir: &std::path::Path) -> Result<(), StepError> {
     let Work::Move { streams, .. } = &job.work else { return Ok(()) };
-    let Pair { old, new } = pair;
+    let Pair { old, new, .. } = pair;
     let jobs = format!("--jobs={streams}");
     let place = dir.display().to_string();
     let source = hand::make(site, old, &[&old.database]).await?;

@@ -14,15 +14,17 @@ use tokio_postgres::Client;
 
 use super::{
     Direction, Pair, Site, StepError,
-    replicate::{Abilities, position, reached},
+    replicate::{self, Abilities, position, reached},
     roles::{self, There},
+    still::Still,
+    still_fits,
 };
 use crate::{
     catalog::{
         model::{Entry, Kept, Method, Verifier},
         store::JobRow,
     },
-    jobs::work::{Compared, Work},
+    jobs::work::{Compared, Step, Work},
     lifecycle::{
         compare::{self, Depth},
         database,
@@ -37,9 +39,9 @@ use crate::{
 /// A copy that is no further behind than this is taken to be close enough to stop the clients for the rest.
 const CLOSE: Duration = Duration::from_millis(300);
 /// One look at how far it is behind.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(3);
 /// For what was written last to be applied, while clients wait.
-const LAST: Duration = Duration::from_secs(10);
+pub const LAST: Duration = Duration::from_secs(10);
 /// Statements about sequences speak of so many at once.
 const SEQUENCES: usize = 200;
 /// Compared while clients wait: the smallest tables, of together so many bytes, in full; the next by their rows.
@@ -64,17 +66,37 @@ pub async fn catch_up(
         site.note(job, result).await?;
     }
     let stall = site.plane.file().admin.archive_stall_timeout;
-    let (begun, mut progress) = (Instant::now(), Progress::of(job.id));
+    let mut progress = Progress::of(job.id);
+    let mut failed = replicate::come(site, &direction).await?.1;
+    let mut still = Still::of(site, job, Step::CatchUp, result).await?;
+    let instead = if matches!(job.work, Work::MoveBack { .. }) {
+        "go back with force (`rollback-move --force`), which leaves behind what was not applied"
+    } else {
+        "try again when less is written, or use method dump"
+    };
     loop {
         let at = position(site, &direction.from.server).await?;
         let asked = Instant::now();
         if reached(site, &direction, &at, LOOK).await? && asked.elapsed() <= CLOSE {
-            return Ok(());
+            return still_fits(site, if matches!(job.work, Work::Move { .. }) { &pair.new } else { &pair.old });
         }
-        if begun.elapsed() >= stall {
+        let (come, failures) = replicate::come(site, &direction).await?;
+        let mark = (come.0.max(still.mark().0), come.1.max(still.mark().1));
+        if mark != still.mark() {
+            failed = failures;
+        }
+        still.at(site, job, mark, result).await?;
+        if failures - failed >= replicate::FAILURES {
             return Err(StepError::Refused(format!(
-                "the copy at {} does not catch up within {}: more is written than it can apply, or it cannot apply something \
-                 (its log says what); try again when less is written, or use method dump",
+                "something that is written at {} cannot be applied at {}, whose log says what (tables that were changed at one \
+                 of them only?): mend that, or {instead}",
+                direction.from.server, direction.to.server
+            )));
+        }
+        if still.is_over(stall) {
+            return Err(StepError::Refused(format!(
+                "the copy at {} has not come nearer for {}, or not near enough in a day: more is written than it can apply, or it \
+                 cannot apply something (its log says what); {instead}",
                 direction.to.server,
                 humantime::format_duration(stall)
             )));
@@ -86,7 +108,7 @@ pub async fn catch_up(
 
 /// What would keep clients waiting later: planner statistics, and views that hold rows of their own.
 async fn prepare(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
-    let Pair { old, new } = pair;
+    let Pair { old, new, .. } = pair;
     let source = hand::make(site, old, &[&old.database]).await?;
     let views = async {
         let client = source.connect(site, &old.database).await?;
@@ -184,11 +206,13 @@ async fn verify_with(
     if let Some(before) = result["fingerprint"].as_str()
         && fingerprint(&from).await? != before
     {
-        return Err(StepError::Refused(
-            "tables, or what belongs to them, were changed meanwhile (a migration?), and the copy does not have that: move it \
-             when nobody changes them"
-                .to_owned(),
-        ));
+        let instead = match job.work {
+            Work::MoveBack { .. } => "change them back, or go back with force, which leaves that behind",
+            _ => "move it when nobody changes them",
+        };
+        return Err(StepError::Refused(format!(
+            "tables, or what belongs to them, were changed meanwhile (a migration?), and the copy does not have that: {instead}"
+        )));
     }
     if method == Method::Online {
         let write = copy.log_in(site, &entry.database).await?;
@@ -208,7 +232,7 @@ async fn verify_with(
 }
 
 /// Replication carries none.
-async fn carry_sequences(site: &Site, from: &Client, to: &Client) -> Result<(), StepError> {
+pub async fn carry_sequences(site: &Site, from: &Client, to: &Client) -> Result<(), StepError> {
     let mut all = Vec::new();
     for row in from.query(sql::SEQUENCES, &[]).await? {
         all.push((row.try_get::<_, String>(0)?, row.try_get::<_, String>(1)?));
@@ -227,6 +251,9 @@ async fn carry_sequences(site: &Site, from: &Client, to: &Client) -> Result<(), 
 /// A copy that follows nobody is closed to everybody, superusers too; what one of them wrote in the last moment is carried over.
 pub async fn seal(site: &mut Site, job: &JobRow, entry: &Entry, pair: &Pair, result: &Value) -> Result<(), StepError> {
     if result["follows"] == true {
+        return last_look(site, entry, pair).await;
+    }
+    if pair.lost.is_some() {
         return Ok(());
     }
     let (here, _) = pair.here_and_there(entry);
@@ -238,6 +265,15 @@ pub async fn seal(site: &mut Site, job: &JobRow, entry: &Entry, pair: &Pair, res
         Work::Move { method: Method::Online, .. } => await_applied(site, &direction).await,
         _ => Ok(()),
     }
+}
+
+/// Where a superuser may still come in, since it sends or follows: whoever did is ended, and what he wrote is carried over.
+async fn last_look(site: &mut Site, entry: &Entry, pair: &Pair) -> Result<(), StepError> {
+    let (here, _) = pair.here_and_there(entry);
+    let (forward, back) = (pair.forward(site), pair.back(site));
+    let (keep, slots) = (vec![forward.sender.clone(), forward.applier.clone()], vec![forward.name, back.name]);
+    database::end_sessions(site, &here.server, of::END_OTHERS, &[&here.database, &keep, &slots]).await?;
+    await_applied(site, &pair.away(site, entry)).await
 }
 
 fn acl(result: &Value, key: &str) -> Vec<(String, bool)> {
@@ -254,17 +290,27 @@ pub async fn switch(
 ) -> Result<(), StepError> {
     let is_move = matches!(job.work, Work::Move { .. });
     let (leave, enter) = if is_move { (&pair.old, &pair.new) } else { (&pair.new, &pair.old) };
-    let oid = result["oid"].as_u64().and_then(|oid| u32::try_from(oid).ok()).unwrap_or(0);
+    // A move does so when it seals; and once the route has changed there is nobody to look for.
+    if matches!(job.work, Work::MoveBack { follows: true, .. }) && entry.server == leave.server {
+        last_look(site, entry, pair).await?;
+    }
+    let number = |oid: &Value| oid.as_u64().and_then(|oid| u32::try_from(oid).ok());
+    let copy = entry.kept.as_ref().map(|kept| kept.oid);
+    let known = entry.kept.as_ref().map_or(0, |kept| kept.live_oid);
     let method = entry.kept.as_ref().map_or_else(|| super::method_of(job), |kept| kept.method);
     let kept = Kept {
         server: leave.server.clone(),
         database: leave.database.clone(),
-        oid,
+        oid: if pair.lost.is_some() { known } else { number(&result["oid"]).unwrap_or(0) },
         method,
         follows: is_move && result["follows"] == true,
         acl: acl(result, "acl"),
         fingerprint: result["copy_fingerprint"].as_str().unwrap_or_default().to_owned(),
         since: OffsetDateTime::now_utc(),
+        live_oid: if is_move { number(&result["copy_oid"]) } else { copy }.unwrap_or(0),
+        is_open: pair.lost.is_some(),
+        ended: None,
+        is_dear: false,
     };
     let to = enter.server.clone();
     site.change(entry.number, |e| {
@@ -280,7 +326,18 @@ pub async fn switch(
 /// The tenant's roles may connect to where it is now.
 pub async fn open(site: &mut Site, job: &JobRow, entry: &Entry, pair: &Pair, result: &Value) -> Result<(), StepError> {
     if matches!(job.work, Work::Move { .. }) {
-        let rights: Vec<Right> = serde_json::from_value(result["rights"].clone()).unwrap_or_default();
+        let noted: Vec<Right> = serde_json::from_value(result["rights"].clone()).unwrap_or_default();
+        let mut rights = Vec::new();
+        for right in noted {
+            // Whoever was dropped there meanwhile needs none, and there is no way back from here.
+            let is_there = match &right.role {
+                Some(role) => has_role(site, &pair.new, role).await?,
+                None => true,
+            };
+            if is_there {
+                rights.push(right);
+            }
+        }
         for (role, verifier) in roles::of_tenant(&pair.new) {
             // Another tenant that has the role, too, may have been given a new password for it meanwhile.
             if let (Some(Verifier(verifier)), There::Ours) =
@@ -311,6 +368,6 @@ pub async fn open(site: &mut Site, job: &JobRow, entry: &Entry, pair: &Pair, res
     site.execute(&old.server, &sql::give_connect(&old.database, &wanted, &[])).await
 }
 
-async fn has_role(site: &mut Site, place: &Entry, role: &str) -> Result<bool, StepError> {
+pub async fn has_role(site: &mut Site, place: &Entry, role: &str) -> Result<bool, StepError> {
     Ok(site.control(&place.server).await?.query_opt(sql::ROLE, &[&role]).await?.is_some())
 }

@@ -5,14 +5,19 @@
 //! the other is opened; a copy is told from a stranger's database by PostgreSQL's number for it; a slot is dropped before
 //! anything that may have to wait for another server.
 
+pub mod copies;
 mod copy;
 mod cutover;
 mod kept;
+mod left;
 mod preflight;
 mod replicate;
 mod roles;
+mod still;
 
+use futures_util::future::BoxFuture;
 use serde_json::Value;
+use tenantry_config::Floors;
 
 use super::{Site, StepError, database, half_made};
 use crate::{
@@ -23,12 +28,20 @@ use crate::{
     jobs::work::{Step, Work},
 };
 
+pub use copy::sweep_spools;
 pub use preflight::check;
+
+/// `lost` of a job: the server that clients leave by force was away before anything was done there.
+pub const BEFORE_THE_FENCE: &str = "before the fence";
+/// Or went in the middle of the fence.
+const IN_THE_FENCE: &str = "in the fence";
 
 /// The tenant at the server that a move leaves, and at the one where it goes; whichever of them it is at.
 struct Pair {
     old: Entry,
     new: Entry,
+    /// The server that clients leave by force, and that cannot be reached: nothing is asked of it.
+    lost: Option<String>,
 }
 
 impl Pair {
@@ -41,7 +54,8 @@ impl Pair {
             Work::Move { from, to, .. } => (from.clone(), to.clone()),
             _ => (noted("old")?, noted("new")?),
         };
-        Ok(Self { old: at(entry, &old), new: at(entry, &new) })
+        let lost = (!result["lost"].is_null()).then(|| new.clone());
+        Ok(Self { old: at(entry, &old), new: at(entry, &new), lost })
     }
 
     /// Where clients are led, and the other.
@@ -50,11 +64,11 @@ impl Pair {
     }
 
     fn forward(&self, site: &Site) -> Direction {
-        Direction::new(site, &self.old, &self.new, "")
+        Direction { lost: self.lost.clone(), ..Direction::new(site, &self.old, &self.new, "") }
     }
 
     fn back(&self, site: &Site) -> Direction {
-        Direction::new(site, &self.new, &self.old, "_back")
+        Direction { lost: self.lost.clone(), ..Direction::new(site, &self.new, &self.old, BACK) }
     }
 
     /// The direction in which what clients write is carried.
@@ -67,6 +81,9 @@ fn at(entry: &Entry, server: &str) -> Entry {
     Entry { server: server.to_owned(), ..entry.clone() }
 }
 
+/// What a name ends in that belongs to the way back.
+const BACK: &str = "_back";
+
 /// What is written at one place is applied at the other.
 struct Direction {
     from: Entry,
@@ -76,6 +93,8 @@ struct Direction {
     /// The role that `to` logs in as at `from`, and the one that applies at `to`.
     sender: String,
     applier: String,
+    /// See `Pair`.
+    lost: Option<String>,
 }
 
 impl Direction {
@@ -88,6 +107,7 @@ impl Direction {
             name: format!("{}{suffix}", base.replace('-', "_")),
             sender: format!("{base}-send"),
             applier: format!("{base}-apply"),
+            lost: None,
         }
     }
 }
@@ -101,37 +121,113 @@ pub async fn perform(
     result: &mut Value,
 ) -> Result<(), StepError> {
     let pair = Pair::of(job, entry, result)?;
+    let done = step_of_move(site, job, entry, &pair, step, result).await;
+    match done {
+        // A slot keeps the log of the server that clients use.
+        Err(error)
+            if matches!(
+                step,
+                Step::TryFollowing | Step::Replicate | Step::AwaitCopy | Step::FollowBack | Step::CatchUp
+            ) =>
+        {
+            Err(still::verdict(site, job, step, result, error).await)
+        }
+        done => done,
+    }
+}
+
+/// Each step on the heap, and made in a frame of its own: together they would not fit a thread's stack.
+fn step_of_move<'a>(
+    site: &'a mut Site,
+    job: &'a JobRow,
+    entry: &'a Entry,
+    pair: &'a Pair,
+    step: Step,
+    result: &'a mut Value,
+) -> BoxFuture<'a, Result<(), StepError>> {
     match step {
-        Step::CarryRoles => roles::carry(site, &pair).await,
-        Step::MakeCopy => copy::make(site, job, &pair, result).await,
-        Step::CopySchema => copy::schema(site, job, &pair, result).await,
-        Step::Replicate => replicate::begin(site, &pair.forward(site), true).await,
-        Step::AwaitCopy => replicate::await_copy(site, job, &pair.forward(site)).await,
-        Step::FollowBack if result["follows"] == true => replicate::begin(site, &pair.back(site), false).await,
-        Step::FollowBack => Ok(()),
-        Step::CatchUp => cutover::catch_up(site, job, entry, &pair, result).await,
-        Step::FenceForMove => cutover::fence(site, entry, &pair).await,
-        Step::AwaitApplied => cutover::await_applied(site, &pair.away(site, entry)).await,
-        Step::CopyData => copy::data(site, job, &pair, result).await,
-        Step::Verify => cutover::verify(site, job, entry, &pair, result).await,
-        Step::Seal => cutover::seal(site, job, entry, &pair, result).await,
-        Step::SwitchServer => cutover::switch(site, job, entry, &pair, result).await,
-        Step::OpenCopy => cutover::open(site, job, entry, &pair, result).await,
-        Step::AnalyzeCopy => copy::analyze(site, &pair.new).await,
-        Step::EndReplication => replicate::end(site, &pair.forward(site)).await,
-        Step::EndFollowing => replicate::end(site, &pair.back(site)).await,
-        Step::DropCopy => copy::drop(site, job, &pair, result).await,
-        Step::DropCarriedRoles => roles::drop_carried(site, &pair).await,
-        Step::DropKept => kept::drop(site, entry, result).await,
-        Step::ForgetKept => {
-            site.change(entry.number, |e| {
+        Step::CarryRoles => boxed(|| async move { roles::carry(site, pair).await }),
+        Step::MakeCopy => boxed(|| async move {
+            copy::make(site, job, pair, result).await?;
+            // A dump begins with clients waiting.
+            still_fits(site, &pair.new)
+        }),
+        Step::TryFollowing if result["follows"] == true => {
+            boxed(|| async move { replicate::rehearse(site, &pair.back(site)).await })
+        }
+        Step::TryFollowing => boxed(|| async { Ok(()) }),
+        Step::CopySchema => boxed(|| async move { copy::schema(site, job, pair, result).await }),
+        Step::Replicate => boxed(|| async move { replicate::begin(site, &pair.forward(site), true).await }),
+        Step::AwaitCopy => boxed(|| async move { replicate::await_copy(site, job, &pair.forward(site), result).await }),
+        Step::FollowBack if result["follows"] == true => {
+            boxed(|| async move { replicate::begin(site, &pair.back(site), false).await })
+        }
+        Step::FollowBack => boxed(|| async { Ok(()) }),
+        Step::CatchUp => boxed(|| async move { cutover::catch_up(site, job, entry, pair, result).await }),
+        Step::FenceForMove if is_forced(job) => {
+            boxed(|| async move { left::fence(site, job, entry, pair, result).await })
+        }
+        Step::FenceForMove => boxed(|| async move { cutover::fence(site, entry, pair).await }),
+        Step::LastRows => boxed(|| async move { left::last_rows(site, job, entry, pair, result).await }),
+        Step::AwaitApplied => boxed(|| async move { cutover::await_applied(site, &pair.away(site, entry)).await }),
+        Step::CopyData => boxed(|| async move { copy::data(site, job, pair, result).await }),
+        Step::Verify => boxed(|| async move { cutover::verify(site, job, entry, pair, result).await }),
+        Step::Seal => boxed(|| async move { cutover::seal(site, job, entry, pair, result).await }),
+        Step::SwitchServer => boxed(|| async move { cutover::switch(site, job, entry, pair, result).await }),
+        Step::OpenCopy => boxed(|| async move { cutover::open(site, job, entry, pair, result).await }),
+        Step::AnalyzeCopy => boxed(|| async move { copy::analyze(site, &pair.new).await }),
+        Step::EndReplication if is_forced(job) => {
+            boxed(|| async move { left::end(site, job, entry, &pair.forward(site), result).await })
+        }
+        Step::EndFollowing if is_forced(job) => {
+            boxed(|| async move { left::end(site, job, entry, &pair.back(site), result).await })
+        }
+        Step::EndReplication => boxed(|| async move { replicate::end(site, &pair.forward(site)).await }),
+        Step::EndFollowing => boxed(|| async move { replicate::end(site, &pair.back(site)).await }),
+        Step::MendSequences => boxed(|| async move { left::mend_sequences(site, pair).await }),
+        Step::DropCopy => boxed(|| async move { copy::drop(site, job, pair, result).await }),
+        Step::DropCarriedRoles => boxed(|| async move { roles::drop_carried(site, pair).await }),
+        Step::DropKept => boxed(|| async move { kept::drop(site, entry, result).await }),
+        Step::ForgetKept => boxed(|| async move {
+            let forget = |e: &mut Entry| {
                 e.kept = None;
                 Ok(())
-            })
-            .await
+            };
+            site.change(entry.number, forget).await
+        }),
+        other => {
+            boxed(move || async move { Err(StepError::Refused(format!("{} is no step of a move", other.word()))) })
         }
-        other => Err(StepError::Refused(format!("{} is no step of a move", other.word()))),
     }
+}
+
+fn boxed<'a, F: Future<Output = Result<(), StepError>> + Send + 'a>(
+    make: impl FnOnce() -> F,
+) -> BoxFuture<'a, Result<(), StepError>> {
+    Box::pin(make())
+}
+
+/// Floors that were promised at the server meanwhile: looked at once more, before anybody waits.
+fn still_fits(site: &Site, new: &Entry) -> Result<(), StepError> {
+    if new.spec.floor == 0 {
+        return Ok(());
+    }
+    let (mut others, _) = site.plane.known().merge(&site.plane.file());
+    others.tenants.retain(|_, tenant| tenant.standing.number != Some(new.number));
+    let others = Floors::of(&others, &new.server, site.plane.data.slots(&new.server));
+    match others.cap {
+        Some(cap) if others.sum + u64::from(new.spec.floor) > u64::from(cap) => Err(StepError::Refused(format!(
+            "the floor of {} does not fit at {} any more: the floors of the others there are {} by now, and its cap is {cap}; \
+             lower one of them",
+            new.spec.floor, new.server, others.sum
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// What was written since may stay behind.
+fn is_forced(job: &JobRow) -> bool {
+    matches!(job.work, Work::MoveBack { follows: false, .. })
 }
 
 fn method_of(job: &JobRow) -> Method {

@@ -10,13 +10,13 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::{
-    Site, StepError, at,
+    Pair, Site, StepError, at, left,
     replicate::Abilities,
-    roles::{self, There},
+    roles::{self, Membership, There},
 };
 use crate::{
     catalog::{
-        model::{Entry, Method},
+        model::{Entry, Kept, Method},
         store::JobRow,
     },
     jobs::work::Work,
@@ -70,9 +70,37 @@ impl Findings {
 pub async fn check(site: &mut Site, job: &JobRow, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
     match &job.work {
         Work::Move { to, method, dry_run, .. } => before_move(site, job, entry, (to, *method, *dry_run), result).await,
-        Work::MoveBack { follows, .. } => before_way_back(site, entry, *follows, result).await,
-        _ => note_places(entry, result),
+        Work::MoveBack { follows, .. } => before_way_back(site, job, entry, *follows, result).await,
+        _ => before_confirmation(site, entry, result).await,
     }
+}
+
+/// From the next step on it cannot be cancelled.
+async fn before_confirmation(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
+    note_places(entry, result)?;
+    let Some(kept) = &entry.kept else { return Ok(()) };
+    if !site.plane.file().servers.contains_key(&kept.server) {
+        return Ok(());
+    }
+    if let Some(why) = left::away(site, &kept.server).await? {
+        return Err(StepError::Refused(format!(
+            "{} cannot be reached, and the copy there could not be dropped ({why}): confirm once it is back; if it is gone for \
+             good, take it out of the settings, then confirm",
+            kept.server
+        )));
+    }
+    is_closed(kept)
+}
+
+/// Whoever goes there, or drops it, must not meet the one that closes it.
+fn is_closed(kept: &Kept) -> Result<(), StepError> {
+    if kept.is_open {
+        return Err(StepError::Refused(format!(
+            "the copy at {} is not closed yet, which it is as soon as that server can be reached: try again then",
+            kept.server
+        )));
+    }
+    Ok(())
 }
 
 fn note_places(entry: &Entry, result: &mut Value) -> Result<(), StepError> {
@@ -84,9 +112,22 @@ fn note_places(entry: &Entry, result: &mut Value) -> Result<(), StepError> {
     Ok(())
 }
 
-async fn before_way_back(site: &mut Site, entry: &Entry, follows: bool, result: &mut Value) -> Result<(), StepError> {
+async fn before_way_back(
+    site: &mut Site,
+    job: &JobRow,
+    entry: &Entry,
+    follows: bool,
+    result: &mut Value,
+) -> Result<(), StepError> {
     note_places(entry, result)?;
     let Some(kept) = &entry.kept else { return Ok(()) };
+    if let Some(why) = left::away(site, &kept.server).await? {
+        return Err(StepError::Refused(format!(
+            "{}, where the tenant would go back to, cannot be reached: {why}",
+            kept.server
+        )));
+    }
+    is_closed(kept)?;
     match database::look(site, &kept.server, &kept.database).await? {
         Some(found) if found.oid == kept.oid => {}
         _ => return Err(StepError::Refused(format!("the copy at {} is gone", kept.server))),
@@ -101,13 +142,31 @@ async fn before_way_back(site: &mut Site, entry: &Entry, follows: bool, result: 
             )));
         }
     }
-    preflight::may_change(site, entry, result).await?;
-    preflight::note_grants(site, entry, result).await?;
-    archive::may_grant(site, entry).await?;
-    if follows {
-        result["fingerprint"] = json!(kept.fingerprint);
+    if !follows {
+        let is_there = left::look(site, entry, kept, result).await?;
+        let pair = Pair::of(job, entry, result)?;
+        if is_there {
+            may_leave(site, entry, result).await?;
+        }
+        return left::note(site, entry, kept, &pair, result).await;
     }
+    if let Some(why) = left::away(site, &entry.server).await? {
+        return Err(StepError::Refused(format!(
+            "{} cannot be reached, and what was written there last is not at {} perhaps ({why}): wait until it is back, or, if \
+             it is lost, go back with force (`rollback-move --force`), which leaves that behind",
+            entry.server, kept.server
+        )));
+    }
+    may_leave(site, entry, result).await?;
+    result["fingerprint"] = json!(kept.fingerprint);
     Ok(())
+}
+
+async fn may_leave(site: &mut Site, entry: &Entry, result: &mut Value) -> Result<(), StepError> {
+    preflight::may_change(site, entry, result).await?;
+    hand::drop_of(site, entry).await?;
+    preflight::note_grants(site, entry, result).await?;
+    archive::may_grant(site, entry).await
 }
 
 async fn before_move(
@@ -117,9 +176,8 @@ async fn before_move(
     (to, method, dry_run): (&str, Method, bool),
     result: &mut Value,
 ) -> Result<(), StepError> {
-    preflight::may_change(site, entry, result).await?;
-    preflight::note_grants(site, entry, result).await?;
-    archive::may_grant(site, entry).await?;
+    // As they are before anything of ours is in them.
+    may_leave(site, entry, result).await?;
     let new = at(entry, to);
     let mut found = Findings::default();
     if instance(site, &entry.server).await? == instance(site, to).await? {
@@ -129,16 +187,12 @@ async fn before_move(
         found.refuse(format!("there is a database {} at {to} already", new.database), "drop or rename it there");
     }
     let (here, there) = (Abilities::of(site, &entry.server).await?, Abilities::of(site, to).await?);
-    for (server, major) in [(&entry.server, here.major()), (&new.server, there.major())] {
-        program::check(site, server, major).await?;
-    }
+    program::check(site, (&entry.server, here.major()), (to, there.major())).await?;
     if method == Method::Online {
         may_replicate(&mut found, (&entry.server, &here), (to, &there));
         result["follows"] = json!(follows(&mut found, (&entry.server, &here), (to, &there)));
     }
     look_at_roles(site, &mut found, entry, &new).await?;
-    // As they are before anything of ours is in them.
-    hand::drop_of(site, entry).await?;
     let noted = facts::note(site, &entry.server, &entry.database).await?;
     result["rights"] = json!(noted.rights);
     let hand = hand::make(site, entry, &[&entry.database]).await?;
@@ -232,7 +286,7 @@ async fn look_at_roles(site: &mut Site, found: &mut Findings, entry: &Entry, new
         }
     }
     let known: BTreeSet<&str> = roles.iter().map(|(role, _)| role.as_str()).collect();
-    for (member, group) in roles::memberships(site, entry).await? {
+    for Membership { member, group, .. } in roles::memberships(site, entry).await? {
         if !known.contains(group.as_str()) {
             found.tell(format!(
                 "{member} is a member of {group}, and is not one there: GRANT {group} TO {member} there after the move"
@@ -270,9 +324,19 @@ async fn look_inside(
     }
     let client = hand.connect(site, &entry.database).await?;
     for row in client.query(of::EXTENSIONS, &[]).await? {
-        let name: String = row.try_get(0)?;
-        if site.control(to).await?.query_opt(of::IS_AVAILABLE, &[&name]).await?.is_none() {
-            found.refuse(format!("the extension {name} is not there at {to}"), "install its package on that server");
+        let (name, version): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+        match site.control(to).await?.query_opt(of::IS_AVAILABLE, &[&name]).await? {
+            None => {
+                found
+                    .refuse(format!("the extension {name} is not there at {to}"), "install its package on that server");
+            }
+            Some(row) => {
+                let there: Option<String> = row.try_get(0)?;
+                if there.as_ref().is_some_and(|there| *there != version) {
+                    let there = there.unwrap_or_default();
+                    found.tell(format!("the extension {name} is of version {version}, and becomes {there} at {to}"));
+                }
+            }
         }
     }
     let mut last: Option<(String, Vec<String>, i64)> = None;

@@ -7,13 +7,15 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tenantry_config::{RoleSecret, ServerTlsMode};
 use tokio::time::{Instant, timeout};
 use tokio_postgres::{Client, error::SqlState};
 
-use super::{Direction, Site, StepError};
+use super::{Direction, Site, StepError, still::Still};
 use crate::{
     catalog::{model::Entry, store::JobRow},
+    jobs::work::Step,
     lifecycle::{
         database, hand,
         hand::Hand,
@@ -27,7 +29,7 @@ const MADE_WITHIN: Duration = Duration::from_secs(120);
 /// Between two looks at tables that are being copied.
 const LOOK: Duration = Duration::from_millis(250);
 /// Failures without a table copied meanwhile, before a copy is given up; a server that restarts brings some.
-const FAILURES: i64 = 20;
+pub const FAILURES: i64 = 20;
 /// Whoever uses a slot is ended so many times, so far apart.
 const TRIES: u32 = 100;
 const BETWEEN: Duration = Duration::from_millis(100);
@@ -73,7 +75,7 @@ impl Abilities {
     }
 }
 
-async fn is_subscribed(site: &mut Site, direction: &Direction) -> Result<bool, StepError> {
+pub async fn is_subscribed(site: &mut Site, direction: &Direction) -> Result<bool, StepError> {
     let Direction { to, name, .. } = direction;
     let found = site.control(&to.server).await?.query_opt(of::SUBSCRIPTION, &[&to.database, name]).await?;
     Ok(found.is_some())
@@ -86,37 +88,155 @@ async fn has_slot(site: &mut Site, direction: &Direction) -> Result<bool, StepEr
 /// From now on what is written at one place is applied at the other; with `copy_data`, after all that is there.
 pub async fn begin(site: &mut Site, direction: &Direction, copy_data: bool) -> Result<(), StepError> {
     if is_subscribed(site, direction).await? {
-        return if has_slot(site, direction).await? {
-            Ok(())
-        } else {
-            Err(StepError::Refused("a subscription has lost its slot".to_owned()))
-        };
+        if !has_slot(site, direction).await? {
+            return Err(StepError::Refused("a subscription has lost its slot".to_owned()));
+        }
+        if !Abilities::of(site, &direction.from.server).await?.makes_senders() {
+            // It was made in parts, and an earlier try may not have come to the last.
+            let login = make_sender(site, direction).await?;
+            let conninfo = conninfo(site, &direction.from, &login)?;
+            let client = as_applier(site, direction).await?;
+            let led = lead(site, direction, &client, &conninfo, copy_data).await;
+            return led.map_err(|error| told(&error, &direction.from, &direction.to));
+        }
+        return Ok(());
     }
     let Direction { from, to, name, .. } = direction;
     drop_slots(site, from, name).await?;
     publish(site, direction).await?;
     let login = make_sender(site, direction).await?;
+    let conninfo = conninfo(site, from, &login)?;
     let applier = make_applier(site, direction).await?;
-    let statement = of::create_subscription(name, &conninfo(site, from, &login)?, copy_data);
     let client = applier.log_in(site, &to.database).await?;
     client.batch_execute(&of::work_as(&applier.role)).await?;
-    site.plane.fuse.burn();
-    let made = timeout(MADE_WITHIN, client.batch_execute(&statement)).await;
-    let Ok(made) = made else {
+    let made = timeout(MADE_WITHIN, async {
+        if login.0 == direction.sender {
+            site.plane.fuse.burn();
+            return Ok(client.batch_execute(&of::create_subscription(name, &conninfo, copy_data)).await);
+        }
+        subscribe_quietly(site, direction, &client, &conninfo, copy_data).await
+    });
+    let Ok(made) = made.await else {
         return Err(StepError::Refused(format!(
             "replication did not begin within {}: a transaction at {} has been open for so long; end it, and try again",
             humantime::format_duration(MADE_WITHIN),
             from.server
         )));
     };
-    made.map_err(|error| told(&error, from, to))
+    made?.map_err(|error| told(&error, from, to))
 }
+
+/// The same in parts, of which none that may fail has the password in its text: PostgreSQL's log has the text of what failed.
+async fn subscribe_quietly(
+    site: &mut Site,
+    direction: &Direction,
+    client: &Client,
+    conninfo: &str,
+    copy_data: bool,
+) -> Result<Result<(), tokio_postgres::Error>, StepError> {
+    let Direction { from, name, .. } = direction;
+    let sender = site.connect(&from.server, &from.database).await?;
+    site.plane.fuse.burn();
+    sender.batch_execute(of::NO_LIMIT).await?;
+    sender.query_one(of::CREATE_SLOT, &[name]).await?;
+    drop(sender);
+    site.plane.fuse.burn();
+    Ok(match client.batch_execute(&of::create_idle_subscription(name)).await {
+        Ok(()) => lead(site, direction, client, conninfo, copy_data).await,
+        Err(error) => Err(error),
+    })
+}
+
+/// An idle subscription is told where it leads, and begins. May be done again.
+async fn lead(
+    site: &Site,
+    direction: &Direction,
+    client: &Client,
+    conninfo: &str,
+    copy_data: bool,
+) -> Result<(), tokio_postgres::Error> {
+    let name = &direction.name;
+    client.batch_execute(of::MAKE_SUBSCRIBE).await?;
+    site.plane.fuse.burn();
+    client.query_one(of::SUBSCRIBE_QUIETLY, &[name, &conninfo]).await?;
+    for statement in of::begin_subscription(name, copy_data) {
+        site.plane.fuse.burn();
+        client.batch_execute(&statement).await?;
+    }
+    Ok(())
+}
+
+/// Whether `to` can log in at `from` for what is to follow later: before anything is copied for nothing. Leaves nothing.
+pub async fn rehearse(site: &mut Site, direction: &Direction) -> Result<(), StepError> {
+    let Direction { from, to, name, .. } = direction;
+    if is_subscribed(site, direction).await? {
+        return Ok(());
+    }
+    let login = make_sender(site, direction).await?;
+    let conninfo = conninfo(site, from, &login)?;
+    let applier = make_applier(site, direction).await?;
+    let tried = async {
+        let client = applier.log_in(site, &to.database).await?;
+        client.batch_execute(&of::work_as(&applier.role)).await?;
+        site.plane.fuse.burn();
+        let tried = timeout(MADE_WITHIN, client.batch_execute(&of::try_subscription(name, &conninfo))).await;
+        let tried =
+            tried.map_err(|_| StepError::Refused(format!("{} does not let {} in in time", from.server, to.server)))?;
+        tried.map_err(|error| told(&error, from, to))
+    };
+    let tried: Result<(), StepError> = tried.await;
+    end(site, direction).await?;
+    tried.map_err(|why| match why {
+        StepError::Refused(why) => StepError::Refused(format!("the old copy could not follow the new one: {why}")),
+        other => other,
+    })
+}
+
+/// The position in the log up to which all is known to be applied, if there is a slot.
+pub async fn confirmed(site: &mut Site, Direction { from, name, .. }: &Direction) -> Result<Option<String>, StepError> {
+    let slot = site.control(&from.server).await?.query_opt(of::CONFIRMED, &[name]).await?;
+    Ok(slot.map_or(Ok(None), |row| row.try_get(0))?)
+}
+
+/// How far a direction has come (confirmed, received; positions in the log that only grow while it works), and how often
+/// something could not be applied.
+pub async fn come(site: &mut Site, direction: &Direction) -> Result<((u64, u64), i64), StepError> {
+    let Direction { to, name, .. } = direction;
+    let confirmed = confirmed(site, direction).await?;
+    let row = site.control(&to.server).await?.query_opt(of::RECEIVED, &[&to.database, name]).await?;
+    let (received, failures) = match row {
+        Some(row) => (row.try_get::<_, Option<String>>(0)?, row.try_get::<_, Option<i64>>(1)?),
+        None => (None, None),
+    };
+    let number = |text: Option<String>| text.as_deref().and_then(lsn).unwrap_or(0);
+    Ok(((number(confirmed), number(received)), failures.unwrap_or(0)))
+}
+
+/// A position in the log as a number.
+fn lsn(text: &str) -> Option<u64> {
+    let (high, low) = text.split_once('/')?;
+    Some(u64::from_str_radix(high, 16).ok()? << 32 | u64::from_str_radix(low, 16).ok()?)
+}
+
+/// What another server says where a login fails for want of room; its SQLSTATE does not come through.
+const NO_ROOM: [&str; 4] = [
+    "too many connections for",
+    "too many clients already",
+    "connection slots are reserved",
+    "number of requested standby connections exceeds",
+];
 
 /// Of what PostgreSQL says, no address and no secret.
 fn told(error: &tokio_postgres::Error, from: &Entry, to: &Entry) -> StepError {
     let Some(db) = error.as_db_error() else { return StepError::Away("the connection broke".to_owned()) };
     tracing::warn!(error = db.message(), "a subscription was not made");
+    let is_full = NO_ROOM.iter().any(|words| db.message().contains(words));
     match *db.code() {
+        _ if is_full => StepError::Away(format!(
+            "no connection is free at {} for {} to log in with (max_connections, max_wal_senders, or a CONNECTION LIMIT of the \
+             database or a role)",
+            from.server, to.server
+        )),
         SqlState::CONNECTION_FAILURE | SqlState::SQLCLIENT_UNABLE_TO_ESTABLISH_SQLCONNECTION => {
             StepError::Refused(format!(
                 "{} cannot log in at {}: it must reach the host and port that the settings have for {1}, and pg_hba.conf there \
@@ -226,28 +346,38 @@ fn conninfo(site: &Site, from: &Entry, Login(user, password): &Login) -> Result<
 }
 
 /// Until every table is copied.
-pub async fn await_copy(site: &mut Site, job: &JobRow, direction: &Direction) -> Result<(), StepError> {
+pub async fn await_copy(
+    site: &mut Site,
+    job: &JobRow,
+    direction: &Direction,
+    result: &mut Value,
+) -> Result<(), StepError> {
     let to = &direction.to;
+    let mut still = Still::of(site, job, Step::AwaitCopy, result).await?;
     let hand = hand::make(site, to, &[&to.database]).await?;
-    let waited = watch_copy(site, job, direction, &hand).await;
+    let waited = watch_copy(site, job, direction, &hand, (&mut still, result)).await;
     hand::put_down(site, to, waited).await
 }
 
-async fn watch_copy(site: &mut Site, job: &JobRow, direction: &Direction, hand: &Hand) -> Result<(), StepError> {
+async fn watch_copy(
+    site: &mut Site,
+    job: &JobRow,
+    direction: &Direction,
+    hand: &Hand,
+    (still, result): (&mut Still, &mut Value),
+) -> Result<(), StepError> {
     let stall = site.plane.file().admin.archive_stall_timeout;
     let client = hand.log_in(site, &direction.to.database).await?;
     let mut progress = Progress::of(job.id);
-    let (mut last, mut since, mut failed_before) = ((-1, -1), Instant::now(), None);
+    let mut failed_before = None;
     loop {
         let row = client.query_one(of::COPIED, &[&direction.name]).await?;
         let (tables, copied, failures): (i64, i64, Option<i64>) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-        let bytes: i64 = row.try_get(3)?;
+        let bytes = u64::try_from(row.try_get::<_, i64>(3)?).unwrap_or(0);
         if copied == tables {
             return Ok(());
         }
-        if last != (copied, bytes) {
-            (last, since) = ((copied, bytes), Instant::now());
-        }
+        still.at(site, job, (u64::try_from(copied).unwrap_or(0), bytes), result).await?;
         let failures = failures.unwrap_or(0);
         let before = *failed_before.get_or_insert((copied, failures));
         if before.0 != copied {
@@ -258,13 +388,12 @@ async fn watch_copy(site: &mut Site, job: &JobRow, direction: &Direction, hand: 
                 direction.to.server
             )));
         }
-        if since.elapsed() >= stall {
+        if still.is_over(stall) {
             let limit = humantime::format_duration(stall);
             return Err(StepError::Refused(format!(
                 "the copy hangs: nothing came for {limit}, at {copied} of {tables} tables; the servers' logs say why"
             )));
         }
-        let bytes = u64::try_from(bytes).unwrap_or(0);
         progress.tell(site, || format!("copy: {copied} of {tables} tables, {} MiB there", mib(bytes))).await;
         tokio::time::sleep(LOOK).await;
     }
@@ -307,9 +436,9 @@ pub async fn end(site: &mut Site, direction: &Direction) -> Result<(), StepError
     from.and(to)
 }
 
-async fn end_sending(site: &mut Site, direction: &Direction) -> Result<(), StepError> {
+pub async fn end_sending(site: &mut Site, direction: &Direction) -> Result<(), StepError> {
     let Direction { from, name, sender, .. } = direction;
-    if !is_known(site, from) {
+    if !is_known(site, from) || direction.lost.as_ref() == Some(&from.server) {
         return Ok(());
     }
     let is_there = site.control(&from.server).await?.query_opt(sql::ROLE, &[sender]).await?.is_some();
@@ -324,7 +453,10 @@ async fn end_sending(site: &mut Site, direction: &Direction) -> Result<(), StepE
             let client = hand.log_in(site, &from.database).await?;
             client.batch_execute(&of::work_as(&hand.owner)).await?;
             site.plane.fuse.burn();
-            Ok(client.batch_execute(&of::drop_publication(name)).await?)
+            // Also the one of an earlier move, which a database that was sealed then could not be rid of.
+            let base = name.strip_suffix(super::BACK).unwrap_or(name);
+            let both = [base.to_owned(), format!("{base}{}", super::BACK)].map(|name| of::drop_publication(&name));
+            Ok(client.batch_execute(&both.join("; ")).await?)
         };
         let done: Result<(), StepError> = done.await;
         hand::put_down(site, from, done).await?;
@@ -342,9 +474,9 @@ async fn end_sending(site: &mut Site, direction: &Direction) -> Result<(), StepE
     }
 }
 
-async fn end_applying(site: &mut Site, direction: &Direction) -> Result<(), StepError> {
+pub async fn end_applying(site: &mut Site, direction: &Direction) -> Result<(), StepError> {
     let Direction { to, name, applier, .. } = direction;
-    if !is_known(site, to) {
+    if !is_known(site, to) || direction.lost.as_ref() == Some(&to.server) {
         return Ok(());
     }
     if is_subscribed(site, direction).await? {

@@ -68,7 +68,7 @@ pub async fn look(site: &mut Site, new: &Entry, role: &str, verifier: Option<&Ve
 }
 
 pub async fn carry(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
-    let Pair { old, new } = pair;
+    let Pair { old, new, .. } = pair;
     let own = mark(&database::catalog_id(site), new.number);
     let roles = of_tenant(old);
     for (role, verifier) in &roles {
@@ -87,12 +87,15 @@ pub async fn carry(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
         let facts = site.control(&old.server).await?.query_opt(of::ROLE_FACTS, &[role]).await?;
         let facts = facts.ok_or_else(|| StepError::Refused(format!("there is no role {role} at {}", old.server)))?;
         let (inherits, limit): (bool, i32) = (facts.try_get(1)?, facts.try_get(2)?);
-        let settings: Vec<String> = facts.try_get(3)?;
+        let (settings, until): (Vec<String>, Option<String>) = (facts.try_get(3)?, facts.try_get(5)?);
         let since_16 = database::is_since_16(site, &new.server).await?;
         let verifier = verifier.as_ref().map(|verifier| verifier.0.as_str());
         if !is_there {
             let made = of::create_role_like(role, verifier, inherits, limit, &own, since_16);
             site.execute(&new.server, &made).await?;
+        }
+        if let Some(until) = until {
+            site.execute(&new.server, &of::valid_until(role, &until)).await?;
         }
         for setting in settings {
             let (name, value) = setting.split_once('=').unwrap_or((&setting, ""));
@@ -100,19 +103,39 @@ pub async fn carry(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
         }
     }
     let names: BTreeSet<&String> = roles.iter().map(|(role, _)| role).collect();
-    for (member, group) in memberships(site, old).await? {
+    let since_16 = database::is_since_16(site, &new.server).await?;
+    for Membership { member, group, admin, options } in memberships(site, old).await? {
         if names.contains(&group) {
-            site.execute(&new.server, &of::grant_role(&group, &member)).await?;
+            let options = options.filter(|_| since_16);
+            site.execute(&new.server, &of::grant_role(&group, &member, admin, options)).await?;
         }
     }
     Ok(())
 }
 
+/// One role in another.
+pub struct Membership {
+    pub member: String,
+    pub group: String,
+    pub admin: bool,
+    /// INHERIT and SET; before PostgreSQL 16 there are none.
+    pub options: Option<(bool, bool)>,
+}
+
 /// What the tenant's roles are members of.
-pub async fn memberships(site: &mut Site, old: &Entry) -> Result<Vec<(String, String)>, StepError> {
+pub async fn memberships(site: &mut Site, old: &Entry) -> Result<Vec<Membership>, StepError> {
     let names: Vec<String> = of_tenant(old).into_iter().map(|(name, _)| name).collect();
     let rows = site.control(&old.server).await?.query(of::MEMBERSHIPS, &[&names]).await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    let membership = |row: &tokio_postgres::Row| {
+        let (inherit, set): (Option<bool>, Option<bool>) = (row.try_get(3)?, row.try_get(4)?);
+        Ok(Membership {
+            member: row.try_get(0)?,
+            group: row.try_get(1)?,
+            admin: row.try_get(2)?,
+            options: inherit.zip(set),
+        })
+    };
+    rows.iter().map(membership).collect()
 }
 
 /// Those that this job made; whoever else came to need one keeps it.
