@@ -1,6 +1,6 @@
 //! Protocol-level prepared statements in transaction mode: names are the client's own, whatever server connection answers.
 
-use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, one_server, say};
+use tenantry_testkit::{Client, Proxy, ProxyBuilder, Tenant, cluster, one_server, oracle, say};
 
 async fn started(set: impl FnOnce(ProxyBuilder) -> ProxyBuilder) -> (Tenant, Proxy) {
     let tenant = cluster().tenant("prepared").await;
@@ -27,6 +27,40 @@ async fn prepare(client: &mut Client, name: &str, sql: &str) {
 
 async fn run(client: &mut Client, name: &str, values: &[Option<&str>]) -> String {
     client.ask(&[say::bind("", name, values), say::execute("", 0), say::sync()].concat()).await.ok().value()
+}
+
+#[tokio::test]
+async fn names_count_as_far_as_postgresql_knows_them() {
+    let (tenant, proxy) = two_in_turn().await;
+    let long = |end: &str| format!("{}{end}", "n".repeat(63));
+    let bound = |name: &str| oracle::ask([say::bind("", name, &[]), say::execute("", 0), say::sync()].concat());
+    let steps = [
+        oracle::ask([say::parse(&long("one"), "SELECT 1"), say::sync()].concat()),
+        // Taken.
+        oracle::ask([say::parse(&long("two"), "SELECT 2"), say::sync()].concat()),
+        bound(&long("three")),
+        bound(&long("")),
+        oracle::ask([say::describe_statement(&long("x")), say::sync()].concat()),
+        oracle::ask([say::close_statement(&long("four")), say::sync()].concat()),
+        bound(&long("one")),
+        bound(&"n".repeat(62)),
+    ]
+    .concat();
+    oracle::same(cluster(), &proxy, &tenant, &steps).await;
+}
+
+#[tokio::test]
+async fn a_large_unnamed_statement_that_was_skipped_takes_nothing_along() {
+    let (tenant, proxy) = two_in_turn().await;
+    let large = format!("SELECT 2 -- {}", "x".repeat(200_000));
+    let run = [say::bind("", "", &[]), say::execute("", 0), say::sync()].concat();
+    let steps = [
+        oracle::ask([say::parse("", "SELECT 1"), say::sync()].concat()),
+        oracle::ask([say::bind("", "nothing", &[]), say::parse("", &large), say::sync()].concat()),
+        oracle::ask(run),
+    ]
+    .concat();
+    oracle::same(cluster(), &proxy, &tenant, &steps).await;
 }
 
 #[tokio::test]

@@ -788,8 +788,9 @@ mod tests {
         ] {
             assert_eq!(of(text), (false, false, true), "{text}");
         }
-        for text in ["SELECT setseed(0.5), 'x'", "SELECT 'x' -- don't\n, setseed(0.5)", "SELECT $$'$$, setseed(1), ''"] {
-            assert_eq!(of(text).0, true, "{text}");
+        for text in ["SELECT setseed(0.5), 'x'", "SELECT 'x' -- don't\n, setseed(0.5)", "SELECT $$'$$, setseed(1), ''"]
+        {
+            assert!(of(text).0, "{text}");
         }
         // What may run its strings, and where nobody can say what is one.
         for text in [
@@ -797,7 +798,7 @@ mod tests {
             "SELECT 1; CREATE FUNCTION f() RETURNS void LANGUAGE sql AS 'SELECT setseed(1)'",
             r"SELECT '\', setseed(1), '",
         ] {
-            assert_eq!(of(text).0, true, "{text}");
+            assert!(of(text).0, "{text}");
         }
         assert!(of("SELECT set_config($1, $2, false), 'x'").1);
     }

@@ -137,9 +137,8 @@ pub async fn sweep_spools(plane: &ControlPlane) {
         name.is_none_or(|name| open.iter().any(|job| job.id.to_string() == name))
     };
     let over: Vec<PathBuf> = left.into_iter().filter(|path| !is_needed(path)).collect();
-    let removed = tokio::task::spawn_blocking(move || {
-        over.iter().try_for_each(|path| std::fs::remove_dir_all(path)).map(|()| over.len())
-    });
+    let removed =
+        tokio::task::spawn_blocking(move || over.iter().try_for_each(std::fs::remove_dir_all).map(|()| over.len()));
     match removed.await {
         Ok(Ok(0)) | Err(_) => {}
         Ok(Ok(count)) => tracing::info!(count, "files of dumps that nobody needed were removed"),
