@@ -1,7 +1,7 @@
 //! What the text of a statement gives away: may it leave state in the session, may it end a transaction?
 //!
 //! A cheap scan, one pass, that works on text in pieces. It may suspect too much, which costs one probe of PostgreSQL
-//! itself, and must not suspect too little. Behind a semicolon that may stand inside a string, and inside a DO block, every
+//! itself, and must not suspect too little. What no probe can clear is looked at once more, without what strings hold. Behind a semicolon that may stand inside a string, and inside a DO block, every
 //! word counts, in comments too. It never decides anything by itself: a suspicion only makes us look. Pure.
 
 use std::sync::LazyLock;

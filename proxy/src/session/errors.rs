@@ -289,7 +289,10 @@ pub fn too_many_pinned(pool: &Pool) -> ErrorResponse {
         "too many sessions hold state that ties them to a server connection",
     )
     .detail(format!("proxy_code=MAX_PINNED tenant={} pinned={limit}", pool.tenant()))
-    .hint("The limit is max_pinned. Temporary tables, session locks, WITH HOLD cursors and PREPARE hold one.")
+    .hint(
+        "The limit is max_pinned. Temporary tables, session locks, WITH HOLD cursors, PREPARE, setseed(), LOAD and set_config() \
+         of a name that is not written there hold one.",
+    )
 }
 
 #[must_use]

@@ -16,7 +16,7 @@ use crate::{
 pub const MAX_NAMES: usize = 65_536;
 /// Memory for names is taken for so many at once; any client may have the first of them.
 const LUMP: usize = 256;
-/// What a name takes at most, with its place in the table.
+/// What a name takes at most, with its place in the table (`named::known_by` bounds it).
 const NAME: usize = 256;
 /// A longer unnamed Parse is not remembered: its Bind must come on the same server connection.
 pub const MAX_UNNAMED: usize = 64 * 1024;
