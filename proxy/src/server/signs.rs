@@ -139,8 +139,9 @@ impl Signs {
         if (self.opaque, self.seeds) != before
             && let Some(outside) = outside_of_strings(text)
         {
-            (self.opaque, self.seeds) = (before.0 || outside.opaque, before.1 || outside.seeds);
-            self.hints = true;
+            let told = (before.0 || outside.opaque, before.1 || outside.seeds);
+            self.hints |= told != (self.opaque, self.seeds);
+            (self.opaque, self.seeds) = told;
         }
     }
 }

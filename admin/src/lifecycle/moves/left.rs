@@ -23,9 +23,10 @@ use crate::{
     sql::moves as of,
 };
 
-/// A server that does not answer so often, so far apart, cannot be reached.
-const TRIES: u32 = 3;
-const BETWEEN: Duration = Duration::from_secs(1);
+/// A server that does not answer so often, so far apart, cannot be reached: longer than a restart takes, or than all of its
+/// connections are taken for.
+const TRIES: u32 = 8;
+const BETWEEN: Duration = Duration::from_secs(2);
 /// A copy that follows comes so far within this.
 const WELL: Duration = Duration::from_secs(3);
 /// Where following was stuck before anybody waited, no more is expected of it.
@@ -119,6 +120,9 @@ pub async fn fence(
             }
             tracing::warn!(tenant = %entry.name, server = %entry.server, why, "a server is left that cannot be closed");
             result["lost"] = json!(IN_THE_FENCE);
+            // What clients wrote until now may not all have come.
+            result["follows_well"] = json!(false);
+            result["left_behind"]["what"] = json!(words(&result["left_behind"], true, false));
             site.note(job, result).await
         }
         other => other,
@@ -138,13 +142,19 @@ pub async fn last_rows(
     if pair.lost.is_some() || !has_followed {
         return Ok(());
     }
+    // Whatever goes wrong from here on, nobody is told that nothing stays behind before it is known.
+    let followed_well = result["follows_well"] == true;
+    let all_came = result["left_behind"]["what"].clone();
+    result["follows_well"] = json!(false);
+    result["left_behind"]["what"] = json!(words(&result["left_behind"], false, false));
+    site.note(job, result).await?;
     let taken = async {
         if replicate::is_subscribed(site, &direction).await? {
-            let limit = if result["follows_well"] == true { LAST } else { STUCK };
+            let limit = if followed_well { LAST } else { STUCK };
             let at = position(site, &direction.from.server).await?;
-            if !reached(site, &direction, &at, limit).await? && result["follows_well"] == true {
-                result["follows_well"] = json!(false);
-                result["left_behind"]["what"] = json!(words(&result["left_behind"], false, false));
+            if reached(site, &direction, &at, limit).await? && followed_well {
+                result["follows_well"] = json!(true);
+                result["left_behind"]["what"] = all_came;
                 site.note(job, result).await?;
             }
         }
@@ -175,8 +185,20 @@ async fn take_sequences(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
     hand::put_down(site, new, taken).await
 }
 
-/// Replication carried rows, and no sequences: each is set behind what its columns hold.
-pub async fn mend_sequences(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
+/// Replication carried rows, and no sequences: each is set behind what its columns hold. Clients wait for it, and the route is
+/// changed already: what PostgreSQL refuses of it is told, and done by hand.
+pub async fn mend_sequences(site: &mut Site, pair: &Pair, result: &mut Value) -> Result<(), StepError> {
+    match raise_sequences(site, pair).await {
+        Err(StepError::Refused(why)) => {
+            tracing::warn!(tenant = %pair.old.name, server = %pair.old.server, why, "sequences are not set on the way back");
+            result["left_behind"]["sequences"] = json!(format!("not set behind the numbers in the tables: {why}"));
+            Ok(())
+        }
+        other => other,
+    }
+}
+
+async fn raise_sequences(site: &mut Site, pair: &Pair) -> Result<(), StepError> {
     let Pair { old, .. } = pair;
     let method =
         site.plane.known().tenants.iter().find(|e| e.number == old.number).and_then(|e| Some(e.kept.as_ref()?.method));

@@ -184,7 +184,7 @@ fn step_of_move<'a>(
         }
         Step::EndReplication => boxed(|| async move { replicate::end(site, &pair.forward(site)).await }),
         Step::EndFollowing => boxed(|| async move { replicate::end(site, &pair.back(site)).await }),
-        Step::MendSequences => boxed(|| async move { left::mend_sequences(site, pair).await }),
+        Step::MendSequences => boxed(|| async move { left::mend_sequences(site, pair, result).await }),
         Step::DropCopy => boxed(|| async move { copy::drop(site, job, pair, result).await }),
         Step::DropCarriedRoles => boxed(|| async move { roles::drop_carried(site, pair).await }),
         Step::DropKept => boxed(|| async move { kept::drop(site, entry, result).await }),
