@@ -25,7 +25,7 @@ use crate::{
 
 /// A server that does not answer so often, so far apart, cannot be reached: longer than a restart takes, or than all of its
 /// connections are taken for.
-const TRIES: u32 = 8;
+const TRIES: u32 = 6;
 const BETWEEN: Duration = Duration::from_secs(2);
 /// A copy that follows comes so far within this.
 const WELL: Duration = Duration::from_secs(3);
