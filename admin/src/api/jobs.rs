@@ -1,39 +1,26 @@
 //! Operations on jobs.
 
-use std::{collections::VecDeque, convert::Infallible, sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use axum::{
     Extension, Json,
     extract::State,
     http::StatusCode,
-    response::{
-        IntoResponse, Response,
-        sse::{Event, KeepAlive, Sse},
-    },
+    response::{IntoResponse, Response, sse::Event},
 };
-use futures_util::stream;
-use serde_json::{Value, json};
+use serde_json::json;
 use time::{OffsetDateTime, format_description::well_known::Rfc3339};
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Plane, Shared, Who,
     begin::{audited, deed},
     body::{Asked, At, MaybeBody},
+    follow::{self, Followed, event},
     page,
     problem::{Answer, Errors, Problem},
     types::{JobEvent, JobQuery, JobView, Nothing, Page},
 };
-use crate::{
-    catalog::{CatalogError, store::JobRow},
-    jobs::work::JobState,
-    plane::ControlPlane,
-};
-
-/// Between two looks at a job that somebody follows.
-const LOOK: Duration = Duration::from_millis(250);
-/// The same, while the catalog does not answer.
-const LOOK_AGAIN: Duration = Duration::from_secs(2);
+use crate::{jobs::work::JobState, plane::ControlPlane};
 
 /// Jobs, the newest first.
 #[utoipa::path(get, path = "/v1/jobs", operation_id = "list_jobs", params(JobQuery),
@@ -79,32 +66,15 @@ pub async fn events(
     headers: axum::http::HeaderMap,
 ) -> Answer<Response> {
     let id = id(&job)?;
-    let place = shared.streams.try_acquire_owned();
-    let place = place.map_err(|_| {
-        let problem = Problem::too_many("too many follow a job now; look at GET /v1/jobs/{job} now and then");
-        Problem { retry_after: Some(5), ..problem }
-    })?;
+    let place = follow::place(shared, "/v1/jobs/{job}")?;
     plane.catalog.job(id).await?.ok_or_else(none)?;
     let last = headers.get("last-event-id").and_then(|value| value.to_str().ok()?.parse().ok()).unwrap_or(0i64);
-    let follower = Follower {
-        plane,
-        id,
-        last,
-        told: String::new(),
-        seen: None,
-        ready: VecDeque::new(),
-        is_over: false,
-        _place: place,
-    };
-    let follow = stream::unfold(follower, |mut follower| async move {
-        let event = follower.next().await?;
-        Some((Ok::<_, Infallible>(event), follower))
-    });
-    Ok(Sse::new(follow).keep_alive(KeepAlive::default()).into_response())
+    let job = FollowedJob { plane: Arc::clone(&plane), id, last, told: String::new(), seen: None };
+    Ok(follow::tell(plane, place, job))
 }
 
-/// Somebody who follows a job.
-struct Follower {
+/// A job that somebody follows.
+struct FollowedJob {
     plane: Arc<ControlPlane>,
     id: i64,
     /// The last event that was told.
@@ -113,77 +83,41 @@ struct Follower {
     told: String,
     /// When what was told had changed.
     seen: Option<OffsetDateTime>,
-    ready: VecDeque<Event>,
-    is_over: bool,
-    _place: OwnedSemaphorePermit,
 }
 
-impl Follower {
-    /// The next event; `None` after the last.
-    async fn next(&mut self) -> Option<Event> {
-        loop {
-            if let Some(event) = self.ready.pop_front() {
-                return Some(event);
-            }
-            if self.is_over {
-                return None;
-            }
-            let pause = match self.look().await {
-                Ok(_) if !self.ready.is_empty() || self.is_over => continue,
-                Ok(()) => LOOK,
-                Err(error) => {
-                    tracing::debug!(%error, job = self.id, "a follower of a job waits for the catalog");
-                    LOOK_AGAIN
-                }
-            };
-            let plane = Arc::clone(&self.plane);
-            tokio::select! {
-                () = plane.job_over.notified() => {}
-                () = tokio::time::sleep(pause) => {}
-            }
-        }
-    }
+impl Followed for FollowedJob {
+    const EVERY: Duration = Duration::from_millis(250);
 
     /// One query while nothing happens.
-    async fn look(&mut self) -> Result<(), CatalogError> {
+    async fn look(&mut self, news: &mut VecDeque<Event>) -> Answer<bool> {
         // First the job: what it told before its end is then among the events.
-        let Some(row) = self.plane.catalog.job(self.id).await? else {
-            self.is_over = true;
-            return Ok(());
-        };
+        let Some(row) = self.plane.catalog.job(self.id).await? else { return Ok(true) };
         if self.seen == Some(row.updated_at) && !row.state.is_over() {
-            return Ok(());
+            return Ok(false);
         }
         let events = self.plane.catalog.events(self.id, self.last).await?;
         let is_all = events.is_empty();
         for (number, at, text) in events {
             self.last = number;
             let data = json!({ "at": at.format(&Rfc3339).unwrap_or_default(), "text": text });
-            self.ready.push_back(event("step", &data).id(number.to_string()));
+            news.push_back(event("step", &data).id(number.to_string()));
         }
-        if is_all {
-            self.seen = Some(row.updated_at);
-            self.tell_rest(row);
+        if !is_all {
+            return Ok(false);
         }
-        Ok(())
-    }
-
-    /// What has no number.
-    fn tell_rest(&mut self, row: JobRow) {
+        self.seen = Some(row.updated_at);
+        // What has no number.
         let progress = row.progress.clone().unwrap_or_default();
         if progress != self.told && !progress.is_empty() {
-            self.ready.push_back(event("progress", &json!({ "text": progress })));
+            news.push_back(event("progress", &json!({ "text": progress })));
         }
         self.told = progress;
-        if row.state.is_over() {
-            self.is_over = true;
-            self.ready.push_back(event("end", &json!(JobView::from(row))));
+        let is_over = row.state.is_over();
+        if is_over {
+            news.push_back(event("end", &json!(JobView::from(row))));
         }
+        Ok(is_over)
     }
-}
-
-fn event(name: &str, data: &Value) -> Event {
-    Event::default().event(name).data(data.to_string())
 }
 
 /// Turns a job back, where there still is a way back.

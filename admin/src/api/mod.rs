@@ -8,6 +8,7 @@ pub mod auth;
 mod begin;
 mod body;
 mod check;
+mod follow;
 mod import;
 mod jobs;
 mod lists;
