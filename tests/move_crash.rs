@@ -27,18 +27,22 @@ const LOGICAL: &str =
 const PATIENCE: Duration = Duration::from_secs(120);
 /// No job has so many.
 const MOST_EFFECTS: u32 = 300;
+/// An online move has more than so many, and its way back.
+const ONLINE: u32 = 60;
+const BACK: u32 = 20;
 /// Each of so many tests has every so-manieth effect: they run side by side.
 const PARTS: u32 = 3;
 /// Without TENANTRY_EVERY_EFFECT (`make move-crash`) only one of so many effects has its turn, which ones is left to chance: all
 /// of them take a quarter of an hour.
 const SPARSE: u32 = 12;
 
-/// The first effect, and from one to the next, of a test that has every `stride`th.
-fn effects(first: u32, stride: u32) -> (u32, u32) {
+/// The first effect, and from one to the next, of a test that has every `stride`th. The first is among the `fewest` that the job
+/// has for certain, so that it is killed at one at least: who asserts at the end that `fewest` were passed proves that.
+fn effects(first: u32, stride: u32, fewest: u32) -> (u32, u32) {
     if std::env::var_os("TENANTRY_EVERY_EFFECT").is_some() {
         return (first, stride);
     }
-    let first = first + stride * (rand::random::<u32>() % SPARSE);
+    let first = first + stride * (rand::random::<u32>() % SPARSE.min(fewest / stride).max(1));
     println!("from effect {first}, each {}th", stride * SPARSE);
     (first, stride * SPARSE)
 }
@@ -289,7 +293,7 @@ async fn write(
 /// Dies at each effect that is this test's, on the way from wherever the tenant is to the other server.
 async fn moves(method: &str, part: u32, parts: u32, fewest: u32) {
     let mut court = Court::new().await;
-    let (mut n, stride) = effects(part + 1, parts);
+    let (mut n, stride) = effects(part + 1, parts, fewest);
     loop {
         assert!(n < MOST_EFFECTS, "it never lived to see its end");
         court.restart(Some((n, "move"))).await;
@@ -314,17 +318,17 @@ async fn moves(method: &str, part: u32, parts: u32, fewest: u32) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_online_move_survives_kill_9_at_every_third_effect() {
-    moves("online", 0, PARTS, 60).await;
+    moves("online", 0, PARTS, ONLINE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_online_move_survives_kill_9_at_those_after() {
-    moves("online", 1, PARTS, 60).await;
+    moves("online", 1, PARTS, ONLINE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_online_move_survives_kill_9_at_the_others() {
-    moves("online", 2, PARTS, 60).await;
+    moves("online", 2, PARTS, ONLINE).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -335,7 +339,7 @@ async fn a_dump_move_survives_kill_9_at_every_effect() {
 /// While Tenantry is dead a server dies, too, and comes back when the next Tenantry is at work already.
 async fn with_a_server(which: usize, part: u32, stride: u32) {
     let mut court = Court::new().await;
-    let ((mut n, stride), mut turned, mut done) = (effects(part + 1, stride), 0, 0);
+    let ((mut n, stride), mut turned, mut done) = (effects(part + 1, stride, ONLINE), 0, 0);
     loop {
         assert!(n < MOST_EFFECTS, "it never lived to see its end");
         court.restart(Some((n, "move"))).await;
@@ -354,6 +358,7 @@ async fn with_a_server(which: usize, part: u32, stride: u32) {
         }
         if lived {
             println!("{done} moved, {turned} turned back");
+            assert!(done + turned > 1 && n > ONLINE, "only {n} effects: what was killed?");
             return;
         }
         n += stride;
@@ -374,7 +379,7 @@ async fn a_move_ends_done_or_undone_when_the_server_where_it_goes_dies_too() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_move_that_is_cancelled_after_kill_9_is_done_or_undone() {
     let mut court = Court::new().await;
-    let ((mut n, stride), mut done, mut undone) = (effects(2, 3), 0, 0);
+    let ((mut n, stride), mut done, mut undone) = (effects(2, 3, ONLINE), 0, 0);
     loop {
         assert!(n < MOST_EFFECTS, "it never lived to see its end");
         court.restart(Some((n, "move"))).await;
@@ -402,8 +407,8 @@ async fn a_move_that_is_cancelled_after_kill_9_is_done_or_undone() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_and_a_confirmation_survive_kill_9_at_every_second_effect() {
     let mut court = Court::new().await;
-    for (verb, kind, fewest) in [("rollback", "rollback_move", 20), ("confirm", "confirm_move", 6)] {
-        let (mut n, stride) = effects(1, 2);
+    for (verb, kind, fewest) in [("rollback", "rollback_move", BACK), ("confirm", "confirm_move", 6)] {
+        let (mut n, stride) = effects(1, 2, fewest);
         loop {
             assert!(n < MOST_EFFECTS, "it never lived to see its end");
             let from = court.at;
@@ -432,7 +437,7 @@ async fn a_rollback_and_a_confirmation_survive_kill_9_at_every_second_effect() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rollback_by_force_survives_kill_9_at_every_second_effect() {
     let mut court = Court::new().await;
-    let (mut n, stride) = effects(1, 2);
+    let (mut n, stride) = effects(1, 2, BACK);
     loop {
         assert!(n < MOST_EFFECTS, "it never lived to see its end");
         let from = court.at;
@@ -451,7 +456,7 @@ async fn a_rollback_by_force_survives_kill_9_at_every_second_effect() {
         court.calmly("/v1/tenants/shop/move/confirm").await;
         court.settled(n).await;
         if lived {
-            assert!(n > 20, "only {n} effects: what was killed?");
+            assert!(n > BACK, "only {n} effects: what was killed?");
             return;
         }
         n += stride;
