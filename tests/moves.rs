@@ -730,7 +730,7 @@ async fn a_server_that_is_lost_before_the_move_is_confirmed_is_left_by_force_and
     );
     assert_eq!(house.left_over(house.main).await, "", "nothing is applied here any more");
     let warning = house.view("shop").await["moved"]["warning"].to_string();
-    assert!(warning.contains("other could not be closed"), "{warning}");
+    assert!(warning.contains("other is still to be closed"), "{warning}");
     for verb in ["rollback", "confirm"] {
         let body = if verb == "rollback" { json!({ "force": true }) } else { json!({}) };
         let why = house.fails(&format!("/v1/tenants/shop/move/{verb}"), body).await;

@@ -71,8 +71,8 @@ impl Moved {
     fn of(kept: &Kept, at: &str) -> Self {
         let warning = if kept.is_open {
             Some(format!(
-                "the copy at {} could not be closed, since that server was away: it is as soon as it is back; until then \
-                 whoever reaches it around Tenantry may write there",
+                "the copy at {} is still to be closed, which is done as soon as that server answers; until then whoever reaches it \
+                 around Tenantry may write there",
                 kept.server
             ))
         } else if kept.follows && kept.is_dear {

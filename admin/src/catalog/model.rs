@@ -110,7 +110,8 @@ pub struct Kept {
     /// PostgreSQL's number of the one that clients use; 0: not known.
     #[serde(default)]
     pub live_oid: u32,
-    /// Its server was away when clients left it: whoever gets in there may still write. It is closed once it is back.
+    /// Still to be closed, as soon as its server answers: it was away when clients left it, and whoever gets in there may write; or
+    /// the copy has just been given up.
     #[serde(default)]
     pub is_open: bool,
     /// Since when it does not follow any more, and why.
